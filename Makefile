@@ -1,0 +1,36 @@
+# Everything runs in a virtual environment of the project's own, made on first use.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: train test test-slow lint format constraints clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+train: $(READY)  ## train the default network and show what it learned
+	$(BIN)/python -m multipath_jax.main --config=configs/digits.py --workdir=runs/digits
+
+test: $(READY) lint  ## formatting, lint and the default suite
+	$(BIN)/python -m pytest -n 2
+
+test-slow: $(READY)  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+constraints: $(READY)  ## record the versions now installed
+	$(BIN)/python -m pip freeze --exclude-editable | grep -v '@' > constraints.txt
+
+clean:
+	rm -rf $(VENV)

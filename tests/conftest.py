@@ -1,0 +1,27 @@
+"""Settings that every test shares: two CPU devices, checked shapes, cached compilation."""
+
+import os
+
+# Before jax is imported: sharded code is tested on a mesh of two devices from the first day.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
+    " --xla_force_host_platform_device_count=2"
+)
+
+from jaxtyping import install_import_hook
+
+# Annotations of shapes and types are checked at every call while testing.
+install_import_hook("multipath_jax", "beartype.beartype")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/multipath_jax/xla"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture
+def x64():
+    """Float64 for one test: derivatives are compared to 1e-10 there."""
+    with jax.enable_x64(True):
+        yield
