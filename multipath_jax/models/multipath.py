@@ -1,0 +1,50 @@
+"""The shape that all routed networks share: stages of layers, and routers between them."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from multipath_jax.layers import Execution, Parallel, Router
+
+
+class MultiPath(nn.Module):
+    """Runs ``layers`` in order: plain ones before the first router, in parallel paths after it.
+
+    The first router opens the paths: it sees one tensor (m = 1), as the one-to-many connectors of
+    Sections 3 and 4 do. The outputs of the last layer's paths are averaged (Sections 3 and 4).
+    Without any router this is an ordinary feed-forward network.
+
+    Attributes:
+      layers: Flax modules called with ``(x, train=...)``; a `Router` is given all paths at once,
+        any other module runs on every path with parameters of its own. Their names are the keys
+        of the parameters.
+      execution: how parallel paths run, as in `Parallel`.
+    """
+
+    layers: Sequence[nn.Module]
+    execution: Execution = "unrolled"
+
+    preserve_adopted_names: ClassVar[bool] = True  # Flax: keep the names that the layers came with
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Float[Array, "b h w c"],
+        train: bool = False,
+        labels: Int[Array, "b"] | None = None,
+    ) -> Float[Array, "b classes"]:
+        """Images -> logits; ``labels`` are for networks with a loss of their own, not this one."""
+        x, parallel = images, False
+        for layer in self.layers:
+            if isinstance(layer, Router):
+                x = layer(x if parallel else x[None], train=train)
+                parallel = True
+            elif parallel:
+                x = Parallel(layer, self.execution)(x, train=train)
+            else:
+                x = layer(x, train=train)
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return x.mean(0) if parallel else x

@@ -1,0 +1,342 @@
+"""The equations of *End-to-end Data-Dependent Routing in Multi-Path Neural Networks*.
+
+Pure functions over arrays, in the order of the paper: the gate (Eqs. 1-3), cross-prediction
+(Eq. 4, Algorithm 1), cross-connection (Eqs. 5-6, Algorithm 2), and the backward pass through a
+cross-connection (Section 5, Eqs. 7-9) as a ``jax.custom_vjp``.
+
+Legend of the shapes, here and in the rest of the package:
+
+    m  input paths        b    batch              k  features of the simplified layer
+    n  output paths       h w  height and width   d  hidden width of a gate
+                          c    channels
+
+``xs`` is m arrays of one shape ``[b, ..., c]``, as a sequence or stacked along a leading axis m;
+what comes out is n arrays likewise. Gates are computed in float32 (float64 for float64 inputs)
+whatever the type of the maps; mixtures are summed in that type too and returned in the type of
+the maps.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+Paths = Sequence[Float[Array, "..."]] | Float[Array, "..."]
+
+# The gates' dense layers are a millionth of a network's work, and a softmax deserves the float32
+# it was promised: TPUs and recent GPUs would otherwise round the operands to fewer bits.
+_PRECISION = lax.Precision.HIGHEST
+
+
+class GateParams(NamedTuple):
+    """Weights of one gate; with a leading axis m on every array, those of m gates.
+
+    ``w1 [c d]``, ``b1 [d]``: the dense layer before the ReLU of Eq. 2; ``w2 [d n]``, ``b2 [n]``:
+    the one after it.
+    """
+
+    w1: Float[Array, "*m c d"]
+    b1: Float[Array, "*m d"]
+    w2: Float[Array, "*m d n"]
+    b2: Float[Array, "*m n"]
+
+
+# --- Section 3: the gate, Eqs. 1-3 ---------------------------------------------------------------
+
+
+def global_average_pool(x: Float[Array, "b *space c"]) -> Float[Array, "b c"]:
+    """Eq. 1: the channel descriptor z of a tensor, ``[b h w c] -> [b c]``, at least float32.
+
+    ``[b c]`` passes through. Any number of spatial axes between b and c is averaged.
+    """
+    return jnp.mean(x, axis=tuple(range(1, x.ndim - 1)), dtype=_gate_dtype(x))
+
+
+def relevance(z: Float[Array, "b c"], params: GateParams) -> Float[Array, "b n"]:
+    """Eq. 2: relevance scores ``A = W2 ReLU(W1 z + b1) + b2``, ``[b c] -> [b n]``.
+
+    Raises:
+      ValueError: ``params`` are not those of one gate for c channels.
+    """
+    return _dense(_hidden(z, params), params.w2, params.b2)
+
+
+def gate(x: Float[Array, "b *space c"], params: GateParams) -> Float[Array, "b n"]:
+    """Eqs. 1-3: the probabilities of x being routed to each output, ``[b ... c] -> [b n]``.
+
+    Rows sum to 1. Raises as `relevance` does.
+    """
+    return jax.nn.softmax(relevance(global_average_pool(x), params))
+
+
+# --- Section 3: cross-prediction, Eq. 4 ----------------------------------------------------------
+
+
+def cross_predict(us: Sequence[Paths] | Float[Array, "..."], gates: Paths) -> Paths:
+    """Eq. 4: ``Y_j = ReLU(sum_i g_ij U_ij)``, the construction of outputs in Algorithm 1.
+
+    Args:
+      us: ``us[i][j]`` is the prediction ``[b ... c]`` that input i makes of output j: m sequences
+        of n arrays, or one array ``[m n b ... c]``.
+      gates: ``gates[i]`` is ``[b n]``: m arrays, or one array ``[m b n]``.
+
+    Returns:
+      n arrays ``[b ... c]``, stacked where ``us`` is one array.
+
+    Raises:
+      ValueError: the predictions differ in shape, or the gates do not fit them.
+    """
+    rows = [_unstack(row) for row in (us if isinstance(us, Sequence) else jnp.unstack(us))]
+    _check_paths("cross_predict", [u for row in rows for u in row])
+    gates = _unstack(gates)
+    _check_gates("cross_predict", gates, len(rows), rows[0][0].shape[0])
+    n = gates[0].shape[1]
+    if any(len(row) != n for row in rows):
+        raise ValueError(
+            f"cross_predict: gates weigh {n} outputs, but the inputs predict "
+            f"{[len(row) for row in rows]}"
+        )
+    ys = [
+        jax.nn.relu(_mix(predictions, column))
+        for predictions, column in zip(
+            zip(*rows, strict=True), zip(*map(_columns, gates), strict=True), strict=True
+        )
+    ]
+    return _like(us, ys)
+
+
+# --- Section 4: cross-connection, Eqs. 5 and 6 ---------------------------------------------------
+
+
+def cross_connect(xs: Paths, gates: Paths) -> Paths:
+    """Eq. 5 (in matrix form Eq. 6): ``Y_j = sum_i g_ij X_i``, as in Algorithm 2.
+
+    Args:
+      xs: m arrays ``[b ... c]``.
+      gates: ``gates[i]`` is ``[b n]``: m arrays, or one array ``[m b n]``.
+
+    Returns:
+      n arrays ``[b ... c]`` in the type of ``xs``.
+
+    Raises:
+      ValueError: the inputs differ in shape, or the gates do not fit them.
+    """
+    paths, gates = _unstack(xs), _unstack(gates)
+    _check_paths("cross_connect", paths)
+    _check_gates("cross_connect", gates, len(paths), paths[0].shape[0])
+    return _like(xs, _connect(paths, gates))
+
+
+# --- Section 5: the simplified layer and its backward pass, Eqs. 7-9 -----------------------------
+
+
+def linear_cross_connect(xs: Paths, ws: Float[Array, "m n k"]) -> Paths:
+    """The simplified cross-connection of Section 5: Eq. 7, then Eqs. 3 and 5.
+
+    The relevance scores are ``A_i = W^i X_i`` (Eq. 7). The backward pass is Eqs. 8 and 9 as a
+    ``jax.custom_vjp``; it keeps ``xs``, ``ws`` and the gates, and nothing else. It can be
+    differentiated again in reverse (or forward over reverse); forward mode alone is refused by
+    JAX with a ``TypeError`` that names ``custom_vjp``.
+
+    Args:
+      xs: m arrays ``[b k]``.
+      ws: the gates' weights, ``[m n k]``.
+
+    Returns:
+      n arrays ``[b k]``.
+
+    Raises:
+      ValueError: the inputs differ in shape or are not ``[b k]``, or ``ws`` does not fit them.
+    """
+    paths = _unstack(xs)
+    _check_paths("linear_cross_connect", paths)
+    if paths[0].ndim != 2 or ws.ndim != 3 or ws.shape[::2] != (len(paths), paths[0].shape[1]):
+        raise ValueError(
+            f"linear_cross_connect: {len(paths)} inputs of shape {paths[0].shape} need [b k] "
+            f"inputs and weights [m n k], got weights of shape {ws.shape}"
+        )
+    return _like(xs, _linear_cross_connect(paths, ws))
+
+
+@jax.custom_vjp
+def _linear_cross_connect(xs, ws):
+    return _linear_forward(xs, ws)[0]
+
+
+def _linear_forward(xs, ws):
+    scores = [_dot(x.astype(_gate_dtype(x)), w.T) for x, w in zip(xs, ws, strict=True)]  # Eq. 7
+    gates = tuple(jax.nn.softmax(a) for a in scores)  # Eq. 3
+    return _connect(xs, gates), (xs, ws, gates)
+
+
+def _linear_backward(residuals, dys):
+    xs, ws, gates = residuals
+    dscores = [_softmax_vjp(g, dg) for g, dg in zip(gates, _gate_gradients(xs, dys), strict=True)]
+    dws = jnp.stack(
+        [_dot(da.T, x.astype(da.dtype)) for da, x in zip(dscores, xs, strict=True)]
+    )  # Eq. 8
+    through_gates = [_dot(da, w) for da, w in zip(dscores, ws, strict=True)]
+    return _input_gradients(xs, gates, dys, through_gates), dws.astype(ws.dtype)  # Eq. 9
+
+
+_linear_cross_connect.defvjp(_linear_forward, _linear_backward)
+
+
+# --- The whole layer, with the same derivation carried through Eqs. 1 and 2 ----------------------
+
+
+def gated_cross_connect(xs: Paths, params: GateParams) -> Paths:
+    """The whole cross-connection: Eqs. 1-3 on every input, then Eq. 5 (Algorithm 2).
+
+    The backward pass is the derivation of Section 5 with the pooling and the two dense layers in
+    place of Eq. 7, as a ``jax.custom_vjp``; it keeps ``xs``, ``params`` and arrays of ``[b n]``,
+    ``[b d]`` and ``[b c]``. Differentiating again: as in `linear_cross_connect`.
+
+    Args:
+      xs: m arrays ``[b ... c]``.
+      params: m gates, every array with a leading axis m.
+
+    Returns:
+      n arrays ``[b ... c]`` in the type of ``xs``.
+
+    Raises:
+      ValueError: the inputs differ in shape, or ``params`` are not m gates for c channels.
+    """
+    paths = _unstack(xs)
+    _check_paths("gated_cross_connect", paths)
+    if params.w1.shape[:2] != (len(paths), paths[0].shape[-1]) or params.b2.ndim != 2:
+        raise ValueError(
+            f"gated_cross_connect: {len(paths)} inputs of shape {paths[0].shape} need gates with "
+            f"w1 of shape [m c d], got {params.w1.shape}"
+        )
+    return _like(xs, _gated_cross_connect(paths, params))
+
+
+@jax.custom_vjp
+def _gated_cross_connect(xs, params):
+    return _gated_forward(xs, params)[0]
+
+
+def _gated_forward(xs, params):
+    zs = tuple(global_average_pool(x) for x in xs)
+    hiddens = tuple(_hidden(z, p) for z, p in zip(zs, _each(params), strict=True))
+    scores = [_dense(r, p.w2, p.b2) for r, p in zip(hiddens, _each(params), strict=True)]
+    gates = tuple(jax.nn.softmax(a) for a in scores)
+    return _connect(xs, gates), (xs, params, zs, hiddens, gates)
+
+
+def _gated_backward(residuals, dys):
+    xs, params, zs, hiddens, gates = residuals
+    gradients, through_gates = [], []
+    for x, p, z, r, g, dg in zip(
+        xs, _each(params), zs, hiddens, gates, _gate_gradients(xs, dys), strict=True
+    ):
+        da = _softmax_vjp(g, dg)  # Eq. 3
+        dh = jnp.where(r > 0, _dot(da, p.w2.T), 0)  # Eq. 2, to before the ReLU
+        gradients.append(GateParams(_dot(z.T, dh), dh.sum(0), _dot(r.T, da), da.sum(0)))
+        pixels = max(x.size // z.size, 1)
+        through_gates.append(_dot(dh, p.w1.T) / pixels)  # Eq. 1
+    dparams = jax.tree.map(lambda p, *d: jnp.stack(d).astype(p.dtype), params, *gradients)
+    return _input_gradients(xs, gates, dys, through_gates), dparams
+
+
+_gated_cross_connect.defvjp(_gated_forward, _gated_backward)
+
+
+# --- The steps that both backward passes share ---------------------------------------------------
+
+
+def _gate_gradients(xs, dys):
+    """``dL/dG_i [b n]`` for every input i: ``dL/dg_ij = sum_k dL/dY_j * X_i`` (Section 5)."""
+
+    def gradient(x, dy):
+        dtype = _gate_dtype(x)
+        axes = tuple(range(1, x.ndim))
+        return jnp.sum(dy.astype(dtype) * x.astype(dtype), axis=axes)
+
+    return [jnp.stack([gradient(x, dy) for dy in dys], axis=1) for x in xs]
+
+
+def _softmax_vjp(g, dg):
+    """``dL/dA = J^T dL/dG`` for the Jacobian J of the softmax (Section 5), ``[b n] -> [b n]``."""
+    return g * (dg - jnp.sum(g * dg, axis=-1, keepdims=True))
+
+
+def _input_gradients(xs, gates, dys, through_gates):
+    """Eq. 9: the direct flow ``sum_j g_ij dL/dY_j``, and what came back through the gate."""
+    return tuple(
+        _mix(dys, _columns(g), plus=dz, dtype=x.dtype)
+        for x, g, dz in zip(xs, gates, through_gates, strict=True)
+    )
+
+
+# --- Small parts ---------------------------------------------------------------------------------
+
+
+def _gate_dtype(x):
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _dot(a, b):
+    return jnp.dot(a, b, precision=_PRECISION)
+
+
+def _dense(x, w, b):
+    if w.ndim != 2 or x.shape[-1] != w.shape[0]:
+        raise ValueError(f"gate: features of shape {x.shape} do not fit weights of {w.shape}")
+    return _dot(x, w) + b
+
+
+def _hidden(z, params):
+    return jax.nn.relu(_dense(z, params.w1, params.b1))
+
+
+def _each(params: GateParams) -> list[GateParams]:
+    return [GateParams(*arrays) for arrays in zip(*map(jnp.unstack, params), strict=True)]
+
+
+def _mix(xs, weights, plus=None, dtype=None):
+    """``sum_i weights[i] xs[i] + plus``, weights ``[b 1]`` and plus ``[b c]``, in one pass."""
+    accumulate = _gate_dtype(xs[0])
+
+    def over_space(v):  # [b _] against [b ... c]
+        return jnp.expand_dims(v, tuple(range(1, xs[0].ndim - 1)))
+
+    terms = [over_space(w) * x.astype(accumulate) for x, w in zip(xs, weights, strict=True)]
+    if plus is not None:
+        terms.append(over_space(plus))
+    return sum(terms[1:], terms[0]).astype(dtype or xs[0].dtype)
+
+
+def _columns(g):
+    """The weights ``[b 1]`` of one gate towards each of its n outputs."""
+    return jnp.split(g, g.shape[1], axis=1)
+
+
+def _connect(xs, gates):
+    """Eq. 5: one column of Eq. 6's matrix for every output."""
+    return tuple(_mix(xs, column) for column in zip(*map(_columns, gates), strict=True))
+
+
+def _unstack(xs: Paths) -> tuple:
+    return tuple(xs) if isinstance(xs, Sequence) else tuple(jnp.unstack(xs))
+
+
+def _like(xs, ys: Sequence):
+    """The outputs in the form of the inputs: a list for a sequence, else one stacked array."""
+    return list(ys) if isinstance(xs, Sequence) else jnp.stack(ys)
+
+
+def _check_paths(name: str, xs: Sequence) -> None:
+    shapes = [x.shape for x in xs]
+    if not shapes or len(set(shapes)) > 1 or len(shapes[0]) < 2:
+        raise ValueError(f"{name}: needs one or more inputs of one shape [b ... c], got {shapes}")
+
+
+def _check_gates(name: str, gates: Sequence, m: int, b: int) -> None:
+    shapes = [g.shape for g in gates]
+    if len(shapes) != m or len(set(shapes)) > 1 or len(shapes[0]) != 2 or shapes[0][0] != b:
+        raise ValueError(f"{name}: {m} inputs of batch {b} need {m} gates [b n], got {shapes}")
