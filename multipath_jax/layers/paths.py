@@ -46,7 +46,7 @@ class Parallel(nn.Module):
     """
 
     module: nn.Module
-    execution: Execution = "unrolled"
+    execution: str = "unrolled"
 
     def setup(self):
         nn.share_scope(self, self.module)  # the variables lie as if the wrapper were not there

@@ -1,0 +1,124 @@
+"""Table 1's plain networks: their sizes, their routers, and how they may run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import multipath_jax
+
+IMAGES = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+SMALL = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+
+
+def shapes(model, images=IMAGES):
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+
+
+def count(model):
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes(model)["params"]))
+
+
+def of_conv(k, c, f):
+    """Kernel, bias, and BatchNorm's scale and shift."""
+    return k * k * c * f + f + 2 * f
+
+
+def of_base_cnn(classes=10):
+    convs = [(3, 32), (32, 32), (32, 64), (64, 64), (64, 128), (128, 128)]
+    dense = [(8 * 8 * 128, 32), (32, 32), (32, classes)]
+    return sum(of_conv(3, *conv) for conv in convs) + sum(c * f + f for c, f in dense)
+
+
+def of_gate(c, n, d=16):
+    return c * d + d + d * n + n
+
+
+@pytest.mark.parametrize(("name", "millions"), [("BaseCNN", 0.55), ("DeepCNN", 2.045)])
+def test_a_single_path_has_the_printed_size(name, millions):
+    assert count(multipath_jax.create_model(name)) / 1e6 == pytest.approx(millions, rel=0.01)
+
+
+@pytest.mark.parametrize("x", [1, 2, 3, 7])
+def test_cross_connections_add_only_their_gates(x):
+    gates = of_gate(3, x) + sum(x * of_gate(c, x) for c in (32, 64, 128, 32))
+    assert count(multipath_jax.create_model(f"BaseCNN-{x}")) == x * of_base_cnn()
+    assert count(multipath_jax.create_model(f"BaseCNN-{x}-CC")) == x * of_base_cnn() + gates
+
+
+@pytest.mark.parametrize("x", [1, 2, 3])
+def test_cross_predictions_replace_four_layers(x):
+    """Conv 1, 3, 5 and dense 2 predict X outputs each; the gates see what enters them."""
+    convs = (
+        of_conv(3, 3, x * 32)
+        + x * (of_conv(3, 32, x * 64) + of_conv(3, 64, x * 128))
+        + x * (of_conv(3, 32, 32) + of_conv(3, 64, 64) + of_conv(3, 128, 128))
+    )
+    dense = x * ((8 * 8 * 128 * 32 + 32) + (32 * x * 32 + x * 32) + (32 * 10 + 10))
+    gates = of_gate(3, x) + sum(x * of_gate(c, x) for c in (32, 64, 32))
+    assert count(multipath_jax.create_model(f"BaseCNN-{x}-CP")) == convs + dense + gates
+
+
+@pytest.mark.parametrize(
+    ("name", "routers"), [("BaseCNN-2-CC", 5), ("BaseCNN-2-CP", 4), ("DeepCNN-2-CC", 6)]
+)
+def test_gates_are_recorded_router_by_router(name, routers):
+    model = multipath_jax.create_model(name)
+    variables = model.init(jax.random.key(0), SMALL)
+    variables = {key: variables[key] for key in ("params", "batch_stats")}
+    logits, recorded = model.apply(variables, SMALL, mutable=["intermediates"])
+    recorded = recorded["intermediates"]
+    assert logits.shape == (2, 10)
+    assert set(recorded) == {f"router_{number}" for number in range(1, routers + 1)}
+    for number in range(1, routers + 1):
+        (gates,) = recorded[f"router_{number}"]["gates"]
+        assert gates.shape == (1 if number == 1 else 2, 2, 2)
+        assert gates.dtype == jnp.float32
+        np.testing.assert_allclose(gates.sum(-1), 1, rtol=1e-6)
+
+
+def test_without_routing_the_response_is_the_mean_of_separate_networks():
+    model, single = (multipath_jax.create_model(name) for name in ("BaseCNN-3", "BaseCNN"))
+    variables = model.init(jax.random.key(0), SMALL)
+    alone = [single.apply(jax.tree.map(lambda v, i=i: v[i], variables), SMALL) for i in range(3)]
+    np.testing.assert_allclose(model.apply(variables, SMALL), sum(alone) / 3, rtol=1e-4, atol=1e-5)
+
+
+def test_the_switches_change_no_parameter_and_no_result():
+    def outcome(**overrides):
+        model = multipath_jax.create_model("BaseCNN-2-CC", num_classes=4, **overrides)
+        variables = model.init(jax.random.key(0), SMALL)
+
+        def loss(params):
+            logits, _ = model.apply(
+                {**variables, "params": params}, SMALL, train=True, mutable=["batch_stats"]
+            )
+            return jnp.sum(logits**2), logits
+
+        return variables["params"], jax.jit(jax.value_and_grad(loss, has_aux=True))(
+            variables["params"]
+        )
+
+    params, ((loss, logits), grads) = outcome()
+    scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads))
+    for overrides in ({"execution": "grouped"}, {"custom_vjp": False}):
+        other_params, ((other_loss, other_logits), other_grads) = outcome(**overrides)
+        jax.tree.map(np.testing.assert_array_equal, params, other_params)
+        np.testing.assert_allclose(logits, other_logits, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(loss, other_loss, rtol=1e-3)
+        # BatchNorm over two images divides by small deviations: float32 rounding is magnified.
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3 * scale), grads, other_grads
+        )
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
+    model = multipath_jax.create_model("BaseCNN-2-CC", dtype=jnp.bfloat16)
+    variables = model.init(jax.random.key(0), SMALL)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+    exact = multipath_jax.create_model("BaseCNN-2-CC").apply(variables, SMALL)
+    logits = model.apply(variables, SMALL)
+    assert logits.dtype == jnp.float32
+    # 8 bits of mantissa through 9 layers: some percent of the logits' size.
+    np.testing.assert_allclose(logits, exact, atol=0.05 * float(jnp.abs(exact).max()))
+    assert not np.array_equal(logits, exact)

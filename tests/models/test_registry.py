@@ -1,0 +1,34 @@
+"""Names: what exists, what does not, and what is said then."""
+
+import pytest
+
+import multipath_jax
+from multipath_jax.errors import UserError
+
+
+def test_every_listed_name_gives_a_model():
+    names = multipath_jax.list_models()
+    assert len(set(names)) == len(names)
+    assert {"BaseCNN", "WideCNN", "DeepCNN", "BaseCNN-3", "BaseCNN-2-CC", "BaseCNN-4-CP"} <= {
+        *names
+    }
+    for name in names:
+        multipath_jax.create_model(name, num_classes=100)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("BaseCNN-2-CB", {}, "no network 'BaseCNN-2-CB'; did you mean BaseCNN-2-C"),
+        ("basecnn", {}, "did you mean .*BaseCNN"),
+        ("zzzzzzzz", {}, "list_models"),
+        ("BaseCNN-0-CC", {}, "paths and classes start at one"),
+        ("BaseCNN-2-CC", {"num_classes": 0}, "paths and classes start at one"),
+        ("BaseCNN-2-CC", {"excution": "grouped"}, "no option 'excution'; it has .*execution"),
+        ("BaseCNN-2-CC", {"paths": 3}, "no option 'paths'"),
+    ],
+)
+def test_what_does_not_exist_is_said_in_one_line(name, options, message):
+    with pytest.raises(UserError, match=message) as error:
+        multipath_jax.create_model(name, **options)
+    assert "\n" not in str(error.value)
