@@ -1,7 +1,23 @@
 """Flax modules over `multipath_jax.routing`: routers, parallel paths, ordinary layers."""
 
-from multipath_jax.layers.blocks import ConvNorm, ConvStage, DenseLayer
+from multipath_jax.layers.blocks import ConvNorm, ConvStage, DenseLayer, max_pool_2x2
+from multipath_jax.layers.capsule import PrimaryCapsules, RoutedCapsules
+from multipath_jax.layers.highway import ConvHighway
+from multipath_jax.layers.hyper import HyperConv, KernelGenerator
+from multipath_jax.layers.nddr import NDDR, NDDRShortcut
 from multipath_jax.layers.paths import Execution, Parallel
+from multipath_jax.layers.residual import (
+    BasicBlock,
+    Bottleneck,
+    Conv,
+    NormReLU,
+    PoolDense,
+    PreActivationBlock,
+    PreActivationBottleneck,
+    ResidualStack,
+    ResidualStem,
+    Shortcut,
+)
 from multipath_jax.layers.routers import (
     ConvCrossPredict,
     CrossConnect,
@@ -11,18 +27,40 @@ from multipath_jax.layers.routers import (
     Router,
     Share,
 )
+from multipath_jax.layers.squeeze import SqueezeExcite
+from multipath_jax.layers.stitch import CrossStitch
 
 __all__ = [
+    "NDDR",
+    "BasicBlock",
+    "Bottleneck",
+    "Conv",
     "ConvCrossPredict",
+    "ConvHighway",
     "ConvNorm",
     "ConvStage",
     "CrossConnect",
+    "CrossStitch",
     "DenseCrossPredict",
     "DenseLayer",
     "Execution",
     "Gate",
+    "HyperConv",
+    "KernelGenerator",
+    "NDDRShortcut",
+    "NormReLU",
     "OneToMany",
     "Parallel",
+    "PoolDense",
+    "PreActivationBlock",
+    "PreActivationBottleneck",
+    "PrimaryCapsules",
+    "ResidualStack",
+    "ResidualStem",
+    "RoutedCapsules",
     "Router",
     "Share",
+    "Shortcut",
+    "SqueezeExcite",
+    "max_pool_2x2",
 ]

@@ -1,0 +1,65 @@
+"""Ordinary layers against their definitions."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from multipath_jax.layers import ConvNorm, ConvStage, DenseLayer, max_pool_2x2
+
+X = jax.random.normal(jax.random.key(0), (2, 6, 8, 3))
+
+
+@pytest.mark.parametrize("x", [X, X[:, :5, :7]])
+def test_max_pool_and_its_gradient_are_those_of_the_window_reduction(x):
+    def pooled(pool):
+        return jax.value_and_grad(lambda x: jnp.sum(jnp.sin(pool(x))))(x)
+
+    (value, gradient), (expected, expected_gradient) = (
+        pooled(max_pool_2x2),
+        pooled(lambda x: nn.max_pool(x, (2, 2), (2, 2))),
+    )
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_array_equal(gradient, expected_gradient)
+
+
+def test_max_pool_of_rectified_maps_has_the_usual_gradient_through_the_relu():
+    def gradient(pool):
+        return jax.grad(lambda x: jnp.sum(jnp.sin(pool(nn.relu(x)))))(X - 1)  # mostly ties at zero
+
+    np.testing.assert_array_equal(
+        gradient(max_pool_2x2), gradient(lambda x: nn.max_pool(x, (2, 2), (2, 2)))
+    )
+
+
+def test_max_pool_of_maps_too_small_says_so():
+    with pytest.raises(ValueError, match=r"\(2, 1, 8, 3\) are too small"):
+        max_pool_2x2(X[:, :1])
+
+
+def test_conv_norm_normalizes_over_the_batch_in_training_and_by_its_statistics_later():
+    layer = ConvNorm(5, relu=False)
+    variables = layer.init(jax.random.key(1), X)
+    y, updates = layer.apply(variables, X, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(y.mean((0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(y.var((0, 1, 2)), 1, rtol=1e-3)  # epsilon 1e-5 beside variances ~1
+    conv = nn.Conv(5, (3, 3)).apply({"params": variables["params"]["conv"]}, X)
+    norm = updates["batch_stats"]["norm"]
+    np.testing.assert_allclose(norm["mean"], 0.1 * conv.mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
+    later = layer.apply({**variables, **updates}, X, train=False)
+    expected = (conv - norm["mean"]) / np.sqrt(norm["var"] + 1e-5)
+    np.testing.assert_allclose(later, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_conv_stage_halves_only_when_asked():
+    for pool, size in ((True, (3, 4)), (False, (6, 8))):
+        out, _ = ConvStage((4, 5), pool).init_with_output(jax.random.key(0), X)
+        assert out.shape == (2, *size, 5)
+        assert (out >= 0).all()
+
+
+def test_dense_layer_flattens_what_it_gets():
+    out, variables = DenseLayer(7, relu=False).init_with_output(jax.random.key(0), X)
+    kernel = variables["params"]["dense"]["kernel"]
+    np.testing.assert_allclose(out, X.reshape(2, -1) @ kernel, rtol=1e-4, atol=1e-5)
