@@ -16,6 +16,7 @@ whatever the type of the maps; mixtures are summed in that type too and returned
 the maps.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -167,7 +168,7 @@ def _linear_cross_connect(xs, ws):
 
 
 def _linear_forward(xs, ws):
-    scores = [_dot(x.astype(_gate_dtype(x)), w.T) for x, w in zip(xs, ws, strict=True)]  # Eq. 7
+    scores = [_einsum("bk,nk->bn", x, w) for x, w in zip(xs, ws, strict=True)]  # Eq. 7
     gates = tuple(jax.nn.softmax(a) for a in scores)  # Eq. 3
     return _connect(xs, gates), (xs, ws, gates)
 
@@ -176,9 +177,9 @@ def _linear_backward(residuals, dys):
     xs, ws, gates = residuals
     dscores = [_softmax_vjp(g, dg) for g, dg in zip(gates, _gate_gradients(xs, dys), strict=True)]
     dws = jnp.stack(
-        [_dot(da.T, x.astype(da.dtype)) for da, x in zip(dscores, xs, strict=True)]
+        [_einsum("bn,bk->nk", da, x) for da, x in zip(dscores, xs, strict=True)]
     )  # Eq. 8
-    through_gates = [_dot(da, w) for da, w in zip(dscores, ws, strict=True)]
+    through_gates = [_einsum("bn,nk->bk", da, w) for da, w in zip(dscores, ws, strict=True)]
     return _input_gradients(xs, gates, dys, through_gates), dws.astype(ws.dtype)  # Eq. 9
 
 
@@ -235,10 +236,11 @@ def _gated_backward(residuals, dys):
         xs, _each(params), zs, hiddens, gates, _gate_gradients(xs, dys), strict=True
     ):
         da = _softmax_vjp(g, dg)  # Eq. 3
-        dh = jnp.where(r > 0, _dot(da, p.w2.T), 0)  # Eq. 2, to before the ReLU
-        gradients.append(GateParams(_dot(z.T, dh), dh.sum(0), _dot(r.T, da), da.sum(0)))
-        pixels = max(x.size // z.size, 1)
-        through_gates.append(_dot(dh, p.w1.T) / pixels)  # Eq. 1
+        dh = jnp.where(r > 0, _einsum("bn,dn->bd", da, p.w2), 0)  # Eq. 2, to before the ReLU
+        dw1, dw2 = _einsum("bc,bd->cd", z, dh), _einsum("bd,bn->dn", r, da)
+        gradients.append(GateParams(dw1, dh.sum(0), dw2, da.sum(0)))
+        pixels = math.prod(x.shape[1:-1])
+        through_gates.append(_einsum("bd,cd->bc", dh, p.w1) / pixels)  # Eq. 1
     dparams = jax.tree.map(lambda p, *d: jnp.stack(d).astype(p.dtype), params, *gradients)
     return _input_gradients(xs, gates, dys, through_gates), dparams
 
@@ -280,14 +282,16 @@ def _gate_dtype(x):
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
-def _dot(a, b):
-    return jnp.dot(a, b, precision=_PRECISION)
+def _einsum(subscripts, a, b):
+    """A product in the gates' type: what is less than float32 is widened."""
+    dtype = jnp.promote_types(_gate_dtype(a), _gate_dtype(b))
+    return jnp.einsum(subscripts, a, b, precision=_PRECISION, preferred_element_type=dtype)
 
 
 def _dense(x, w, b):
     if w.ndim != 2 or x.shape[-1] != w.shape[0]:
         raise ValueError(f"gate: features of shape {x.shape} do not fit weights of {w.shape}")
-    return _dot(x, w) + b
+    return _einsum("bc,cd->bd", x, w) + b
 
 
 def _hidden(z, params):
