@@ -62,7 +62,8 @@ def relevance(z: Float[Array, "b c"], params: GateParams) -> Float[Array, "b n"]
     Raises:
       ValueError: ``params`` are not those of one gate for c channels.
     """
-    return _dense(_hidden(z, params), params.w2, params.b2)
+    _check_params("relevance", params, (z.shape[-1],))
+    return _scores(_hidden(z, params), params)
 
 
 def gate(x: Float[Array, "b *space c"], params: GateParams) -> Float[Array, "b n"]:
@@ -70,7 +71,8 @@ def gate(x: Float[Array, "b *space c"], params: GateParams) -> Float[Array, "b n
 
     Rows sum to 1. Raises as `relevance` does.
     """
-    return jax.nn.softmax(relevance(global_average_pool(x), params))
+    _check_params("gate", params, (x.shape[-1],))
+    return jax.nn.softmax(_scores(_hidden(global_average_pool(x), params), params))
 
 
 # --- Section 3: cross-prediction, Eq. 4 ----------------------------------------------------------
@@ -91,18 +93,18 @@ def cross_predict(us: Sequence[Paths] | Float[Array, "..."], gates: Paths) -> Pa
       ValueError: the predictions differ in shape, or the gates do not fit them.
     """
     rows = [_unstack(row) for row in (us if isinstance(us, Sequence) else jnp.unstack(us))]
-    _check_paths("cross_predict", [u for row in rows for u in row])
+    predictions = [u for row in rows for u in row]
+    _check_paths("cross_predict", predictions)
     gates = _unstack(gates)
-    _check_gates("cross_predict", gates, len(rows), rows[0][0].shape[0])
-    n = gates[0].shape[1]
-    if any(len(row) != n for row in rows):
+    _check_gates("cross_predict", gates, len(rows), predictions[0].shape[0])
+    if {len(row) for row in rows} != {gates[0].shape[1]}:
         raise ValueError(
-            f"cross_predict: gates weigh {n} outputs, but the inputs predict "
-            f"{[len(row) for row in rows]}"
+            f"cross_predict: gates of shape {gates[0].shape} do not weigh the outputs that the "
+            f"inputs predict: {[len(row) for row in rows]}"
         )
     ys = [
-        jax.nn.relu(_mix(predictions, column))
-        for predictions, column in zip(
+        jax.nn.relu(_mix(u, column))
+        for u, column in zip(
             zip(*rows, strict=True), zip(*map(_columns, gates), strict=True), strict=True
         )
     ]
@@ -154,7 +156,8 @@ def linear_cross_connect(xs: Paths, ws: Float[Array, "m n k"]) -> Paths:
     """
     paths = _unstack(xs)
     _check_paths("linear_cross_connect", paths)
-    if paths[0].ndim != 2 or ws.ndim != 3 or ws.shape[::2] != (len(paths), paths[0].shape[1]):
+    fits = paths[0].ndim == 2 and ws.ndim == 3 and ws.shape[::2] == (len(paths), paths[0].shape[1])
+    if not fits or ws.shape[1] < 1:
         raise ValueError(
             f"linear_cross_connect: {len(paths)} inputs of shape {paths[0].shape} need [b k] "
             f"inputs and weights [m n k], got weights of shape {ws.shape}"
@@ -208,11 +211,7 @@ def gated_cross_connect(xs: Paths, params: GateParams) -> Paths:
     """
     paths = _unstack(xs)
     _check_paths("gated_cross_connect", paths)
-    if params.w1.shape[:2] != (len(paths), paths[0].shape[-1]) or params.b2.ndim != 2:
-        raise ValueError(
-            f"gated_cross_connect: {len(paths)} inputs of shape {paths[0].shape} need gates with "
-            f"w1 of shape [m c d], got {params.w1.shape}"
-        )
+    _check_params("gated_cross_connect", params, (len(paths), paths[0].shape[-1]))
     return _like(xs, _gated_cross_connect(paths, params))
 
 
@@ -224,7 +223,7 @@ def _gated_cross_connect(xs, params):
 def _gated_forward(xs, params):
     zs = tuple(global_average_pool(x) for x in xs)
     hiddens = tuple(_hidden(z, p) for z, p in zip(zs, _each(params), strict=True))
-    scores = [_dense(r, p.w2, p.b2) for r, p in zip(hiddens, _each(params), strict=True)]
+    scores = [_scores(r, p) for r, p in zip(hiddens, _each(params), strict=True)]
     gates = tuple(jax.nn.softmax(a) for a in scores)
     return _connect(xs, gates), (xs, params, zs, hiddens, gates)
 
@@ -288,14 +287,14 @@ def _einsum(subscripts, a, b):
     return jnp.einsum(subscripts, a, b, precision=_PRECISION, preferred_element_type=dtype)
 
 
-def _dense(x, w, b):
-    if w.ndim != 2 or x.shape[-1] != w.shape[0]:
-        raise ValueError(f"gate: features of shape {x.shape} do not fit weights of {w.shape}")
-    return _einsum("bc,cd->bd", x, w) + b
-
-
 def _hidden(z, params):
-    return jax.nn.relu(_dense(z, params.w1, params.b1))
+    """What enters the second dense layer of Eq. 2, ``[b c] -> [b d]``."""
+    return jax.nn.relu(_einsum("bc,cd->bd", z, params.w1) + params.b1)
+
+
+def _scores(hidden, params):
+    """The second dense layer of Eq. 2, ``[b d] -> [b n]``."""
+    return _einsum("bd,dn->bn", hidden, params.w2) + params.b2
 
 
 def _each(params: GateParams) -> list[GateParams]:
@@ -342,5 +341,19 @@ def _check_paths(name: str, xs: Sequence) -> None:
 
 def _check_gates(name: str, gates: Sequence, m: int, b: int) -> None:
     shapes = [g.shape for g in gates]
-    if len(shapes) != m or len(set(shapes)) > 1 or len(shapes[0]) != 2 or shapes[0][0] != b:
+    fits = len(shapes) == m and len(set(shapes)) == 1 and len(shapes[0]) == 2
+    if not fits or shapes[0][0] != b or shapes[0][1] < 1:
         raise ValueError(f"{name}: {m} inputs of batch {b} need {m} gates [b n], got {shapes}")
+
+
+def _check_params(name: str, params: GateParams, inputs: tuple[int, ...]) -> None:
+    """``inputs``: c for one gate, or m and c for those of m inputs."""
+    *m, c = inputs
+    d, n = params.b1.shape[-1:], params.b2.shape[-1:]
+    shapes = [p.shape for p in params]
+    if shapes != [(*m, c, *d), (*m, *d), (*m, *d, *n), (*m, *n)] or 0 in n:
+        axes = "[m c d], [m d], [m d n], [m n]" if m else "[c d], [d], [d n], [n]"
+        raise ValueError(
+            f"{name}: {f'{m[0]} inputs' if m else 'an input'} of {c} channels needs w1, b1, w2, b2 "
+            f"of shapes {axes}, got {', '.join(map(str, shapes))}"
+        )

@@ -2,6 +2,12 @@
 
 from multipath_jax.layers.blocks import ConvNorm, ConvStage, DenseLayer, max_pool_2x2
 from multipath_jax.layers.capsule import PrimaryCapsules, RoutedCapsules
+from multipath_jax.layers.conditional import (
+    ConditionalBlock,
+    GumbelGate,
+    SkipGate,
+    straight_through,
+)
 from multipath_jax.layers.highway import ConvHighway
 from multipath_jax.layers.hyper import HyperConv, KernelGenerator
 from multipath_jax.layers.nddr import NDDR, NDDRShortcut
@@ -34,6 +40,7 @@ __all__ = [
     "NDDR",
     "BasicBlock",
     "Bottleneck",
+    "ConditionalBlock",
     "Conv",
     "ConvCrossPredict",
     "ConvHighway",
@@ -45,6 +52,7 @@ __all__ = [
     "DenseLayer",
     "Execution",
     "Gate",
+    "GumbelGate",
     "HyperConv",
     "KernelGenerator",
     "NDDRShortcut",
@@ -61,6 +69,8 @@ __all__ = [
     "Router",
     "Share",
     "Shortcut",
+    "SkipGate",
     "SqueezeExcite",
     "max_pool_2x2",
+    "straight_through",
 ]

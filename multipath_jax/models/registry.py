@@ -6,10 +6,32 @@ import re
 import flax.linen as nn
 
 from multipath_jax.errors import UserError
-from multipath_jax.models import plain
+from multipath_jax.models import (
+    capsnet,
+    cifar_resnet,
+    conditional,
+    ensemble,
+    highway,
+    hyper,
+    imagenet_resnet,
+    peers,
+    plain,
+    vgg,
+)
 from multipath_jax.models.family import Family
 
-FAMILIES: tuple[Family, ...] = (*plain.FAMILIES,)
+FAMILIES: tuple[Family, ...] = (
+    *plain.FAMILIES,
+    *peers.FAMILIES,
+    *ensemble.FAMILIES,
+    *capsnet.FAMILIES,
+    *highway.FAMILIES,
+    *vgg.FAMILIES,
+    *cifar_resnet.FAMILIES,
+    *hyper.FAMILIES,
+    *conditional.FAMILIES,
+    *imagenet_resnet.FAMILIES,
+)
 
 
 def list_models() -> list[str]:
