@@ -1,0 +1,22 @@
+"""The README's code runs as it stands."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parent.parent / "README.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
+def test_python_block_runs(code):
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["logits"].shape == (8, 10)
+    kernel = names["variables"]["params"]["Backbone_0"]["Conv_0"]["kernel"]
+    assert kernel.shape == (3, 3, 3, 3, 32)  # one set of parameters for each of three paths
+
+
+def test_there_is_code():
+    assert BLOCKS

@@ -1,0 +1,623 @@
+"""`multipath_jax.routing`: values, derivatives, memory and errors.
+
+Values and first derivatives are compared with the loops of ``reference.py``, in float64 from the
+same (already rounded) inputs; derivatives of any order also with automatic differentiation of
+`cross_connect` and `gate`, which have no backward pass of their own.
+"""
+
+import functools
+import inspect
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from jax.test_util import check_grads
+
+from multipath_jax import routing
+from multipath_jax.routing import GateParams
+
+B, C, D = 4, 5, 6  # batch, channels, hidden width of a gate
+
+spaces = pytest.mark.parametrize("space", [(), (2, 3)], ids=["vectors", "maps"])
+shapes = pytest.mark.parametrize(
+    ("m", "n", "space"),
+    [(2, 3, (2, 3)), (3, 2, ()), (1, 2, (2, 3)), (2, 1, ()), (1, 1, (2, 3))],
+    ids=["2-3-maps", "3-2-vectors", "1-2-maps", "2-1-vectors", "1-1-maps"],
+)
+
+EXACT = {"rtol": 1e-12, "atol": 1e-12}
+# float32 rounds to 24 bits, 2^-24 = 6e-8 relative. A number tested here is at the end of some
+# 60 operations on numbers of order one: 60 x 6e-8 = 4e-6 were all errors of one sign.
+SINGLE = {"rtol": 5e-6, "atol": 5e-6}
+# bfloat16 has 8 bits of mantissa, the hidden one included, so rounding to the nearest is off by
+# up to 2^-8 relative. Mixtures and gradients are computed in float32 and rounded once at the end:
+# that one rounding is the whole tolerance, beside what float32 itself is granted.
+HALF = {"rtol": 2.0**-8 + SINGLE["rtol"], "atol": SINGLE["atol"]}
+TOLERANCE = {"float64": EXACT, "float32": SINGLE, "bfloat16": HALF}
+
+
+@pytest.fixture(params=["float64", "float32", "bfloat16"])
+def dtype(request):
+    with jax.enable_x64(request.param == "float64"):
+        yield jnp.dtype(request.param)
+
+
+def gate_dtype(dtype):
+    return jnp.dtype("float64" if dtype == "float64" else "float32")
+
+
+def normal(seed, dtype, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def gate_params(dtype, m, n, c=C, d=D):
+    shapes = GateParams(w1=(m, c, d), b1=(m, d), w2=(m, d, n), b2=(m, n))
+    return GateParams(*(normal(10 + i, dtype, *shape) for i, shape in enumerate(shapes)))
+
+
+def one_gate(params, i):
+    return GateParams(*(array[i] for array in params))
+
+
+def probabilities(dtype, m, n):
+    return jax.nn.softmax(normal(20, gate_dtype(dtype), m, B, n))
+
+
+def exact(tree):
+    """The same numbers in float64 NumPy arrays, for the reference."""
+    return jax.tree.map(lambda x: np.asarray(x).astype(np.float64), tree)
+
+
+def reference_gates(params):
+    """A list of m tuples, for the reference."""
+    return list(zip(*exact(params), strict=True))
+
+
+def assert_close(actual, expected, dtype):
+    """Leaf by leaf within the tolerance of the type, which ``actual`` must have."""
+    actual, expected = jax.tree.leaves(actual), jax.tree.leaves(expected)
+    assert len(actual) == len(expected) > 0
+    for a, e in zip(actual, expected, strict=True):
+        assert a.dtype == dtype
+        np.testing.assert_allclose(exact(a), e, **TOLERANCE[str(dtype)])
+
+
+def assert_finite(tree):
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(exact(tree)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run_both_ways(layer, xs, weights, dys):
+    """The outputs of a layer and the gradients for ``dys``, compiled once for every type."""
+    ys, backward = jax.vjp(layer, xs, weights)
+    return ys, backward(dys)
+
+
+def reference_gradients(backward, xs, weights, dys):
+    """The loops' gradients of xs and of the weights, stacked as those of `run_both_ways` are."""
+    gated = isinstance(weights, GateParams)
+    dxs, dweights = reference.backward_for_each_example(
+        backward, exact(xs), reference_gates(weights) if gated else exact(weights), exact(dys)
+    )
+    if gated:
+        return np.stack(dxs), GateParams(*(np.stack(a) for a in zip(*dweights, strict=True)))
+    return np.stack(dxs), np.stack(dweights)
+
+
+# --- Section 3: the gate, Eqs. 1-3 ---------------------------------------------------------------
+
+
+@spaces
+def test_global_average_pool_is_eq_1(space, dtype):
+    x = normal(0, dtype, B, *space, C)
+    z = routing.global_average_pool(x)
+    assert_close(
+        z, np.stack([reference.global_average_pool(X) for X in exact(x)]), gate_dtype(dtype)
+    )
+    if not space:
+        np.testing.assert_array_equal(exact(z), exact(x))
+
+
+def test_relevance_is_eq_2(dtype):
+    z, params = normal(0, gate_dtype(dtype), B, C), one_gate(gate_params(dtype, 1, 3), 0)
+    expected = np.stack([reference.relevance(Z, *exact(params)) for Z in exact(z)])
+    assert_close(jax.jit(routing.relevance)(z, params), expected, gate_dtype(dtype))
+
+
+@spaces
+@pytest.mark.parametrize("n", [1, 3])
+def test_gate_is_eqs_1_to_3(n, space, dtype):
+    x, params = normal(0, dtype, B, *space, C), one_gate(gate_params(dtype, 1, n), 0)
+    gates = jax.jit(routing.gate)(x, params)
+    expected = np.stack([reference.gate(X, *exact(params)) for X in exact(x)])
+    # For bfloat16 too: gates are float32 from the first sum on.
+    assert_close(gates, expected, gate_dtype(dtype))
+    np.testing.assert_allclose(gates.sum(axis=1), 1, rtol=1e-6)
+    assert bool(((gates >= 0) & (gates <= 1)).all())
+
+
+def test_gate_of_extreme_scores_is_one_hot(dtype):
+    params = one_gate(gate_params(dtype, 1, 3), 0)._replace(b2=jnp.array([-1e4, 1e4, 0], dtype))
+    gates = routing.gate(normal(0, dtype, B, C), params)
+    np.testing.assert_array_equal(gates, [[0, 1, 0]] * B)
+
+
+# --- Section 3: cross-prediction, Algorithm 1 ----------------------------------------------------
+
+
+@shapes
+def test_cross_predict_is_algorithm_1(m, n, space, dtype):
+    # Small whole numbers: predictions are sums of 5 products of at most 3 x 2, and a bias of at
+    # most 2, hence exact in all types; gates are not.
+    rng = np.random.default_rng(0)
+    xs = rng.integers(-3, 4, size=(m, B, *space, C)).astype(float)
+    weights = rng.integers(-2, 3, size=(m, n, C, C)).astype(float)
+    biases = rng.integers(-2, 3, size=(m, n, C)).astype(float)
+    params = gate_params(dtype, m, n)
+    us = [[jnp.asarray(xs[i] @ weights[i, j] + biases[i, j], dtype) for j in range(n)]
+          for i in range(m)]  # fmt: skip
+
+    @jax.jit
+    def layer(xs, us, params):
+        gates = [routing.gate(xs[i], one_gate(params, i)) for i in range(m)]
+        return routing.cross_predict(us, gates)
+
+    ys = layer(jnp.asarray(xs, dtype), us, params)
+
+    expected = reference.for_each_example(
+        reference.algorithm_1, xs, weights, biases, reference_gates(params)
+    )
+    assert_close(ys, expected, dtype)
+    assert min(float(y.min()) for y in ys) == 0  # the ReLU of Eq. 4 had something to cut
+
+
+def test_cross_predict_takes_every_form():
+    m, n = 3, 2
+    us, gates = normal(0, "float32", m, n, B, 2, 3, C), probabilities("float32", m, n)
+    stacked = routing.cross_predict(us, gates)
+    assert stacked.shape == (n, B, 2, 3, C)
+    for form in ([list(u) for u in us], tuple(tuple(u) for u in us), list(us)):
+        ys = routing.cross_predict(form, list(gates))
+        assert isinstance(ys, list)
+        np.testing.assert_array_equal(jnp.stack(ys), stacked)
+
+
+# --- Section 4: cross-connection, Algorithm 2, Eqs. 5 and 6 --------------------------------------
+
+
+@shapes
+def test_cross_connect_is_eq_5_and_eq_6(m, n, space, dtype):
+    xs, gates = normal(0, dtype, m, B, *space, C), probabilities(dtype, m, n)
+    ys = jax.jit(routing.cross_connect)(xs, gates)
+    for form in (reference.connect, reference.connect_by_matrix):
+        examples = [form(exact(xs)[:, b], exact(gates)[:, b]) for b in range(B)]
+        assert_close(ys, np.stack(examples, axis=1), dtype)
+
+
+@shapes
+def test_gated_cross_connect_is_algorithm_2_and_its_backward_pass(m, n, space, dtype):
+    xs, params = normal(0, dtype, m, B, *space, C), gate_params(dtype, m, n)
+    dys = normal(1, dtype, n, B, *space, C)
+
+    ys, (dxs, dparams) = run_both_ways(routing.gated_cross_connect, xs, params, dys)
+
+    expected = reference.for_each_example(reference.algorithm_2, exact(xs), reference_gates(params))
+    assert_close(ys, np.stack(expected), dtype)
+    expected = reference_gradients(reference.cross_connect_backward, xs, params, dys)
+    assert_close(dxs, expected[0], dtype)
+    assert_close(dparams, expected[1], dtype)
+
+
+def test_gated_cross_connect_mixes_types():
+    """Maps in bfloat16 and weights in float32, as in training: each gradient has its own type."""
+    m, n, space = 2, 3, (2, 3)
+    xs, params = normal(0, "bfloat16", m, B, *space, C), gate_params("float32", m, n)
+    dys = normal(1, "bfloat16", n, B, *space, C)
+    ys, (dxs, dparams) = run_both_ways(routing.gated_cross_connect, xs, params, dys)
+    assert ys.dtype == dxs.dtype == jnp.bfloat16
+    _, expected = reference_gradients(reference.cross_connect_backward, xs, params, dys)
+    assert_close(dparams, expected, jnp.float32.dtype)
+
+
+# --- Section 5: the simplified layer, Eqs. 7-9 ---------------------------------------------------
+
+
+@pytest.mark.parametrize(("m", "n"), [(2, 3), (3, 2), (1, 2), (2, 1), (1, 1)])
+def test_linear_cross_connect_is_eqs_7_to_9(m, n, dtype):
+    xs, ws = normal(0, dtype, m, B, C), normal(2, dtype, m, n, C)
+    dys = normal(1, dtype, n, B, C)
+
+    ys, (dxs, dws) = run_both_ways(routing.linear_cross_connect, xs, ws, dys)
+
+    expected = reference.for_each_example(reference.linear_cross_connect, exact(xs), exact(ws))
+    assert_close(ys, np.stack(expected), dtype)
+    expected = reference_gradients(reference.linear_cross_connect_backward, xs, ws, dys)
+    assert_close(dxs, expected[0], dtype)
+    assert_close(dws, expected[1], dtype)
+
+
+# --- Both layers with a backward pass of their own, against automatic differentiation ------------
+
+
+def plain_linear(xs, ws):
+    scores = [x @ w.T for x, w in zip(xs, ws, strict=True)]
+    return routing.cross_connect(xs, [jax.nn.softmax(a) for a in scores])
+
+
+def plain_gated(xs, params):
+    gates = [routing.gate(x, one_gate(params, i)) for i, x in enumerate(xs)]
+    return routing.cross_connect(xs, gates)
+
+
+def linear_case(dtype, m, n):
+    xs, ws = normal(0, dtype, m, B, C), normal(2, dtype, m, n, C)
+    return routing.linear_cross_connect, plain_linear, (xs, ws)
+
+
+def vectors_case(dtype, m, n):
+    xs, params = normal(0, dtype, m, B, C), gate_params(dtype, m, n)
+    return routing.gated_cross_connect, plain_gated, (xs, params)
+
+
+def maps_case(dtype, m, n):
+    xs, params = normal(0, dtype, m, B, 2, 3, C), gate_params(dtype, m, n)
+    return routing.gated_cross_connect, plain_gated, (xs, params)
+
+
+cases = pytest.mark.parametrize(
+    "case", [linear_case, vectors_case, maps_case], ids=["linear", "gated vectors", "gated maps"]
+)
+
+
+def loss_of(layer):
+    """A loss that weighs every number of every output differently, and not linearly."""
+
+    def loss(xs, weights):
+        ys = jnp.stack(list(layer(xs, weights))).astype(float)
+        return jnp.sum(jnp.sin(ys) * jnp.cos(jnp.arange(ys.size)).reshape(ys.shape))
+
+    return loss
+
+
+def gradient_of(layer):
+    return jax.grad(loss_of(layer), argnums=(0, 1))
+
+
+def direction_in(tree):
+    def direction(x):
+        return jnp.sin(jnp.arange(x.size)).reshape(x.shape).astype(x.dtype)
+
+    return jax.tree.map(direction, tree)
+
+
+def reverse_over_reverse(gradient, arguments):
+    """The Hessian times `direction_in`, as the gradient of the gradient's part along it."""
+
+    def along(arguments):
+        parts = jax.tree.map(jnp.vdot, gradient(*arguments), direction_in(arguments))
+        return sum(jax.tree.leaves(parts))
+
+    return jax.grad(along)(arguments)
+
+
+def forward_over_reverse(gradient, arguments):
+    """The same as the derivative of the gradient along it."""
+    return jax.jvp(gradient, arguments, direction_in(arguments))[1]
+
+
+def assert_same_norm_wise(actual, expected, relative):
+    actual, expected = jax.tree.leaves(actual), jax.tree.leaves(expected)
+    assert jnp.linalg.norm(expected[0]) > 0.1  # there is something to compare
+    for a, e in zip(actual, expected, strict=True):
+        # With n = 1 the gate is the constant 1: gradients of weights are zero but for rounding.
+        assert jnp.linalg.norm(a - e) <= relative * jnp.linalg.norm(e) + 1e-14
+
+
+@cases
+@pytest.mark.usefixtures("x64")
+def test_first_and_second_derivatives_equal_automatic_ones(case):
+    layer, plain, rounded = case("bfloat16", 2, 3)
+    arguments = jax.tree.map(jnp.asarray, exact(rounded))
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def derivatives(layer, ways, arguments):
+        gradient = gradient_of(layer)
+        return gradient(*arguments), [second(gradient, arguments) for second in ways]
+
+    ways = (reverse_over_reverse, forward_over_reverse)
+    first, seconds = derivatives(layer, ways, arguments)
+    expected_first, [expected_second] = derivatives(plain, ways[:1], arguments)
+    assert_same_norm_wise(first, expected_first, 1e-10)
+    for second in seconds:
+        assert_same_norm_wise(second, expected_second, 1e-10)
+
+    # On the way to a second derivative in bfloat16 about eight arrays are rounded to it, one after
+    # the other: outputs, cotangents, gradients, the direction, and their cotangents again. Each
+    # rounding is off by up to 2^-8.
+    _, [second] = derivatives(layer, ways[:1], rounded)
+    assert {leaf.dtype for leaf in jax.tree.leaves(second)} == {jnp.dtype("bfloat16")}
+    assert_same_norm_wise(exact(second), expected_second, 8 * 2.0**-8)
+
+
+@cases
+@pytest.mark.usefixtures("x64")
+def test_gradients_equal_numerical_ones(case):
+    layer, _, arguments = case("float64", 2, 3)
+    check_grads(jax.jit(loss_of(layer)), arguments, order=1, modes=["rev"])
+
+
+@pytest.mark.usefixtures("x64")
+def test_jax_hessian_works():
+    layer, plain, (xs, weights) = maps_case("float64", 2, 2)
+
+    def hessian_in_a_pixel(layer):
+        loss = loss_of(layer)
+        return jax.jit(jax.hessian(lambda x: loss(xs.at[0, 0, 0, 0].set(x), weights)))(
+            xs[0, 0, 0, 0]
+        )
+
+    assert_same_norm_wise(hessian_in_a_pixel(layer), hessian_in_a_pixel(plain), 1e-10)
+
+
+@cases
+def test_forward_mode_alone_is_refused(case):
+    layer, _, arguments = case("float32", 2, 3)
+    with pytest.raises(TypeError, match=r"forward-mode .* custom_vjp"):
+        jax.jvp(layer, arguments, arguments)
+
+
+@cases
+def test_sequence_and_stack_are_one(case):
+    layer, _, (xs, weights) = case("float32", 2, 3)
+    dys = normal(1, "float32", 3, *xs.shape[1:])
+    expected = run_both_ways(layer, xs, weights, dys)
+    ys, (dxs, dweights) = run_both_ways(layer, list(xs), weights, list(dys))
+    assert isinstance(ys, list)
+    assert isinstance(jax.eval_shape(layer, tuple(xs), weights), list)
+    stacked = jnp.stack(ys), (jnp.stack(dxs), dweights)
+    assert_close(stacked, exact(expected), jnp.float32.dtype)
+
+
+@cases
+def test_jit_and_vmap_change_nothing(case):
+    layer, _, (xs, weights) = case("float32", 2, 3)
+    dys = normal(1, "float32", 3, *xs.shape[1:])
+    expected = [run_both_ways(layer, factor * xs, weights, dys) for factor in (1, 2)]
+    assert_close(layer(xs, weights), exact(expected[0][0]), jnp.float32.dtype)
+
+    several = jax.vmap(functools.partial(run_both_ways, layer), in_axes=(0, None, None))
+    actual = several(jnp.stack([xs, 2 * xs]), weights, dys)
+    expected = jax.tree.map(lambda *a: np.stack(a), *exact(expected))
+    assert_close(actual, expected, jnp.float32.dtype)
+
+
+# --- Symmetries and limits -----------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("x64")
+def test_permuted_inputs_permute_only_the_sum():
+    m, n, order = 3, 2, jnp.array([2, 0, 1])
+    gates, us = probabilities("float64", m, n), normal(5, "float64", m, n, B, 2, 3, C)
+    runs = [
+        (routing.cross_predict, us, gates),
+        (routing.cross_connect, us[:, 0], gates),
+        *((layer, *arguments) for layer, _, arguments in (
+            case("float64", m, n) for case in (linear_case, vectors_case, maps_case)
+        )),
+    ]  # fmt: skip
+    for function, xs, weights in runs:
+        permuted = jax.tree.map(lambda w: w[order], weights)
+        np.testing.assert_allclose(
+            function(xs[order], permuted), function(xs, weights), rtol=1e-13, atol=1e-14
+        )
+
+
+@cases
+def test_extreme_scores_keep_gradients_finite(case, dtype):
+    layer, _, (xs, weights) = case(dtype, 2, 3)
+    ends = np.array([-1e4, 1e4, 0])
+    if isinstance(weights, GateParams):
+        weights = weights._replace(b2=jnp.asarray(exact(weights.b2) + ends, dtype))
+    else:  # no bias: an input that is always one
+        xs, weights = exact(xs), exact(weights)
+        xs[..., 0], weights[..., 0] = 1, ends
+        xs, weights = jnp.asarray(xs, dtype), jnp.asarray(weights, dtype)
+    dys = normal(1, dtype, 3, *xs.shape[1:])
+    ys, (dxs, dweights) = run_both_ways(layer, xs, weights, dys)
+    assert_finite((ys, dxs, dweights))
+    # Both inputs go to the second output whole, and all that comes back comes from there.
+    np.testing.assert_array_equal(exact(ys)[[0, 2]], 0)
+    np.testing.assert_array_equal(exact(dxs), np.stack([exact(dys)[1]] * 2))
+
+
+@cases
+def test_gradients_at_zero_inputs(case, dtype):
+    layer, _, (xs, weights) = case(dtype, 2, 3)
+    xs, dys = jnp.zeros_like(xs), normal(1, dtype, 3, *xs.shape[1:])
+    backward = (
+        reference.linear_cross_connect_backward
+        if case is linear_case
+        else reference.cross_connect_backward
+    )
+    _, gradients = run_both_ways(layer, xs, weights, dys)
+    assert_close(gradients, reference_gradients(backward, xs, weights, dys), dtype)
+    # With all weights zero, every gate is 1/3 and nothing comes back through it. The derivative
+    # of ReLU at zero is zero.
+    zeros = jax.tree.map(jnp.zeros_like, weights)
+    _, gradients = run_both_ways(layer, xs, zeros, dys)
+    assert_close(gradients[0], np.broadcast_to(exact(dys).mean(axis=0), xs.shape), dtype)
+    assert_close(gradients[1], exact(zeros), dtype)
+
+
+@cases
+def test_empty_batch(case):
+    layer, _, (xs, weights) = case("float32", 2, 3)
+    nothing = xs[:, :0]
+    ys, gradients = run_both_ways(layer, nothing, weights, jnp.zeros((3, *nothing.shape[1:])))
+    assert ys.shape == (3, *nothing.shape[1:])
+    assert_close(
+        gradients, exact((nothing, jax.tree.map(jnp.zeros_like, weights))), jnp.float32.dtype
+    )
+
+
+# --- Memory --------------------------------------------------------------------------------------
+# Maps are larger here than all weights together: whatever is as large as a map is made of maps.
+
+M, N, MAP = 2, 3, (4, 5, 7, 6)
+VECTOR = (140, 6)
+memory_cases = pytest.mark.parametrize("name", ["linear", "gated"])
+forms = pytest.mark.parametrize("form", ["sequence", "stacked"])
+
+
+def memory_case(name, form, dtype="float32"):
+    if name == "linear":
+        layer, shape, weights = routing.linear_cross_connect, VECTOR, normal(2, dtype, M, N, 6)
+    else:
+        layer, shape, weights = routing.gated_cross_connect, MAP, gate_params(dtype, M, N, c=6)
+    xs = normal(0, dtype, M, *shape)
+    return layer, (xs if form == "stacked" else list(xs)), weights
+
+
+def outer_product_connect(xs, weights):
+    """What the layers must not be: Eq. 5 by way of all products ``g_ij X_i`` at once."""
+    xs = jnp.stack(xs) if isinstance(xs, list) else xs
+    gates = jax.nn.softmax(
+        jnp.einsum("mb...c,mnc->mnb...c", xs, weights).mean(-1, keepdims=True), axis=1
+    )
+    return (gates * jnp.broadcast_to(xs[:, None], (M, N, *xs.shape[1:]))).sum(0)
+
+
+def arrays_of(jaxpr):
+    """Shape and type of everything computed in a jaxpr, in those within it too."""
+    for equation in jaxpr.eqns:
+        yield from (variable.aval for variable in equation.outvars)
+        for inner in jax.tree.leaves(tuple(equation.params.values())):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from arrays_of(inner)
+
+
+def outer_products(function, *arguments):
+    """The arrays with as many elements as ``[m n b h w c]`` or more, in any layout."""
+    size = M * N * np.prod(MAP)
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    return [array for array in arrays_of(jaxpr) if array.size >= size]
+
+
+@memory_cases
+@forms
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_no_outer_product_in_either_direction(name, form, dtype):
+    layer, xs, weights = memory_case(name, form, dtype)
+    assert outer_products(layer, xs, weights) == []
+    run = jax.value_and_grad(loss_of(layer), argnums=(0, 1))
+    assert outer_products(run, xs, weights) == []
+    assert outer_products(jax.jit(run), xs, weights) == []
+
+
+def kept_maps(layer, xs, weights):
+    """What is kept between forward and backward pass and is as large as a map."""
+    _, backward = jax.vjp(layer, xs, weights)
+    return [kept for kept in jax.tree.leaves(backward) if kept.size >= np.prod(MAP)]
+
+
+@memory_cases
+@forms
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_backward_pass_keeps_no_map_but_the_inputs(name, form, dtype):
+    layer, xs, weights = memory_case(name, form, dtype)
+    kept = kept_maps(layer, xs, weights)
+    inputs = [np.asarray(x) for x in xs]
+    assert sum(k.size for k in kept) == sum(x.size for x in inputs)
+    for k in kept:
+        for x in np.asarray(k).reshape(-1, *inputs[0].shape):
+            assert any(x.dtype == i.dtype and np.array_equal(x, i) for i in inputs)
+
+
+def test_outer_products_are_found():
+    """The two tests above can fail."""
+    _, xs, weights = memory_case("linear", "stacked")
+    assert outer_products(outer_product_connect, xs, weights)
+    hidden = jax.checkpoint(jax.jit(outer_product_connect))
+    assert outer_products(hidden, xs, weights)
+    assert sum(k.size for k in kept_maps(outer_product_connect, xs, weights)) > xs.size
+
+
+# --- Errors --------------------------------------------------------------------------------------
+
+
+def zeros(*shape):
+    return jnp.zeros(shape)
+
+
+def zero_gates(w1, b1, w2, b2):
+    return GateParams(zeros(*w1), zeros(*b1), zeros(*w2), zeros(*b2))
+
+
+TWO = zeros(2, 4, 5)  # two inputs [b c] or gates [b n] to be wrong with
+PARAMS = zero_gates((2, 5, 6), (2, 6), (2, 6, 3), (2, 3))  # what two gates of 5 channels need
+ONE = one_gate(PARAMS, 0)
+
+ERRORS = {
+    # name: (function, arguments, what the message must show)
+    "gate: channels": ("gate", (zeros(4, 7), ONE), "(5, 6)"),
+    "gate: several gates": ("gate", (zeros(4, 5), PARAMS), "(2, 5, 6)"),
+    "gate: b1": ("gate", (zeros(4, 5), ONE._replace(b1=zeros(1))), "(1,)"),
+    "gate: w2": ("gate", (zeros(4, 5), ONE._replace(w2=zeros(7, 3))), "(7, 3)"),
+    "gate: b2": ("gate", (zeros(4, 5), ONE._replace(b2=zeros(1))), "(1,)"),
+    "relevance: channels": ("relevance", (zeros(4, 7), ONE), "(5, 6)"),
+    "cross_predict: no inputs": ("cross_predict", ([], []), "[]"),
+    "cross_predict: unequal": (
+        "cross_predict", ([[zeros(4, 5), zeros(4, 6)]], [zeros(4, 2)]), "(4, 6)"
+    ),
+    "cross_predict: gates of one input": ("cross_predict", ([TWO, TWO], [zeros(4, 2)]), "(4, 2)"),
+    "cross_predict: gates of more outputs": ("cross_predict", ([TWO], [zeros(4, 3)]), "3"),
+    "cross_predict: gates of another batch": ("cross_predict", ([TWO], [zeros(7, 2)]), "(7, 2)"),
+    "cross_predict: no prediction": (
+        "cross_predict", ([[], [zeros(4, 5)]], zeros(2, 4, 1)), "[0, 1]"
+    ),
+    "cross_connect: no inputs": ("cross_connect", ([], []), "[]"),
+    "cross_connect: unequal": ("cross_connect", ([zeros(4, 5), zeros(4, 6)], TWO), "(4, 6)"),
+    "cross_connect: no batch": ("cross_connect", (zeros(2, 5), TWO), "(5,)"),
+    "cross_connect: gates of more inputs": ("cross_connect", (TWO, zeros(3, 4, 2)), "(4, 2)"),
+    "cross_connect: gates of another batch": ("cross_connect", (TWO, zeros(2, 1, 3)), "(1, 3)"),
+    "cross_connect: gates of many shapes": (
+        "cross_connect", (TWO, [zeros(4, 2), zeros(4, 3)]), "(4, 3)"
+    ),
+    "cross_connect: gates without batch": ("cross_connect", (TWO, zeros(2, 3)), "(3,)"),
+    "cross_connect: no outputs": ("cross_connect", (TWO, zeros(2, 4, 0)), "(4, 0)"),
+    "linear: unequal": (
+        "linear_cross_connect", ([zeros(4, 5), zeros(4, 6)], zeros(2, 3, 5)), "(4, 6)"
+    ),
+    "linear: maps": ("linear_cross_connect", (zeros(2, 4, 2, 3, 5), zeros(2, 3, 5)), "(2, 3, 5)"),
+    "linear: weights without paths": ("linear_cross_connect", (TWO, zeros(3, 5)), "(3, 5)"),
+    "linear: weights of more inputs": ("linear_cross_connect", (TWO, zeros(3, 3, 5)), "(3, 3, 5)"),
+    "linear: weights [m k n]": ("linear_cross_connect", (TWO, zeros(2, 5, 3)), "(2, 5, 3)"),
+    "linear: no outputs": ("linear_cross_connect", (TWO, zeros(2, 0, 5)), "(2, 0, 5)"),
+    "gated: no inputs": ("gated_cross_connect", ([], PARAMS), "[]"),
+    "gated: unequal": ("gated_cross_connect", ([zeros(4, 5), zeros(4, 6)], PARAMS), "(4, 6)"),
+    "gated: a single gate": ("gated_cross_connect", (TWO, ONE), "(5, 6)"),
+    "gated: more inputs": ("gated_cross_connect", (zeros(3, 4, 5), PARAMS), "(2, 5, 6)"),
+    "gated: channels": ("gated_cross_connect", (zeros(2, 4, 7), PARAMS), "(2, 5, 6)"),
+    "gated: b1": ("gated_cross_connect", (TWO, PARAMS._replace(b1=zeros(2, 1))), "(2, 1)"),
+    "gated: w2 of one gate": (
+        "gated_cross_connect", (TWO, PARAMS._replace(w2=zeros(1, 6, 3))), "(1, 6, 3)"
+    ),
+    "gated: w2": ("gated_cross_connect", (TWO, PARAMS._replace(w2=zeros(2, 7, 3))), "(2, 7, 3)"),
+    "gated: b2": ("gated_cross_connect", (TWO, PARAMS._replace(b2=zeros(2, 1))), "(2, 1)"),
+    "gated: no outputs": (
+        "gated_cross_connect", (TWO, PARAMS._replace(w2=zeros(2, 6, 0), b2=zeros(2, 0))), "(2, 0)"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "arguments", "shape"), ERRORS.values(), ids=ERRORS)
+def test_wrong_shapes_are_named(name, arguments, shape):
+    # As users call it: without the check of annotations, which the tests put around functions.
+    function = inspect.unwrap(getattr(routing, name))
+    who = "(gate|relevance)" if name in ("gate", "relevance") else name
+    with pytest.raises(ValueError, match=f"^{who}: .*{re.escape(shape)}"):
+        function(*arguments)
