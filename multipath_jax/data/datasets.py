@@ -1,0 +1,194 @@
+"""Image classification data sets in host memory, read from prepared TFDS directories."""
+
+import dataclasses
+import io
+import math
+import os
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+from google.protobuf.message import DecodeError
+from jaxtyping import Float32, Int32, UInt8
+from PIL import Image
+from tensorflow_datasets.proto import tf_example_pb2
+
+from multipath_jax.data.prepared import one_line, open_prepared, start_again
+from multipath_jax.errors import UserError
+
+_PIL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+_READ_AT_ONCE = 1000  # records; one call for many costs half of one call for each
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split: images `[n h w c]`, labels `[n]`."""
+
+    images: UInt8[np.ndarray, "n h w c"]
+    labels: Int32[np.ndarray, " n"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Both splits, and the mean and deviation `[c]` of the training pixels in [0, 1]."""
+
+    name: str
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+    mean: Float32[np.ndarray, " c"]
+    std: Float32[np.ndarray, " c"]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels."""
+        return self.train.images.shape[1:]
+
+
+def load_dataset(name: str, data_dir: str | os.PathLike | None) -> Dataset:
+    """Reads a whole data set into memory.
+
+    `name` is "digits" (prepared on first use), "cifar10" or "cifar100" (downloaded and prepared
+    when missing, if TensorFlow is installed), or any TFDS data set prepared as ArrayRecord with the
+    features `image` (uint8, all of one size) and `label`, and the splits `train` and `test` (or
+    `validation` in its place). TFDS's `name/config:version` is understood.
+    `data_dir` holds the data sets; None is TFDS's default, `~/tensorflow_datasets` or
+    `$TFDS_DATA_DIR`. Raises `UserError` where the data are missing or cannot be used.
+    """
+    builder = open_prepared(name, data_dir)
+    _check_features(builder)
+    train, test = (_read_split(builder, split) for split in _split_names(builder))
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise UserError(
+            f"the images of {builder.data_dir} are {train.images.shape[1:]} in the training split "
+            f"and {test.images.shape[1:]} in the other; prepare the set with images of one size"
+        )
+    class_names = tuple(builder.info.features["label"].names)
+    return Dataset(name, train, test, class_names, *pixel_statistics(train.images))
+
+
+def pixel_statistics(
+    images: UInt8[np.ndarray, "n h w c"],
+) -> tuple[Float32[np.ndarray, " c"], Float32[np.ndarray, " c"]]:
+    """Mean and deviation `[c]` of each channel in [0, 1], from exact sums of integers."""
+    count = math.prod(images.shape[:3])
+    levels = np.arange(256)
+    moments = []
+    for channel in np.moveaxis(images, -1, 0):
+        histogram = np.bincount(channel.ravel(), minlength=256)
+        total, squares = int(histogram @ levels), int(histogram @ levels**2)
+        # A channel of one colour has nothing to scale; 1 keeps the division defined.
+        deviation = math.sqrt(count * squares - total * total) / (255 * count) or 1.0
+        moments.append((total / (255 * count), deviation))
+    mean, std = np.array(moments, np.float32).T
+    return mean, std
+
+
+def _check_features(builder: tfds.core.DatasetBuilder) -> None:
+    """Raises `UserError` unless there are uint8 images and class labels."""
+    wanted = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+    features = builder.info.features
+    for key, kind in wanted.items():
+        if key not in features or not isinstance(features[key], kind):
+            raise UserError(
+                f"{builder.data_dir} has no feature {key!r} of the kind {kind.__name__}, only "
+                f"{_listed(features)}; prepare it with that feature, or choose another data set"
+            )
+    dtype = np.dtype(features["image"].np_dtype)
+    if dtype != np.uint8:
+        raise UserError(
+            f"the images of {builder.data_dir} are of type {dtype.name}, not uint8; "
+            "prepare the set with 8-bit images, or choose another data set"
+        )
+
+
+def _listed(features: tfds.features.FeaturesDict) -> str:
+    return ", ".join(f"{key!r} ({type(value).__name__})" for key, value in features.items())
+
+
+def _split_names(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
+    """The splits to train and to test on. Raises `UserError` where one is missing."""
+    splits = [name for name, split in builder.info.splits.items() if split.num_examples]
+    test = "test" if "test" in splits else "validation"
+    if "train" not in splits or test not in splits:
+        raise UserError(
+            f"{builder.data_dir} has the splits {', '.join(map(repr, splits)) or '(none)'}, but "
+            "'train' and 'test' (or 'validation') are needed; prepare it with these, or choose "
+            "another data set"
+        )
+    return "train", test
+
+
+def _read_split(builder: tfds.core.DatasetBuilder, name: str) -> Split:
+    """Decodes one split. Raises `UserError` for a record that cannot be used, naming it."""
+    start = time.monotonic()
+    count = builder.info.splits[name].num_examples
+    num_classes = builder.info.features["label"].num_classes
+    labels = np.empty(count, np.int32)
+    for index, (image, label) in enumerate(_examples(builder, name)):
+        if index == 0:
+            images = np.empty((count, *image.shape), np.uint8)
+        if image.shape != images.shape[1:]:
+            raise UserError(
+                f"the images of {builder.data_dir} are not of one size: record 0 of {name!r} is "
+                f"{images.shape[1:]}, record {index} is {image.shape}; prepare the set with "
+                "images of one size, or choose another data set"
+            )
+        if not 0 <= label < num_classes:
+            raise UserError(
+                f"record {index} of {name!r} in {builder.data_dir} has the label {label}, not one "
+                f"of 0 to {num_classes - 1}; choose a data set whose splits are all labelled"
+            )
+        images[index], labels[index] = image, label
+    logging.info("%s: read %d images in %.1f s", name, count, time.monotonic() - start)
+    return Split(images, labels)
+
+
+def _examples(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[tuple[np.ndarray, int]]:
+    """Images `[h w c]` and labels, in the order of the files."""
+    channels = builder.info.features["image"].shape[-1]
+    for index, record in enumerate(_records(builder, split)):
+        try:
+            # Parsed and decoded here, since TFDS's own way takes half as long again.
+            example = tf_example_pb2.Example.FromString(record).features.feature
+            image = _decode(example["image"].bytes_list.value[0], channels)
+            label = example["label"].int64_list.value[0]
+        except (DecodeError, IndexError, OSError, SyntaxError, ValueError) as error:
+            raise _unreadable(builder.data_dir, f"record {index} of {split!r}", error) from error
+        yield image, label
+
+
+def _decode(encoded: bytes, channels: int) -> UInt8[np.ndarray, "h w c"]:
+    """A PNG or JPEG as an array. Raises `OSError`, `SyntaxError` or `ValueError` if damaged."""
+    image, mode = Image.open(io.BytesIO(encoded)), _PIL_MODES[channels]
+    pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def _records(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[bytes]:
+    """The serialized examples of a split."""
+    source = builder.as_data_source(
+        split,
+        deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
+        file_format="array_record",
+    )
+    for start in range(0, len(source), _READ_AT_ONCE):
+        indices = range(start, min(start + _READ_AT_ONCE, len(source)))
+        try:
+            records = source.__getitems__(indices)
+        except RuntimeError as error:  # from the reader in C++: file missing, cut off or changed
+            where = f"a record from {indices[0]} to {indices[-1]} of {split!r}"
+            raise _unreadable(builder.data_dir, where, error) from error
+        yield from records
+
+
+def _unreadable(folder: str | os.PathLike, where: str, error: Exception) -> UserError:
+    return UserError(
+        f"{where} in {folder} cannot be read ({one_line(error)}); {start_again(folder)}"
+    )

@@ -1,0 +1,194 @@
+"""Finding a data set among those that TFDS has prepared, and preparing it where that is possible.
+
+Reading needs no TensorFlow; preparing CIFAR does, and happens in a process of its own, so that
+TensorFlow takes neither time nor device memory from the training that follows.
+"""
+
+import contextlib
+import difflib
+import importlib.util
+import io
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import tensorflow_datasets as tfds
+from absl import logging
+from etils import epath
+from google.protobuf.json_format import ParseError
+from tensorflow_datasets.core import read_only_builder
+
+from multipath_jax.data import digits
+from multipath_jax.errors import UserError
+
+_DOWNLOADED = ("cifar10", "cifar100")  # prepared here when missing; other sets by their users
+_NAME = re.compile(r"\w+(/[\w.-]+)?(:[\d.*]+)?")  # name/config:version
+
+
+def open_prepared(name: str, data_dir: str | os.PathLike | None) -> tfds.core.DatasetBuilder:
+    """The data set as a TFDS builder whose records `as_data_source` reads without TensorFlow.
+
+    Prepares `digits`, and the CIFAR sets where TensorFlow is installed. Raises `UserError` for a
+    data set that is not there, is damaged or holds no ArrayRecord files.
+    """
+    data_dir = epath.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    if not _NAME.fullmatch(name):
+        raise UserError(_unknown(name, data_dir))
+    builder = _find(name, data_dir) or _prepare(name, data_dir)
+    _check_format(builder)
+    return builder
+
+
+def _find(name: str, data_dir: epath.Path) -> tfds.core.DatasetBuilder | None:
+    """The prepared data set, None where there is none. Raises `UserError` if it is damaged."""
+    try:
+        present = _base_name(name) in {path.name for path in data_dir.iterdir()}
+    except FileNotFoundError:
+        present = False
+    except OSError as error:
+        raise UserError(
+            f"the data directory {data_dir} cannot be read ({error.strerror}); choose another one"
+        ) from error
+    return _open(name, data_dir) if present else None
+
+
+def _open(name: str, data_dir: epath.Path) -> tfds.core.DatasetBuilder | None:
+    """The same, the data set's folder being there."""
+    folder = data_dir / _base_name(name)
+    _check_complete(folder)
+    try:
+        return read_only_builder.builder_from_files(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError:
+        return None
+    except (ParseError, ValueError) as error:
+        raise UserError(
+            f"the description of {name!r} in {data_dir} cannot be read ({one_line(error)}); "
+            f"{start_again(folder)}"
+        ) from error
+
+
+def _prepare(name: str, data_dir: epath.Path) -> tfds.core.DatasetBuilder:
+    """Prepares a data set that is not there. Raises `UserError` where that cannot be done."""
+    if name == "digits":
+        _prepare_digits(data_dir)
+    elif name in _DOWNLOADED and _has_tensorflow():
+        _prepare_with_tensorflow(name, data_dir)
+    builder = _find(name, data_dir)
+    if builder is None:
+        raise UserError(_how_to_get(name, data_dir))
+    return builder
+
+
+def _prepare_digits(data_dir: epath.Path) -> None:
+    logging.info("preparing digits in %s", data_dir)
+    tfds.disable_progress_bar()  # a second's work, and TFDS would call it a download
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            digits.prepare_digits(os.fspath(data_dir))
+    except OSError as error:
+        raise UserError(
+            f"digits cannot be written to {data_dir} ({error.strerror or error}); "
+            "choose a data directory that can be written"
+        ) from error
+
+
+def _prepare_with_tensorflow(name: str, data_dir: epath.Path) -> None:
+    """Runs TFDS's own preparation in a process without a GPU; its output shows what went wrong."""
+    logging.info("downloading and preparing %s in %s", name, data_dir)
+    command = [sys.executable, "-c", _preparation(name, data_dir)]
+    subprocess.run(command, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, check=False)
+
+
+def _preparation(name: str, data_dir: os.PathLike) -> str:
+    """The Python statements that download and prepare a data set of TFDS."""
+    name, folder = json.dumps(name), json.dumps(os.fspath(data_dir))  # in double quotes
+    return (
+        f"import tensorflow_datasets as tfds; tfds.builder({name}, data_dir={folder})"
+        '.download_and_prepare(file_format="array_record")'
+    )
+
+
+def _has_tensorflow() -> bool:
+    return importlib.util.find_spec("tensorflow") is not None
+
+
+def _check_complete(folder: epath.Path) -> None:
+    """Raises `UserError` where a version in the folder lacks its description."""
+    for version in filter(tfds.core.Version.is_valid, _folders(folder)):
+        for file in ("dataset_info.json", "features.json"):
+            if not (folder / version / file).exists():
+                raise UserError(
+                    f"{folder / version} has no {file}; {start_again(folder / version)}"
+                )
+
+
+def _check_format(builder: tfds.core.DatasetBuilder) -> None:
+    """Raises `UserError` for a directory without ArrayRecord files."""
+    formats = {file_format.value for file_format in builder.info.available_file_formats()}
+    if "array_record" not in formats:
+        raise UserError(
+            f"{builder.data_dir} holds {' and '.join(sorted(formats)) or 'no'} files, not "
+            "array_record; convert it with: pip install tensorflow apache-beam mlcroissant && "
+            f"tfds convert_format --dataset_version_dir={shlex.quote(builder.data_dir)} "
+            "--out_file_format=array_record"
+        )
+
+
+# What to tell the user
+
+
+def _base_name(name: str) -> str:
+    """The data set's own name in `name/config:version`."""
+    return re.split("[/:]", name)[0]
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _how_to_get(name: str, data_dir: epath.Path) -> str:
+    """What to do about a data set that is not there: prepare it, or correct its name."""
+    base = _base_name(name)
+    if variants := _folders(data_dir / base):
+        return (
+            f"{data_dir / base} holds no {name!r}, only {', '.join(variants)}; choose one of these"
+        )
+    if base in _registered():
+        command = _prepare_command(name, data_dir)
+        return f"{data_dir} holds no data set {name!r}; prepare it with: {command}"
+    return _unknown(name, data_dir)
+
+
+def _unknown(name: str, data_dir: epath.Path) -> str:
+    known = {*_registered(), *_folders(data_dir)}
+    nearest = difflib.get_close_matches(name, known) or ("digits", *_DOWNLOADED)
+    return (
+        f"unknown data set {name!r}; the nearest known names are {', '.join(nearest)} "
+        f"(a set of your own has to be prepared by TFDS in {data_dir})"
+    )
+
+
+def _registered() -> list[str]:
+    """The names that TFDS itself can prepare."""
+    return tfds.list_builders(with_community_datasets=False)
+
+
+def _folders(parent: epath.Path) -> list[str]:
+    """The names of the folders in a folder, TFDS's unfinished ones apart."""
+    if not parent.is_dir():
+        return []
+    names = (path.name for path in parent.iterdir() if path.is_dir())
+    return sorted(name for name in names if not name.startswith("incomplete."))
+
+
+def _prepare_command(name: str, data_dir: epath.Path) -> str:
+    install = "" if _has_tensorflow() else "pip install tensorflow && "
+    return f"{install}python -c {shlex.quote(_preparation(name, data_dir))}"
+
+
+def start_again(folder: str | os.PathLike) -> str:
+    """What to do about a damaged data set: the next run prepares it, or says how."""
+    return f"remove it with `rm -r {shlex.quote(os.fspath(folder))}` and start again"
