@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 import flax.linen as nn
 
+CIFAR = (32, 32, 3)  # height, width and channels of an image
+IMAGENET = (224, 224, 3)
+
 
 @dataclasses.dataclass(frozen=True)
 class Family:
@@ -18,11 +21,15 @@ class Family:
       build: called with ``num_classes``, the groups and the overrides; its keyword arguments are
         the overrides that users may give.
       examples: the members that the paper names.
+      image_shape: of the images that the members are meant for: height, width and channels.
+      note: what a user should know of them, in a line.
     """
 
     pattern: str
     build: Callable[..., nn.Module]
     examples: tuple[str, ...]
+    image_shape: tuple[int, int, int] = CIFAR
+    note: str = ""
 
     @property
     def overrides(self) -> tuple[str, ...]:

@@ -66,6 +66,11 @@ def create_model(name: str, num_classes: int = 10, **overrides) -> nn.Module:
     return family.build(num_classes, **numbers, **overrides)
 
 
+def family_of(name: str) -> Family:
+    """The family that a network belongs to. Raises UserError for an unknown name."""
+    return _find(name)[0]
+
+
 def _find(name: str) -> tuple[Family, re.Match]:
     for family in FAMILIES:
         if match := re.fullmatch(family.pattern, name):

@@ -1,0 +1,30 @@
+"""What the runnable modules share: flags whose errors are one line, and exit status 2 for them."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from multipath_jax.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags; what is wrong with them is a `UserError` rather than a printed usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Exits with what ``main(arguments)`` returns; a `UserError` is one line and status 2."""
+    try:
+        status = main(sys.argv[1:])
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    sys.exit(status)

@@ -1,0 +1,33 @@
+"""Highway layers: a learned gate decides how much of its input a layer changes."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+
+class ConvHighway(nn.Module):
+    """Srivastava et al., "Highway Networks" (2015), Eq. 3: ``T(x) H(x) + (1 - T(x)) x``.
+
+    H is a convolution with ReLU, T one with a sigmoid; both keep the input's shape.
+
+    Attributes:
+      kernel: side of both convolutions.
+      gate_bias: where T's bias starts: negative, so that a deep network first carries its input.
+      dtype: of the computation.
+    """
+
+    kernel: int = 3
+    gate_bias: float = -2.0
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b h w c"]:
+        channels, window = x.shape[-1], (self.kernel, self.kernel)
+        he, constant = nn.initializers.he_normal(), nn.initializers.constant
+        options = {"padding": "SAME", "kernel_init": he, "dtype": self.dtype}
+        h = nn.relu(nn.Conv(channels, window, name="transform", **options)(x))
+        t = nn.Conv(channels, window, bias_init=constant(self.gate_bias), name="gate", **options)(x)
+        t = jax.nn.sigmoid(t)
+        return t * h + (1 - t) * x

@@ -1,0 +1,94 @@
+"""NDDR: parallel tensors fused by one 1x1 convolution per path over all of their channels."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from multipath_jax.layers.blocks import ConvStage
+from multipath_jax.layers.paths import Execution, Parallel
+from multipath_jax.layers.routers import Router, Tensors
+from multipath_jax.layers.stitch import own_weights
+
+
+class NDDR(Router):
+    """Gao et al., "NDDR-CNN" (2019), Section 3: concatenation, 1x1 convolution, BatchNorm, ReLU.
+
+    A 1x1 convolution is a dense layer on every pixel, so this one layer serves maps and vectors.
+    The kernel ``[n m c f]`` takes the concatenation as two axes, path and channel. It starts
+    diagonal: output channel k is ``own`` times channel k of its own path, and the rest in equal
+    parts channel k of the other paths (k modulo c, where the layer widens).
+
+    Attributes:
+      features: f, of every output tensor.
+      own: the initial weight of a path in its own output.
+      dtype: of the computation.
+    """
+
+    features: int = 32
+    own: float = 0.9
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, xs: Tensors, train: bool = False) -> Float[Array, "n b *space f"]:
+        """m tensors ``[b ... c]`` -> ``[n b ... features]``.
+
+        Raises:
+          ValueError: tensors of unequal shapes, or n < 1.
+        """
+        xs = self._enter(xs)
+        kernel = self.param("kernel", self._diagonal, len(xs), xs.shape[-1])
+        bias = self.param("bias", nn.initializers.zeros, (self.num_outputs, self.features))
+        inputs, kernel, bias = nn.dtypes.promote_dtype(xs, kernel, bias, dtype=self.dtype)
+        ys = jax.vmap(lambda k, b: jnp.einsum("mb...c,mcf->b...f", inputs, k) + b)(kernel, bias)
+        return self._leave(xs, nn.relu(Parallel(_batch_norm(train, self.dtype))(ys)))
+
+    def _diagonal(self, key: jax.Array, m: int, c: int) -> Float[Array, "n m c f"]:
+        weights = own_weights(m, self.num_outputs, self.own)
+        same_channel = jnp.arange(c)[:, None] == jnp.arange(self.features) % c
+        return jnp.einsum("mn,cf->nmcf", weights, same_channel)
+
+
+class NDDRShortcut(Router):
+    """NDDR-CNN's shortcuts: a convolutional part whose every stage reaches its end directly.
+
+    The outputs of all stages are resized to the last one's height and width and concatenated; a
+    1x1 convolution with BatchNorm and ReLU brings them back to the last one's channels. All paths
+    share it: with one of its own for each, the paper's parameter count would not be met.
+
+    Attributes:
+      layers: called in order, as `MultiPath` does: routers, and stages that run on every path. The
+        first is a router and opens ``num_outputs`` paths; the last is a stage.
+      execution: how the paths run, as in `Parallel`.
+      dtype: of the computation.
+    """
+
+    layers: Sequence[nn.Module] = ()
+    execution: Execution = "unrolled"
+    dtype: DTypeLike = jnp.float32
+
+    preserve_adopted_names: ClassVar[bool] = True
+
+    @nn.compact
+    def __call__(self, xs: Tensors, train: bool = False) -> Float[Array, "n b h2 w2 f"]:
+        """m images ``[b h w c]`` -> ``[n b h2 w2 f]``, h2, w2 and f as the last stage leaves."""
+        xs, stages = self._enter(xs), []
+        for layer in self.layers:
+            routes = isinstance(layer, Router)
+            xs = (layer if routes else Parallel(layer, self.execution))(xs, train=train)
+            if isinstance(layer, ConvStage):
+                stages.append(xs)
+        resized = [jax.image.resize(x, (*xs.shape[:-1], x.shape[-1]), "linear") for x in stages]
+        joined = jnp.concatenate(resized, axis=-1)
+        # On [m b ...] a dense layer and a BatchNorm take the paths for more examples.
+        he = nn.initializers.he_normal()
+        ys = nn.Dense(xs.shape[-1], kernel_init=he, dtype=self.dtype, name="shortcut")(joined)
+        return nn.relu(_batch_norm(train, self.dtype)(ys))
+
+
+def _batch_norm(train: bool, dtype: DTypeLike) -> nn.BatchNorm:
+    return nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name="norm")

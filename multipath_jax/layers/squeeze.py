@@ -1,0 +1,33 @@
+"""Squeeze-and-Excitation: each channel rescaled by a weight computed from the whole image."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from multipath_jax.routing import global_average_pool
+
+
+class SqueezeExcite(nn.Module):
+    """Hu et al., "Squeeze-and-Excitation Networks" (2018), Eqs. 2-4: ``x * s(x)``.
+
+    ``s`` is global average pooling, a dense layer to ``c / ratio``, ReLU, a dense layer back to
+    ``c`` and a sigmoid.
+
+    Attributes:
+      ratio: by how much the hidden layer is narrower than the input; its width is at least one.
+      dtype: of the computation; the weights of the channels come from float32, as gates do.
+    """
+
+    ratio: int = 16
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b h w c"]:
+        channels = x.shape[-1]
+        he = nn.initializers.he_normal()  # before a ReLU
+        z = global_average_pool(x)
+        z = nn.relu(nn.Dense(max(channels // self.ratio, 1), kernel_init=he, name="squeeze")(z))
+        scale = jax.nn.sigmoid(nn.Dense(channels, name="excite")(z))
+        return (x * scale[:, None, None]).astype(self.dtype)

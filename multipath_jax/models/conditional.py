@@ -1,0 +1,183 @@
+"""Table 3's networks that run some of their blocks only, as each image needs: all are ResNet110."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from multipath_jax.layers import (
+    BasicBlock,
+    ConditionalBlock,
+    GumbelGate,
+    PoolDense,
+    ResidualStack,
+    ResidualStem,
+    SkipGate,
+    straight_through,
+)
+from multipath_jax.models.cifar_resnet import STACKS, STEM, cifar_resnet
+from multipath_jax.models.family import Family
+from multipath_jax.models.multipath import MultiPath
+
+
+def convnet_aig(
+    num_classes: int,
+    *,
+    run_all: bool,
+    depth: int = 110,
+    target: float = 0.7,
+    dtype: DTypeLike = jnp.float32,
+) -> MultiPath:
+    """ConvNet-AIG: a gate in every block, sampled in training, and a target for how often it runs.
+
+    ConvNet-AIG-all is the same network, trained alike, with all blocks running at inference.
+
+    Args:
+      num_classes: width of the output.
+      run_all: as in `layers.GumbelGate`.
+      depth: 6k+2.
+      target: the share of images that ought to run a block.
+      dtype: of the computation; gates are float32.
+    """
+    network = cifar_resnet(num_classes, depth=depth, dtype=dtype)
+    blocks = sum(layer.blocks for layer in network.layers if isinstance(layer, ResidualStack))
+    # The loss is twice the mean over the blocks.
+    return _gated(network, partial(GumbelGate, target, weight=2 / blocks, run_all=run_all))
+
+
+def skipnet(num_classes: int, *, depth: int = 110, dtype: DTypeLike = jnp.float32) -> MultiPath:
+    """SkipNet with feed-forward gates, as its first, supervised stage trains it: straight through.
+
+    The second stage, reinforcement learning that rewards skipping, is left out.
+
+    Args:
+      num_classes: width of the output.
+      depth: 6k+2.
+      dtype: of the computation; gates are float32.
+    """
+    return _gated(cifar_resnet(num_classes, depth=depth, dtype=dtype), SkipGate)
+
+
+def _gated(network: MultiPath, gate) -> MultiPath:
+    """The same residual network, every block of which has a gate."""
+
+    def gated(stack: ResidualStack) -> ResidualStack:
+        block = partial(
+            ConditionalBlock, *stack.block.args, **stack.block.keywords | {"gate": gate}
+        )
+        return stack.clone(block=block)
+
+    return MultiPath(tuple(gated(x) if isinstance(x, ResidualStack) else x for x in network.layers))
+
+
+class BlockDrop(nn.Module):
+    """Wu et al., "BlockDrop" (2018): a policy network decides on all blocks at once from the image.
+
+    Of its three stages this trains the first two. With ``controlled=0`` every block runs and the
+    residual network learns; then the curriculum raises ``controlled``, so that the policy decides
+    on ever more blocks, from the last to the first. The authors train the policy by reinforcement;
+    that is left out. Here its samples (random stream ``gates``) pass their gradient straight
+    through to the probabilities, and the loss ``usage`` is the term of the authors' reward for
+    running few blocks: the squared share of blocks that run. For the same reason there is no joint
+    fine-tuning by reinforcement.
+
+    The policy network is a ResNet8 of half the width: a full one would exceed the printed 1.7M.
+
+    Attributes:
+      num_classes: width of the output.
+      policy: images -> a score for every block.
+      blocks: to a stack.
+      controlled: how many blocks, counted from the last, the policy decides on; None for all.
+      usage: weight of the loss.
+      dtype: of the computation.
+    """
+
+    num_classes: int
+    policy: nn.Module
+    blocks: int = 18
+    controlled: int | None = None
+    usage: float = 1.0
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Float[Array, "b h w c"],
+        train: bool = False,
+        labels: Int[Array, "b"] | None = None,
+    ) -> Float[Array, "b classes"]:
+        """Images -> logits."""
+        keep = iter(self._decide(images, train).T)
+        x = ResidualStem(STEM, dtype=self.dtype, name="stem")(images, train)
+        for stack, features in enumerate(STACKS, start=1):
+            for number in range(1, self.blocks + 1):
+                strides = 2 if stack > 1 and number == 1 else 1
+                name = f"stack_{stack}_block_{number}"
+                block = ConditionalBlock(features, strides, dtype=self.dtype, name=name)
+                x = block(x, train, next(keep))
+        x = PoolDense(self.num_classes, self.dtype, name="dense")(x)
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+    def _decide(self, images, train) -> Float[Array, "b blocks"]:
+        """The policy's decisions, sampled in training; blocks out of its control run."""
+        probabilities = jax.nn.sigmoid(self.policy(images, train))
+        blocks = probabilities.shape[1]
+        hard = jnp.round(probabilities)
+        if train:
+            sample = jax.random.bernoulli(self.make_rng("gates"), probabilities)
+            hard = sample.astype(probabilities.dtype)
+        controlled = blocks if self.controlled is None else self.controlled
+        keep = straight_through(hard, probabilities)
+        keep = jnp.where(jnp.arange(blocks) >= blocks - controlled, keep, 1.0)
+        if train:
+            self.sow("losses", "usage", self.usage * (keep.mean(axis=1) ** 2).mean())
+        return keep
+
+
+def policy_network(num_blocks: int, dtype: DTypeLike) -> MultiPath:
+    """Images -> a score for every block: a ResNet8 with 8, 16 and 32 channels."""
+    stacks = (
+        ResidualStack(
+            partial(BasicBlock, features // 2, dtype=dtype), 1, strides, name=f"stack_{number}"
+        )
+        for number, (features, strides) in enumerate(zip(STACKS, (1, 2, 2), strict=True), start=1)
+    )
+    return MultiPath(
+        (
+            ResidualStem(STEM // 2, dtype=dtype, name="stem"),
+            *stacks,
+            PoolDense(num_blocks, dtype, name="dense"),
+        )
+    )
+
+
+def blockdrop(
+    num_classes: int,
+    *,
+    blocks: int = 18,
+    controlled: int | None = None,
+    usage: float = 1.0,
+    dtype: DTypeLike = jnp.float32,
+) -> BlockDrop:
+    """BlockDrop, with its options.
+
+    Args:
+      num_classes: width of the output.
+      blocks: to a stack; 18 make ResNet110.
+      controlled: how many blocks, counted from the last, the policy decides on; None for all.
+      usage: weight of the loss.
+      dtype: of the computation.
+    """
+    policy = policy_network(len(STACKS) * blocks, dtype)
+    return BlockDrop(num_classes, policy, blocks, controlled, usage, dtype)
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family("ConvNet-AIG", partial(convnet_aig, run_all=False), ("ConvNet-AIG",)),
+    Family("ConvNet-AIG-all", partial(convnet_aig, run_all=True), ("ConvNet-AIG-all",)),
+    Family("SkipNet", skipnet, ("SkipNet",), note="without the stage of reinforcement"),
+    Family("BlockDrop", blockdrop, ("BlockDrop",), note="without the stages of reinforcement"),
+)

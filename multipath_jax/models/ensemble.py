@@ -1,0 +1,84 @@
+"""Section 6.2: ensembles, whose members learn by themselves and answer together."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from multipath_jax.models.family import Family
+from multipath_jax.models.plain import plain_cnn
+
+
+class Ensemble(nn.Module):
+    """Networks trained side by side, whose class probabilities are averaged.
+
+    With ``labels`` it records the sum of its members' own cross-entropies as the loss
+    ``classification``. Members share no parameter and each term depends on one member only, so
+    none learns from another.
+
+    Attributes:
+      members: networks with the call of all of ours, giving logits; their names are the keys of
+        the parameters.
+    """
+
+    members: Sequence[nn.Module]
+
+    preserve_adopted_names: ClassVar[bool] = True
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Float[Array, "b h w c"],
+        train: bool = False,
+        labels: Int[Array, "b"] | None = None,
+    ) -> Float[Array, "b classes"]:
+        """Images -> the logarithms of the mean probabilities."""
+        logs = jnp.stack(
+            [jax.nn.log_softmax(member(images, train=train)) for member in self.members]
+        )
+        if labels is not None:
+            own = -jnp.take_along_axis(logs, labels[None, :, None], axis=-1)  # [members b 1]
+            self.sow("losses", "classification", own.mean(axis=1).sum())
+        return jax.nn.logsumexp(logs, axis=0) - jnp.log(len(self.members))
+
+
+def base_ensemble(
+    num_classes: int, *, members: int = 3, dtype: DTypeLike = jnp.float32
+) -> Ensemble:
+    """Base Ensemble: several BaseCNNs, which differ in their random initialization.
+
+    Args:
+      num_classes: width of the output.
+      members: how many.
+      dtype: of the computation.
+    """
+    return _ensemble(["BaseCNN"] * members, num_classes, dtype)
+
+
+def all_ensemble(num_classes: int, *, dtype: DTypeLike = jnp.float32) -> Ensemble:
+    """All Ensemble: BaseCNN, WideCNN and DeepCNN.
+
+    Args:
+      num_classes: width of the output.
+      dtype: of the computation.
+    """
+    return _ensemble(["BaseCNN", "WideCNN", "DeepCNN"], num_classes, dtype)
+
+
+def _ensemble(structures, num_classes, dtype) -> Ensemble:
+    return Ensemble(
+        tuple(
+            plain_cnn(structure, num_classes, dtype=dtype).clone(name=f"member_{number}")
+            for number, structure in enumerate(structures, start=1)
+        )
+    )
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family("BaseCNN-Ensemble", base_ensemble, ("BaseCNN-Ensemble",)),
+    Family("All-Ensemble", all_ensemble, ("All-Ensemble",)),
+)

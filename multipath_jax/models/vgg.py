@@ -1,0 +1,73 @@
+"""VGG networks: VGG16 for CIFAR (Table 2), and the network that Section 7 looks into."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from multipath_jax.layers import ConvStage, CrossConnect, DenseLayer, Execution
+from multipath_jax.models.family import IMAGENET, Family
+from multipath_jax.models.multipath import MultiPath
+
+# The convolutions by stage; a 2x2 max-pooling ends every stage.
+STRUCTURES = {
+    "VGG13": ((32, 32), (64, 64), (128, 128), (256, 256), (256, 256)),
+    "VGG16": ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)),
+}
+DENSE = 256
+
+
+def vgg(
+    structure: str,
+    num_classes: int,
+    *,
+    paths: int | None = None,
+    execution: Execution = "unrolled",
+    custom_vjp: bool = True,
+    dtype: DTypeLike = jnp.float32,
+) -> MultiPath:
+    """VGG13 with half the filters (Section 7), with one path or many, or VGG16.
+
+    Five stages, then dense layers of 256, 256 and the classes: Section 7's, which give VGG16 the
+    14.9M parameters of Table 2. Built, as the plain networks are, of convolutions with a bias and
+    BatchNorm that start as He normal over the inputs. Images are multiples of 32.
+
+    Args:
+      structure: a key of `STRUCTURES`.
+      num_classes: width of the output.
+      paths: X, the number of parallel paths; None for the ordinary network. The routers of
+        Section 7, 1 to 7, are on the image, after each pooling, and after the first dense layer.
+      execution: how parallel paths run, as in `layers.Parallel`.
+      custom_vjp: whether cross-connections use the written-out backward pass of Section 5.
+      dtype: of the computation.
+    """
+    layers = _layers(structure, num_classes, dtype)
+    if paths is not None:
+        layers = _cross_connected(layers, paths, custom_vjp)
+    return MultiPath(tuple(layers), execution)
+
+
+def _layers(structure, num_classes, dtype) -> Iterator[nn.Module]:
+    for number, features in enumerate(STRUCTURES[structure], start=1):
+        yield ConvStage(features, pool=True, dtype=dtype, name=f"stage_{number}")
+    yield DenseLayer(DENSE, dtype=dtype, name="dense_1")
+    yield DenseLayer(DENSE, dtype=dtype, name="dense_2")
+    yield DenseLayer(num_classes, relu=False, dtype=dtype, name="dense_3")
+
+
+def _cross_connected(layers, paths, custom_vjp) -> Iterator[nn.Module]:
+    """A router before every layer but the last."""
+    *layers, dense_3 = layers
+    for number, layer in enumerate(layers, start=1):
+        yield CrossConnect(paths, custom_vjp=custom_vjp, name=f"router_{number}")
+        yield layer
+    yield dense_3
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family("VGG16", partial(vgg, "VGG16", paths=None), ("VGG16",)),
+    Family("VGG13", partial(vgg, "VGG13", paths=None), ("VGG13",), IMAGENET),
+    Family(r"VGG13-(?P<paths>\d+)-CC", partial(vgg, "VGG13"), ("VGG13-2-CC",), IMAGENET),
+)

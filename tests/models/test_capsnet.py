@@ -1,0 +1,81 @@
+"""CapsNet: its size, its response and its two losses."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import multipath_jax
+from multipath_jax.models.capsnet import margin_loss
+
+IMAGES = jax.random.normal(jax.random.key(1), (2, 18, 18, 1))
+LABELS = jnp.array([2, 0])
+
+
+@pytest.fixture(scope="module")
+def network():
+    model = multipath_jax.create_model("CapsNet", num_classes=3)
+    return model, {"params": jax.jit(model.init)(jax.random.key(0), IMAGES)["params"]}
+
+
+def shapes(shape):
+    model = multipath_jax.create_model("CapsNet")
+    return jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), jnp.zeros(shape)))
+
+
+def test_on_mnist_the_size_is_the_printed_one():
+    _, variables = shapes((1, 28, 28, 1))
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    assert count / 1e6 == pytest.approx(8.2, abs=0.05)
+
+
+def test_cifar_images_do_as_well():
+    logits, variables = shapes((2, 32, 32, 3))
+    assert logits.shape == (2, 10)
+    assert variables["params"]["classes"]["matrices"].shape == (8 * 8 * 32, 10, 8, 16)
+    assert variables["params"]["decoder_3"]["kernel"].shape == (1024, 32 * 32 * 3)
+
+
+def test_the_margin_loss():
+    lengths = np.array([[0.95, 0.3, 0.05], [0.2, 0.5, 0.7]])
+    expected = []
+    for row, label in zip(lengths, (0, 1), strict=True):
+        terms = [
+            max(0, 0.9 - v) ** 2 if k == label else 0.5 * max(0, v - 0.1) ** 2
+            for k, v in enumerate(row)
+        ]
+        expected.append(sum(terms))
+    actual = margin_loss(jnp.asarray(lengths, jnp.float32), jnp.array([0, 1]))
+    np.testing.assert_allclose(actual, np.mean(expected), rtol=1e-5)
+
+
+def test_both_losses_are_recorded_with_labels_only(network):
+    model, variables = network
+    apply = partial(model.apply, train=True, mutable=["losses", "intermediates"])
+    lengths, recorded = jax.jit(apply)(variables, IMAGES, labels=LABELS)
+    assert lengths.shape == (2, 3)
+    assert ((lengths >= 0) & (lengths < 1)).all()
+    losses = {key: value[0] for key, value in recorded["losses"].items()}
+    assert set(losses) == {"classification", "reconstruction"}
+    np.testing.assert_allclose(losses["classification"], margin_loss(lengths, LABELS), rtol=1e-6)
+    drawn = recorded["intermediates"]["reconstruction"][0]
+    error = np.mean([np.sum((drawn[b] - IMAGES[b]) ** 2) for b in range(2)])
+    np.testing.assert_allclose(losses["reconstruction"], 0.0005 * error, rtol=1e-5)
+    _, recorded = jax.eval_shape(apply, variables, IMAGES)
+    assert not recorded.get("losses")
+
+
+def test_the_decoder_sees_the_capsule_of_the_label_only(network):
+    model, variables = network
+
+    @jax.jit
+    def drawn(labels):
+        _, recorded = model.apply(variables, IMAGES, labels=labels, mutable=["intermediates"])
+        return recorded["intermediates"]["reconstruction"][0]
+
+    own = drawn(LABELS)
+    other = drawn(jnp.array([2, 1]))
+    np.testing.assert_array_equal(own[0], other[0])
+    assert not np.allclose(own[1], other[1])

@@ -1,0 +1,96 @@
+"""Ensembles: members that learn by themselves and answer together."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import multipath_jax
+from multipath_jax.layers import DenseLayer
+from multipath_jax.models.ensemble import Ensemble
+from multipath_jax.models.multipath import MultiPath
+
+IMAGES = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
+LABELS = jnp.array([0, 3, 1, 2])
+
+
+def member(number, width=5):
+    layers = (DenseLayer(width, name="dense_1"), DenseLayer(4, relu=False, name="dense_2"))
+    return MultiPath(layers).clone(name=f"member_{number}")
+
+
+SMALL = Ensemble((member(1), member(2), member(3, width=7)))
+
+
+def variables_of(model, images=IMAGES):
+    return {"params": model.init(jax.random.key(0), images)["params"]}
+
+
+def own_logits(variables, number, width=5):
+    return member(number, width).apply({"params": variables["params"][f"member_{number}"]}, IMAGES)
+
+
+def loss(variables, labels=LABELS):
+    _, recorded = SMALL.apply(variables, IMAGES, train=True, labels=labels, mutable=["losses"])
+    return recorded["losses"]["classification"][0]
+
+
+def own_loss(variables, number, width=5):
+    logits = own_logits(variables, number, width)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, LABELS).mean()
+
+
+def test_the_response_is_the_mean_of_the_members_probabilities():
+    variables = variables_of(SMALL)
+    logits = [own_logits(variables, n, w) for n, w in ((1, 5), (2, 5), (3, 7))]
+    mean = np.mean([jax.nn.softmax(one) for one in logits], axis=0)
+    np.testing.assert_allclose(np.exp(SMALL.apply(variables, IMAGES)), mean, rtol=1e-5)
+
+
+def test_the_loss_is_the_sum_of_the_members_own():
+    variables = variables_of(SMALL)
+    expected = own_loss(variables, 1) + own_loss(variables, 2) + own_loss(variables, 3, 7)
+    np.testing.assert_allclose(loss(variables), expected, rtol=1e-5)
+
+
+def test_a_member_s_gradient_never_sees_another_s_loss():
+    """It is the gradient of the member alone, and stays so to the bit whatever the others are."""
+    variables = variables_of(SMALL)
+    gradient = jax.grad(loss)(variables)["params"]
+    alone = jax.grad(lambda v: own_loss(v, 1))(variables)["params"]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        gradient["member_1"],
+        alone["member_1"],
+    )
+    others = {key: jax.tree.map(lambda p: 3 * p + 1, variables["params"][key]) for key in gradient}
+    changed = {"params": others | {"member_1": variables["params"]["member_1"]}}
+    again = jax.grad(loss)(changed)["params"]
+    jax.tree.map(np.testing.assert_array_equal, again["member_1"], gradient["member_1"])
+    assert not np.array_equal(
+        again["member_2"]["dense_1"]["dense"]["bias"],
+        gradient["member_2"]["dense_1"]["dense"]["bias"],
+    )
+
+
+def test_the_loss_is_recorded_with_labels_only():
+    _, recorded = SMALL.apply(variables_of(SMALL), IMAGES, train=True, mutable=["losses"])
+    assert not recorded.get("losses")
+
+
+@pytest.mark.parametrize(("name", "printed"), [("BaseCNN-Ensemble", 1.66), ("All-Ensemble", 4.27)])
+def test_the_sizes_are_the_printed_ones(name, printed):
+    model, images = multipath_jax.create_model(name), jnp.zeros((1, 32, 32, 3))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images))["params"]
+    assert set(shapes) == {"member_1", "member_2", "member_3"}
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    assert count / 1e6 == pytest.approx(printed, abs=0.005 + printed / 100)
+
+
+def test_members_start_apart():
+    model = multipath_jax.create_model("BaseCNN-Ensemble", members=2)
+    variables = jax.jit(model.init)(jax.random.key(0), IMAGES)
+    one, two = (variables["params"][f"member_{number}"] for number in (1, 2))
+    kernels = [m["stage_1"]["conv_1"]["conv"]["kernel"] for m in (one, two)]
+    assert not np.allclose(*kernels)

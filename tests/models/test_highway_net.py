@@ -1,0 +1,27 @@
+"""HighwayNet: its size, its depth and how its gates start."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import multipath_jax
+
+
+def shapes(size=32):
+    model, images = multipath_jax.create_model("HighwayNet"), jnp.zeros((2, size, size, 3))
+    return jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images))
+
+
+def test_the_size_is_the_printed_one_with_nineteen_layers():
+    logits, variables = shapes()
+    assert logits.shape == (2, 10)
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    assert count / 1e6 == pytest.approx(2.3, abs=0.05 + 0.023)
+    assert len(variables["params"]) == 19
+    assert sum("highway" in name for name in variables["params"]) == 13
+
+
+def test_gates_start_towards_carrying():
+    model = multipath_jax.create_model("HighwayNet", gate_bias=-3.0)
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))["params"]
+    assert (params["stage_1_highway_2"]["gate"]["bias"] == -3).all()

@@ -1,0 +1,49 @@
+"""HyperWRN40-2: its size, and that one generator makes all kernels."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import multipath_jax
+from multipath_jax.models.hyper import HyperWideResNet
+
+IMAGES = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+
+
+def test_the_size_is_the_printed_one_and_the_layers_are_wrn_40_2_s():
+    model = multipath_jax.create_model("HyperWRN40-2")
+    images = jnp.zeros((1, 32, 32, 3))
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), images))["params"]
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert count / 1e6 == pytest.approx(0.15, abs=0.005 + 0.0015)
+    embeddings = [
+        leaf.shape[0] * leaf.shape[1]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        if path[-1].key == "embedding"
+    ]
+    # 3x3 kernels of 16x16 channels in 36 convolutions, as WRN-40-2 has them.
+    assert len(embeddings) == 36
+    assert sum(embeddings) == (2 + 11 * 4) + (8 + 11 * 16) + (32 + 11 * 64)
+
+
+def test_every_kernel_comes_from_the_one_generator():
+    model = HyperWideResNet(4, blocks=1, width=1)
+    variables = jax.jit(model.init)(jax.random.key(0), IMAGES)
+    variables = {key: variables[key] for key in ("params", "batch_stats")}
+
+    @jax.jit
+    def response(params):
+        return model.apply(variables | {"params": params}, IMAGES)
+
+    def without_kernels(params):
+        silent = jax.tree.map(jnp.zeros_like, params["generator"])
+        return response(params | {"generator": silent})
+
+    # A silent generator leaves the shortcuts: embeddings no longer matter.
+    params = variables["params"]
+    shifted = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf + 1 if path[-1].key == "embedding" else leaf, params
+    )
+    assert not np.allclose(response(shifted), response(params), atol=1e-3)
+    np.testing.assert_array_equal(without_kernels(params), without_kernels(shifted))
