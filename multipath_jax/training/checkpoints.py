@@ -1,0 +1,227 @@
+"""Checkpoints in a workdir: the two latest and the best, written while training goes on."""
+
+import os
+from typing import NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from flax import traverse_util
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+from orbax.checkpoint import args as ocp_args
+from orbax.checkpoint import checkpoint_managers as policies
+
+from multipath_jax.errors import UserError
+from multipath_jax.training import config as config_lib
+from multipath_jax.training.state import TrainState
+from multipath_jax.training.step import Carry
+
+CONFIG_FILE = "config.json"
+FOLDER = "checkpoints"
+
+
+class Checkpoints:
+    """The checkpoints of one workdir.
+
+    Each has two items, so that evaluation and `init_from` need no optimizer: ``weights``
+    (parameters and statistics) and ``training`` (step, momentum, key, and the metrics since the
+    last log). It is written beside its place and renamed when complete: a run that is killed
+    leaves either the whole of it or nothing.
+    """
+
+    def __init__(self, workdir: epath.PathLike, read_only: bool = False):
+        """Opens the folder; creates it unless ``read_only``."""
+        # Two of the latest: one is left should the newest be damaged.
+        kept = policies.AnyPreservationPolicy(
+            [
+                policies.LatestN(2),
+                policies.BestN(
+                    get_metric_fn=lambda metrics: -metrics["error"],
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                ),
+            ]
+        )
+        folder = epath.Path(workdir).absolute() / FOLDER
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=kept,
+            best_fn=lambda metrics: metrics["error"],  # without one Orbax stores no metrics
+            best_mode="min",
+            create=not read_only,
+            read_only=read_only,
+            cleanup_tmp_directories=not read_only,
+        )
+        handlers = {name: ocp.PyTreeCheckpointHandler() for name in ("weights", "training")}
+        self._manager = ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+
+    @property
+    def latest(self) -> int | None:
+        """The step of the newest checkpoint."""
+        return self._manager.latest_step()
+
+    @property
+    def best(self) -> int | None:
+        """The step of the checkpoint with the lowest test error; the latest of equals."""
+        errors = self._errors()
+        return min(errors, key=lambda step: (errors[step], -step)) if errors else self.latest
+
+    @property
+    def best_error(self) -> float | None:
+        """The lowest test error, in percent."""
+        return min(self._errors().values(), default=None)
+
+    def _errors(self) -> dict[int, float]:
+        metrics = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
+        return {step: found["error"] for step, found in metrics.items() if found}
+
+    def save(self, step: int, carry: Carry, error: float | None) -> None:
+        """Copies the carry off the device and returns; the files are written meanwhile.
+
+        Args:
+          error: the test error, in percent, where it is known.
+        """
+        if step == self.latest:
+            return
+        weights, training = _parts(carry)
+        items = ocp_args.Composite(
+            weights=ocp_args.PyTreeSave(weights), training=ocp_args.PyTreeSave(training)
+        )
+        metrics = None if error is None else {"error": error}
+        self._manager.save(step, args=items, metrics=metrics, force=True)
+
+    def restore(self, like: Carry, step: int) -> Carry:
+        """The carry saved at that step; ``like`` gives its shapes and where it lies."""
+        weights, training = _parts(like)
+        items = ocp_args.Composite(weights=_reading(weights), training=_reading(training))
+        found = self._manager.restore(step, args=items)
+        state = like.state.replace(**found["weights"], **found["training"]["state"])
+        return Carry(state, found["training"]["metrics"])
+
+    def shapes(self, step: int) -> dict[tuple[str, ...], PyTree]:
+        """The shapes of the saved weights, by flattened key."""
+        return traverse_util.flatten_dict(dict(self._manager.item_metadata(step)["weights"].tree))
+
+    def restore_weights(self, like: PyTree, step: int) -> PyTree:
+        """The saved values of ``like``, the shapes of a part of the weights."""
+        items = ocp_args.Composite(weights=_reading(like, partial_restore=True))
+        return self._manager.restore(step, args=items)["weights"]
+
+    def wait(self) -> None:
+        """Returns when all is written."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits until all is written."""
+        self.wait()
+        self._manager.close()
+
+
+def _parts(carry: Carry) -> tuple[dict, dict]:
+    state = carry.state
+    progress = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
+    return state.variables, {"state": progress, "metrics": carry.metrics}
+
+
+def _reading(like: PyTree, **options) -> ocp_args.PyTreeRestore:
+    """How to read a tree of these shapes to where they say."""
+    where = ocp.checkpoint_utils.construct_restore_args(like)
+    return ocp_args.PyTreeRestore(item=like, restore_args=where, **options)
+
+
+# The config beside the checkpoints
+
+
+def check_workdir(workdir: epath.Path, config: ConfigDict) -> None:
+    """Refuses the workdir of another run, and leaves it as it is.
+
+    Raises:
+      UserError: it holds another recipe or model (the keys that differ are listed), or
+        checkpoints without a config, or it is no folder that can be written.
+    """
+    path = workdir / CONFIG_FILE
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"workdir {workdir} is no folder")
+    if not path.exists():
+        if (workdir / FOLDER).exists():
+            raise UserError(f"workdir {workdir} has checkpoints but no {CONFIG_FILE}; use another")
+        return
+    differing = config_lib.differences(config_lib.read_config(path), config)
+    if differing:
+        raise UserError(
+            f"workdir {workdir} holds a run of another config ({'; '.join(differing)}); "
+            "use another workdir, or the config it was started with"
+        )
+
+
+def write_config(workdir: epath.Path, config: ConfigDict) -> None:
+    """Stores the config beside the checkpoints, at once or not at all.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    path = workdir / CONFIG_FILE
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        new = path.with_suffix(".new")
+        new.write_text(config_lib.to_json(config))
+        os.replace(new, path)
+    except OSError as error:
+        raise UserError(f"workdir {workdir} cannot be written ({error.strerror})") from error
+
+
+# Starting from another run's weights
+
+
+def check_source(workdir: epath.Path, config: ConfigDict) -> None:
+    """Raises UserError if a fresh run is to start from weights that are not there."""
+    if config.init_from and not (workdir / FOLDER).exists():
+        open_existing(config.init_from).close()
+
+
+class Transfer(NamedTuple):
+    """A state that starts from another run's weights, and what could not be taken over."""
+
+    state: TrainState
+    missing: list[str]  # in the network, not in the checkpoint (or there of another shape)
+    extra: list[str]  # in the checkpoint, not in the network (or there of another shape)
+
+
+def initialize_from(workdir: epath.PathLike, state: TrainState) -> Transfer:
+    """The state with the best weights of another workdir in place of its own, where they fit.
+
+    Raises:
+      UserError: the workdir has no checkpoint, or nothing in it fits.
+    """
+    source = open_existing(workdir)
+    own = traverse_util.flatten_dict(state.variables)
+    found = source.shapes(source.best)
+    fits = {
+        key: value
+        for key, value in own.items()
+        if key in found and tuple(found[key].shape) == value.shape
+    }
+    if not fits:
+        raise UserError(f"init_from={workdir}: nothing in it fits this network")
+    tree = jax.tree.map(ocp.utils.to_shape_dtype_struct, traverse_util.unflatten_dict(fits))
+    restored = traverse_util.flatten_dict(source.restore_weights(tree, source.best))
+    source.close()
+    variables = traverse_util.unflatten_dict(own | restored)
+    return Transfer(
+        state.replace(params=variables["params"], batch_stats=variables.get("batch_stats", {})),
+        missing=sorted("/".join(key) for key in own.keys() - fits.keys()),
+        extra=sorted("/".join(key) for key in found.keys() - fits.keys()),
+    )
+
+
+def open_existing(workdir: epath.PathLike) -> Checkpoints:
+    """The checkpoints of a run that has some; nothing in it is changed.
+
+    Raises:
+      UserError: there are none.
+    """
+    if (epath.Path(workdir) / FOLDER).exists():
+        checkpoints = Checkpoints(workdir, read_only=True)
+        if checkpoints.latest is not None:
+            return checkpoints
+    raise UserError(f"{workdir} has no checkpoint")

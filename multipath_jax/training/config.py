@@ -1,0 +1,181 @@
+"""Every key of a config, what it means, and which values are refused."""
+
+import difflib
+import json
+import math
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from multipath_jax.errors import UserError
+from multipath_jax.training.schedule import parse_duration, parse_durations
+
+# Keys that may differ between the start of a run and its continuation: they change where data,
+# logs and checkpoints go and how often, or how the devices share the work, but not the recipe.
+FREE_KEYS = (
+    "dataset.data_dir",
+    "log_every",
+    "eval_every",
+    "checkpoint_every",
+    "eval_batch_size",
+    "init_from",
+    "mesh.data",
+    "mesh.path",
+    "dispatch",
+    "compilation_cache",
+    "tensorboard",
+)
+CHOICES = {
+    "dtype": ("float32", "bfloat16"),
+    "dispatch": ("auto", "loop", "step"),
+    "tensorboard": ("auto", "on", "off"),
+}
+
+
+def default_config() -> ConfigDict:
+    """The defaults, locked: files in ``configs/`` change values and can add no key.
+
+    Durations are strings such as ``"200 epochs"``, ``"0.5 epochs"`` or ``"1000 steps"``.
+    """
+    config = ConfigDict()
+
+    # What is trained.
+    config.model = ConfigDict()
+    config.model.name = "BaseCNN-2-CC"  # any name that multipath_jax.create_model accepts
+    config.model.options = ""  # options of that network, e.g. "execution=grouped,custom_vjp=False"
+    config.dtype = "float32"  # of the computation: float32 or bfloat16; parameters stay float32
+    config.seed = 0  # of the run's one key: initial values, order of the data, augmentation
+
+    # What it is trained on.
+    config.dataset = ConfigDict()
+    config.dataset.name = "digits"  # digits, cifar10, cifar100, or any prepared TFDS data set
+    config.dataset.data_dir = ""  # of TFDS; "" is TFDS's own default
+    config.dataset.shift = 0  # augmentation: the largest shift in pixels, each way
+    config.dataset.flip = False  # augmentation: whether to mirror half of the images
+    config.batch_size = 128  # over all devices; BatchNorm's statistics are of the whole batch
+
+    # How: stochastic gradient descent with momentum (Section 6.2).
+    config.train_for = "200 epochs"
+    config.schedule = ConfigDict()
+    config.schedule.rate = 0.1  # the learning rate at the start
+    config.schedule.drops = ""  # when the rate is multiplied by the factor: "80 epochs, 150 epochs"
+    config.schedule.factor = 0.1
+    config.optimizer = ConfigDict()
+    config.optimizer.momentum = 0.9
+    config.optimizer.weight_decay = 5e-4  # on the kernels only
+    config.init_from = ""  # a workdir whose best weights a fresh run starts from
+
+    # What is seen of it, and when it is saved. The end of training counts as each of the three.
+    config.log_every = "1 epoch"
+    config.eval_every = "1 epoch"  # on the whole test split; the best network is kept
+    config.checkpoint_every = "1 epoch"
+    config.eval_batch_size = 500  # rounded up to a multiple of the devices
+    config.tensorboard = "auto"  # also write TensorBoard's files: on, off, auto (if installed)
+
+    # The machine.
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices that share a batch; -1: all that are left
+    config.mesh.path = 1  # devices that share the paths
+    config.dispatch = "auto"  # steps on the device: one a dispatch (step), many (loop), auto
+    config.compilation_cache = "auto"  # a folder; auto: in the user's cache folder; "": none
+    return config.lock()
+
+
+def flatten(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
+    """``{"model.name": ..., "seed": ...}``: the leaves by dotted key."""
+    flat = {}
+    for key, value in config.items():
+        nested = isinstance(value, (ConfigDict, dict))
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
+
+
+def to_json(config: ConfigDict) -> str:
+    """The config as indented JSON, as it is stored beside checkpoints."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def read_config(path: epath.PathLike) -> ConfigDict:
+    """A config written by `to_json`, its keys those of today.
+
+    Raises:
+      UserError: the file cannot be read or is no such config.
+    """
+    config = default_config()
+    try:
+        stored = json.loads(epath.Path(path).read_text())
+        config.update_from_flattened_dict(flatten(stored))
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no config of this program ({error})") from error
+    return config
+
+
+def check_key(key: str) -> None:
+    """Raises UserError, with the nearest key, unless ``key`` (dotted) is a key of the config."""
+    known = flatten(default_config())
+    if key not in known:
+        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
+        raise UserError(f"there is no config key {key!r}; the nearest is {nearest!r}")
+
+
+def differences(stored: ConfigDict, now: ConfigDict) -> list[str]:
+    """The keys of the recipe that differ, each as ``key: stored -> now``."""
+    before, after = flatten(stored), flatten(now)
+    return [
+        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+        for key in sorted({*before, *after} - set(FREE_KEYS))
+        if before.get(key) != after.get(key)
+    ]
+
+
+def model_options(text: str) -> dict[str, Any]:
+    """``"execution=grouped,custom_vjp=False"`` as keyword arguments of `create_model`.
+
+    Values are numbers, True, False, None, or else text. Raises UserError for anything else.
+    """
+    options = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = (part.strip() for part in item.partition("="))
+        if not (name.isidentifier() and equals and value):
+            raise UserError(f"model.options: {item!r} is not of the form name=value")
+        options[name] = _literal(value)
+    return options
+
+
+def _literal(text: str) -> Any:
+    words = {"True": True, "False": False, "None": None}
+    if text in words:
+        return words[text]
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            pass
+    return text
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises UserError for a value that no data set or device could make right."""
+    flat = flatten(config)
+    for key, choices in CHOICES.items():
+        if flat[key] not in choices:
+            raise UserError(f"{key}={flat[key]!r} is none of {', '.join(choices)}")
+    for key in ("batch_size", "eval_batch_size"):
+        _require(flat[key] >= 1, key, flat[key], "at least 1")
+    for key in ("schedule.rate", "schedule.factor"):
+        _require(0 < flat[key] < math.inf, key, flat[key], "positive")
+    _require(0 <= flat["seed"] < 2**32, "seed", flat["seed"], "from 0 to 4294967295")
+    _require(flat["dataset.shift"] >= 0, "dataset.shift", flat["dataset.shift"], "at least 0")
+    momentum, decay = flat["optimizer.momentum"], flat["optimizer.weight_decay"]
+    _require(0 <= momentum < 1, "optimizer.momentum", momentum, "at least 0 and below 1")
+    _require(0 <= decay < math.inf, "optimizer.weight_decay", decay, "at least 0")
+    for key in ("train_for", "log_every", "eval_every", "checkpoint_every"):
+        parse_duration(key, flat[key])
+    parse_durations("schedule.drops", flat["schedule.drops"])
+    model_options(flat["model.options"])
+
+
+def _require(condition: bool, key: str, value: Any, what: str) -> None:
+    if not condition:
+        raise UserError(f"{key}={value} must be {what}")

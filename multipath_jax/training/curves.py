@@ -1,0 +1,110 @@
+"""``curves.png``: loss, error, and what the routers do, over the epochs of a run."""
+
+from itertools import count, takewhile
+
+from etils import epath
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from multipath_jax.training.writers import read_metrics
+
+CURVES_FILE = "curves.png"
+# Okabe and Ito's colours, told apart by colour-blind readers too.
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+    "#F0E442",
+)
+ENTROPY = "/entropy"
+
+
+def draw(workdir: epath.Path) -> list[epath.Path]:
+    """Draws the curves of a workdir's ``metrics.jsonl``; gives the picture's path, if any."""
+    lines = read_metrics(workdir)
+    if not lines:
+        return []
+    routers = sorted(
+        {key.removesuffix(ENTROPY) for line in lines for key in line if ENTROPY in key}
+    )
+    columns = max(3, len(routers))
+    figure = Figure(figsize=(3.4 * columns, 6.0 if routers else 3.2), layout="constrained")
+    rows = figure.subfigures(2, 1) if routers else [figure]
+    loss, error, entropy = rows[0].subplots(1, 3)
+    _lines(loss, lines, {"train/loss": "training", "test/loss": "test"}, "loss")
+    _lines(error, lines, {"train/error": "training", "test/error": "test"}, "error (%)")
+    _entropies(entropy, lines, routers)
+    if routers:
+        panels = rows[1].subplots(1, len(routers), squeeze=False, sharey=True)[0]
+        for panel, router in zip(panels, routers, strict=True):
+            _shares(panel, lines, router)
+        panels[0].set_ylabel("share of each output path")
+    path = epath.Path(workdir) / CURVES_FILE
+    figure.savefig(path, dpi=120)
+    return [path]
+
+
+def _series(lines: list[dict], key: str) -> tuple[list[float], list[float]]:
+    """Epochs and values of the lines that have the key."""
+    points = [(line["epoch"], line[key]) for line in lines if line.get(key) is not None]
+    epochs, values = zip(*points, strict=True) if points else ((), ())
+    return list(epochs), list(values)
+
+
+def _lines(axes: Axes, lines: list[dict], names: dict[str, str], label: str) -> None:
+    for colour, (key, name) in zip(COLOURS, names.items(), strict=False):
+        epochs, values = _series(lines, key)
+        axes.plot(
+            epochs, values, color=colour, label=f"{name} {values[-1]:.3g}" if values else name
+        )
+    axes.set(xlabel="epoch", ylabel=label)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+
+
+def _entropies(axes: Axes, lines: list[dict], routers: list[str]) -> None:
+    """Entropy of the gates over that of even routing: 1 is no choice at all, 0 a hard one."""
+    for number, router in enumerate(routers):
+        axes.plot(
+            *_series(lines, router + ENTROPY),
+            color=COLOURS[number % len(COLOURS)],
+            linestyle="-" if number < len(COLOURS) else "--",
+            label=_short(router),
+        )
+    axes.set(xlabel="epoch", ylabel="entropy of the gates", ylim=(0, 1.02))
+    if routers:
+        axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    else:
+        axes.text(0.5, 0.5, "no routers", ha="center", transform=axes.transAxes)
+
+
+def _shares(axes: Axes, lines: list[dict], router: str) -> None:
+    """The mean gates of one router, stacked to one."""
+    keys = takewhile(
+        lambda key: any(key in line for line in lines),
+        (f"{router}/share_{number}" for number in count(1)),
+    )
+    series = [_series(lines, key) for key in keys]
+    colours = [COLOURS[number % len(COLOURS)] for number in range(len(series))]
+    axes.stackplot(series[0][0], *(values for _, values in series), colors=colours, alpha=0.8)
+    for number, (_, values) in enumerate(series):
+        below = sum(others[-1] for _, others in series[:number])
+        axes.annotate(
+            f"{number + 1}",
+            (0.98, below + values[-1] / 2),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="center",
+            color="white",
+            weight="bold",
+        )
+    axes.set(xlabel="epoch", title=_short(router), ylim=(0, 1))
+    axes.margins(x=0)
+
+
+def _short(router: str) -> str:
+    return router.removeprefix("routing/").replace("_", " ")

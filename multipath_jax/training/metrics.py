@@ -1,0 +1,108 @@
+"""What is measured on the device: losses, errors, routing, and the first step that went wrong."""
+
+import math
+
+import flax
+import jax
+import jax.numpy as jnp
+from clu import metrics
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+
+@flax.struct.dataclass
+class Means(metrics.Metric):
+    """Means over steps of named scalars, the names known only to the network."""
+
+    totals: dict
+    count: PyTree  # int32; a tree, since shapes and shardings pass through here too
+
+    @classmethod
+    def from_model_output(cls, *, routing: dict, **_) -> "Means":
+        return cls(routing, jnp.ones((), jnp.int32))
+
+    def merge(self, other: "Means") -> "Means":
+        totals = jax.tree.map(jnp.add, self.totals, other.totals)
+        return Means(totals, self.count + other.count)
+
+    def compute(self) -> dict:
+        return {name: total / self.count for name, total in self.totals.items()}
+
+
+@flax.struct.dataclass
+class FirstFault(metrics.Metric):
+    """The first step whose loss was not finite. All zeros: none so far."""
+
+    seen: PyTree  # bool
+    step: PyTree  # int32, the number of the step, counted from one
+
+    @classmethod
+    def from_model_output(cls, *, loss: Array, step: Array, **_) -> "FirstFault":
+        return cls(~jnp.isfinite(loss), step)
+
+    def merge(self, other: "FirstFault") -> "FirstFault":
+        step = jnp.where(self.seen, self.step, other.step)
+        return FirstFault(self.seen | other.seen, step)
+
+    def compute(self) -> int:
+        """The step, or 0."""
+        return int(self.step) if self.seen else 0
+
+
+@flax.struct.dataclass
+class TrainMetrics(metrics.Collection):
+    """Of the steps since the last log: mean loss (all terms) and error, mean routing statistics."""
+
+    loss: metrics.Average.from_output("loss")
+    error: metrics.Average.from_output("wrong")
+    routing: Means
+    fault: FirstFault
+
+
+@flax.struct.dataclass
+class EvalMetrics(metrics.Collection):
+    """Of a whole split: mean cross-entropy, top-1 and top-5 error."""
+
+    loss: metrics.Average.from_output("loss")
+    error: metrics.Average.from_output("wrong")
+    top5_error: metrics.Average.from_output("wrong5")
+
+
+def zeros_like(shapes: PyTree) -> PyTree:
+    """The neutral element of a collection's ``merge``, from the shapes of any of its values."""
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def is_wrong(logits: Float[Array, "b classes"], labels: Int[Array, " b"]) -> Bool[Array, " b"]:
+    """Whether the largest logit is another class's."""
+    return logits.argmax(-1) != labels
+
+
+def is_wrong_among(
+    logits: Float[Array, "b classes"], labels: Int[Array, " b"], k: int
+) -> Bool[Array, " b"]:
+    """Whether the label is not among the ``k`` largest logits (all of them, if there are fewer)."""
+    _, largest = jax.lax.top_k(logits, min(k, logits.shape[-1]))
+    return (largest != labels[:, None]).all(-1)
+
+
+def routing_statistics(intermediates: PyTree) -> dict[str, Float[Array, ""]]:
+    """Entropy and shares of every router that recorded its ``gates [m b n]`` (Eq. 3).
+
+    For a router at ``a/router_2/gates``: ``a/router_2/entropy``, the mean entropy of its gates over
+    that of even routing, log n (0 when n = 1); and ``a/router_2/share_j``, j = 1..n, the mean
+    probability with which an input path is sent to output path j.
+    """
+    statistics = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(intermediates)[0]:
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        if names[-1] == "gates":
+            statistics |= _router_statistics("/".join(names[:-1]), leaf)
+    return statistics
+
+
+def _router_statistics(name: str, gates: Float[Array, "m b n"]) -> dict[str, Float[Array, ""]]:
+    n = gates.shape[-1]
+    entropy = jax.scipy.special.entr(gates).sum(-1).mean() / (math.log(n) or 1.0)
+    shares = gates.mean((0, 1))
+    named = {f"{name}/share_{j + 1}": shares[j] for j in range(n)}
+    return {f"{name}/entropy": entropy, **named}

@@ -1,0 +1,137 @@
+"""The parts that a config describes: data, network, optimizer, compiled step."""
+
+from functools import cached_property, partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from multipath_jax.data import batches_per_epoch, epoch_order, load_dataset, place
+from multipath_jax.evaluation.evaluate import make_evaluator
+from multipath_jax.models import create_model
+from multipath_jax.training import devices, schedule, state
+from multipath_jax.training.config import model_options, validate
+from multipath_jax.training.metrics import TrainMetrics, zeros_like
+from multipath_jax.training.step import (
+    Batch,
+    Carry,
+    Runner,
+    make_prepare,
+    make_train_step,
+    resident_step,
+)
+
+
+class Parts:
+    """Everything between the config and the loop, in memory; nothing is written.
+
+    Attributes:
+      mesh: of all devices.
+      dataset: in host memory.
+      model: the network.
+      plan: the recipe in steps.
+      learning_rate: a function of the step.
+      train_step: the pure function ``(state, batch) -> (state, metrics)``.
+      evaluate: ``variables -> {"loss", "error", ...}`` on the test split.
+    """
+
+    def __init__(self, config: ConfigDict):
+        """Raises UserError for a config that does not fit the data, the network or the devices."""
+        validate(config)
+        self.config = config
+        self.mesh = devices.make_mesh(config)
+        self.everywhere = devices.replicated(self.mesh)
+        self.dataset = load_dataset(config.dataset.name, config.dataset.data_dir or None)
+        self.model = make_model(config, self.dataset.num_classes)
+        self.train_size = len(self.dataset.train.labels)
+        per_epoch = batches_per_epoch(self.train_size, config.batch_size)
+        self.plan = schedule.make_plan(config, per_epoch)
+        self.learning_rate = schedule.learning_rate(config, self.plan)
+        self.optimizer = state.make_optimizer(config.optimizer, self.learning_rate)
+        prepare = make_prepare(self.dataset, config.dataset.shift, config.dataset.flip)
+        self.train_step = make_train_step(self.model, self.optimizer, prepare)
+        self.evaluate = make_evaluator(self.model, self.dataset, config.eval_batch_size, self.mesh)
+
+    @cached_property
+    def data(self):
+        """The training split, on the devices."""
+        return place(self.dataset.train, self.everywhere)
+
+    @cached_property
+    def runner(self) -> Runner:
+        """Runs many steps over `data`."""
+        split = devices.split_batch(self.mesh)
+        step = resident_step(
+            self.train_step, self.config.batch_size, self.plan.steps_per_epoch, split
+        )
+        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+        loop = {"loop": True, "step": False, "auto": not on_cpu}[self.config.dispatch]
+        return Runner(step, self.everywhere, loop)
+
+    @cached_property
+    def _create(self):
+        create = partial(
+            state.create_state,
+            self.model,
+            self.optimizer,
+            self.dataset.image_shape,
+            self.config.seed,
+        )
+        return self._once(create)
+
+    def _once(self, function):
+        """Compiled for one or a few calls, its results on all devices."""
+        options = devices.quick_compilation(self.mesh)
+        return jax.jit(function, out_shardings=self.everywhere, compiler_options=options)
+
+    @cached_property
+    def abstract_carry(self) -> Carry:
+        """The shapes of a run's carry and where it lies; nothing is compiled or computed."""
+        fresh = jax.eval_shape(self._create)
+        size, image_shape = self.config.batch_size, self.dataset.image_shape
+        images = jax.ShapeDtypeStruct((size, *image_shape), jnp.uint8)
+        labels = jax.ShapeDtypeStruct((size,), jnp.int32)
+        _, metrics = jax.eval_shape(self.train_step, fresh, Batch(images, labels))
+        return devices.placed(Carry(fresh, metrics), self.everywhere)
+
+    def fresh_carry(self) -> Carry:
+        """The state before the first step, and no metrics."""
+        return Carry(self._create(), self.no_metrics())
+
+    def no_metrics(self) -> TrainMetrics:
+        """The metrics of no steps; new arrays each time, for they are donated."""
+        return self._zeros()
+
+    @cached_property
+    def _zeros(self):
+        return self._once(partial(zeros_like, self.abstract_carry.metrics))
+
+    def is_finite(self, current: state.TrainState) -> bool:
+        """Whether every number of the state is finite."""
+        return bool(self._all_finite(current))
+
+    @cached_property
+    def _all_finite(self):
+        return self._once(state.all_finite)
+
+    def order(self, current: state.TrainState, epoch: int) -> Array:
+        """The order of the training split in an epoch: int32 ``[n]``."""
+        return self._order(current.rng, epoch)
+
+    @cached_property
+    def _order(self):
+        def order(rng, epoch):
+            key = state.stream(rng, state.ORDER)
+            return epoch_order(key, epoch, self.train_size)
+
+        return jax.jit(order, out_shardings=self.everywhere)
+
+
+def make_model(config: ConfigDict, num_classes: int) -> nn.Module:
+    """The network of a config. Raises UserError for an unknown name or option."""
+    options = model_options(config.model.options)
+    if config.dtype != "float32":
+        options["dtype"] = jnp.dtype(config.dtype)
+    return create_model(config.model.name, num_classes, **options)

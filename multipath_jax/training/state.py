@@ -1,0 +1,87 @@
+"""All that a run needs to go on: parameters, statistics, momentum, step and key."""
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Key, PyTree, UInt32
+from ml_collections import ConfigDict
+
+# The dense and convolutional kernels, and the two dense layers of a gate (routing.GateParams).
+DECAYED = ("kernel", "w1", "w2")
+
+# The streams of randomness that a run's key is split into.
+INIT, ORDER, AUGMENT, GATES = range(4)
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """The state of training.
+
+    Attributes:
+      step: int32 ``[]``, the steps taken; the data's position and every random key follow from it.
+      params, batch_stats: the network's collections.
+      opt_state: the optimizer's, momentum included.
+      rng: the raw data of the run's key, never advanced: streams are folded into it.
+    """
+
+    step: PyTree
+    params: PyTree
+    batch_stats: PyTree
+    opt_state: PyTree
+    rng: PyTree
+
+    @property
+    def variables(self) -> dict[str, PyTree]:
+        """What ``model.apply`` takes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+    def step_key(self, number: int) -> Key[Array, ""]:
+        """The key of one stream of randomness for the coming step."""
+        return jax.random.fold_in(stream(self.rng, number), self.step)
+
+
+def stream(rng: UInt32[Array, "..."], number: int) -> Key[Array, ""]:
+    """The key of one stream of randomness of a run, from the raw data of the run's key."""
+    return jax.random.fold_in(jax.random.wrap_key_data(rng), number)
+
+
+def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """SGD with momentum (Section 6.2), weight decay on the kernels only.
+
+    The decay is added to the gradient before the momentum: an L2 penalty, as in the paper's day.
+    """
+    return optax.chain(
+        optax.add_decayed_weights(config.weight_decay, mask=is_decayed),
+        optax.sgd(schedule, momentum=config.momentum or None),
+    )
+
+
+def is_decayed(params: PyTree) -> PyTree:
+    """For every parameter, whether weight decay applies: its name is one of `DECAYED`."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in DECAYED, params)
+
+
+def create_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    image_shape: tuple[int, int, int],
+    seed: int,
+) -> TrainState:
+    """A fresh state, for images of that height, width and number of channels."""
+    key = jax.random.key(seed)
+    images = jnp.zeros((1, *image_shape))
+    variables = model.init(jax.random.fold_in(key, INIT), images, train=False)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(variables["params"]),
+        rng=jax.random.key_data(key),
+    )
+
+
+def all_finite(tree: PyTree) -> Bool[Array, ""]:
+    """Whether every number in the tree is finite."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()

@@ -1,0 +1,167 @@
+"""One training step, and many of them over data that lie on the device."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import traverse_util
+from jax.sharding import Sharding
+from jaxtyping import Array, Float, Int, Num, PyTree, UInt8
+
+from multipath_jax.data import ResidentData, augment, batch_at, normalize
+from multipath_jax.training.metrics import TrainMetrics, is_wrong, routing_statistics
+from multipath_jax.training.state import AUGMENT, GATES, TrainState
+
+
+class Batch(NamedTuple):
+    """Images as they are stored, and their labels."""
+
+    images: Num[Array, "b h w c"]
+    labels: Int[Array, " b"]
+
+
+class Carry(NamedTuple):
+    """What goes from step to step: the state, and the metrics since the last log."""
+
+    state: PyTree
+    metrics: PyTree
+
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, TrainMetrics]]
+Prepare = Callable[..., Array]
+
+
+def make_prepare(dataset: Any, shift: int, flip: bool) -> Prepare:
+    """The function ``(key, images [b h w c] uint8) -> [b h w c]`` of the training images.
+
+    Section 6.2: shifted by up to ``shift`` pixels each way and mirrored; normalized per channel.
+    """
+
+    def prepare(key, images: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        normal = normalize(images, dataset.mean, dataset.std)
+        return augment(key, normal, max_shift=shift, flip=flip)
+
+    return prepare
+
+
+def total_loss(
+    logits: Float[Array, "b classes"], labels: Int[Array, " b"], recorded: Mapping
+) -> Float[Array, ""]:
+    """The sum of all losses, in float32.
+
+    A network may record scalars in its collection ``losses``: each is added. One that is named
+    ``classification`` stands in for the cross-entropy of the logits.
+    """
+    named = traverse_util.flatten_dict(recorded)
+    total = sum(jnp.sum(jnp.asarray(term)) for terms in named.values() for term in _tuple(terms))
+    if any(path[-1] == "classification" for path in named):
+        return total
+    return total + optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def _tuple(value: Any) -> tuple:
+    """What ``sow`` recorded is a tuple; what was put is the value itself."""
+    return value if isinstance(value, tuple) else (value,)
+
+
+def make_train_step(
+    model: nn.Module, optimizer: optax.GradientTransformation, prepare: Prepare
+) -> Step:
+    """The pure function ``(state, batch) -> (state, metrics)`` of one step of training.
+
+    It is jitted, so that it is traced once, wherever it is compiled into.
+    """
+
+    def loss_fn(params, state, images, labels):
+        logits, updates = model.apply(
+            state.variables | {"params": params},
+            images,
+            train=True,
+            labels=labels,
+            mutable=["batch_stats", "intermediates", "losses"],
+            rngs={"gates": state.step_key(GATES)},
+        )
+        loss = total_loss(logits, labels, updates.get("losses", {}))
+        return loss, (logits, updates)
+
+    @jax.jit
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, TrainMetrics]:
+        images = prepare(state.step_key(AUGMENT), batch.images)
+        gradient = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (logits, updates)), grads = gradient(state.params, state, images, batch.labels)
+        changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        new_state = state.replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, changes),
+            batch_stats=updates.get("batch_stats", {}),
+            opt_state=opt_state,
+        )
+        metrics = TrainMetrics.single_from_model_output(
+            loss=loss,
+            wrong=is_wrong(logits, batch.labels),
+            routing=routing_statistics(updates.get("intermediates", {})),
+            step=new_state.step,
+        )
+        return new_state, metrics
+
+    return train_step
+
+
+def resident_step(
+    train_step: Step, batch_size: int, steps_per_epoch: int, sharding: Sharding
+) -> Callable[[Carry, ResidentData, Array], Carry]:
+    """The same step over resident data: cuts its batch from the epoch and adds up the metrics.
+
+    Args:
+      sharding: of a batch.
+    """
+
+    def step(carry: Carry, data: ResidentData, order: Int[Array, " n"]) -> Carry:
+        index = carry.state.step % steps_per_epoch
+        batch = Batch(*batch_at(data, order, index, batch_size))
+        batch = jax.lax.with_sharding_constraint(batch, sharding)
+        state, metrics = train_step(carry.state, batch)
+        return Carry(state, carry.metrics.merge(metrics))
+
+    return step
+
+
+class Runner:
+    """Runs many steps of one epoch with one call, and donates the carry that it is given.
+
+    Where the program is compiled for an accelerator the steps are one dispatch, a loop on the
+    device whose length is an argument, so that one program serves every length and no result
+    depends on where a dispatch begins. On a CPU they are dispatched one by one, without waiting:
+    XLA compiles the weight gradient of a convolution inside a loop to naive code, 50 times slower
+    (its pass ConvCanonicalization looks at a module's entry computation only; jaxlib 0.10.2).
+    """
+
+    def __init__(self, step: Callable, sharding: Sharding, loop: bool):
+        """``sharding``: of the carry."""
+        self.loop = loop
+        compiled = partial(jax.jit, donate_argnums=0, out_shardings=sharding)
+        if loop:
+
+            def many(carry, data, order, count):
+                return jax.lax.fori_loop(0, count, lambda _, c: step(c, data, order), carry)
+
+            self._function = compiled(many)
+        else:
+            self._function = compiled(step)
+
+    def compile(self, *args: PyTree) -> None:
+        """Compiles for arguments like these, ``(carry, data, order)``, without running."""
+        count = (jnp.int32(0),) if self.loop else ()
+        self._function = self._function.lower(*args, *count).compile()
+
+    def __call__(self, carry: Carry, data: ResidentData, order: Array, count: int) -> Carry:
+        """The carry after ``count`` more steps."""
+        if self.loop:
+            return self._function(carry, data, order, jnp.int32(count))
+        for _ in range(count):
+            carry = self._function(carry, data, order)
+        return carry

@@ -1,0 +1,51 @@
+"""Every network learns: three steps of the training loop's own step on real images."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from sklearn.datasets import load_digits
+
+import multipath_jax
+from multipath_jax.models import family_of
+from multipath_jax.training.state import create_state
+from multipath_jax.training.step import Batch, make_train_step
+
+# One network of every kind that compiles in seconds; the others are slow tests.
+QUICK = {"BaseCNN-2-CC", "BaseCNN-2-CP", "NDDR-CNN2-shortcut", "BaseCNN-Ensemble"}
+NEEDS_32 = ("VGG", "CapsNet")  # pooled too often, or too large a kernel, for 8x8 pixels
+
+
+def batch_for(name):
+    """Sixteen handwritten digits, 8x8 as they are, or each pixel four by four where need be."""
+    images = load_digits().images[:16, ..., None]
+    if family_of(name).image_shape[0] > 32 or name.startswith(NEEDS_32):
+        images = np.kron(images, np.ones((1, 4, 4, 1)))
+    return Batch(jnp.asarray(images / 16, jnp.float32), jnp.asarray(load_digits().target[:16]))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in multipath_jax.list_models()
+    ],
+)
+def test_three_steps_lower_the_loss(name):
+    model, batch = multipath_jax.create_model(name), batch_for(name)
+    optimizer = optax.sgd(0.01, momentum=0.9)
+    state = jax.jit(lambda: create_state(model, optimizer, batch.images.shape[1:], 0))()
+    before = state.params
+    step = jax.jit(make_train_step(model, optimizer, lambda key, images: images))
+    losses = []
+    for _ in range(4):  # the loss of the fourth step is that after three
+        state, metrics = step(state, batch)
+        losses.append(float(metrics.loss.compute()))
+    assert np.isfinite(losses).all()
+    assert losses[3] < losses[0]
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, state.params)
+    unmoved = [
+        jax.tree_util.keystr(p) for p, m in jax.tree_util.tree_leaves_with_path(moved) if not m
+    ]
+    assert not unmoved

@@ -1,0 +1,110 @@
+"""The command line: what it says, what it writes, and how it ends."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+DIGITS, CIFAR = (f"--config={ROOT / 'configs' / name}.py" for name in ("digits", "cifar"))
+
+# Imports once, then a fork for each command line: it answers as the program would.
+SERVER = """
+import json, os, sys
+from multipath_jax import main
+for line in open(sys.argv[1]):
+    read, write = os.pipe()
+    if os.fork() == 0:
+        os.dup2(write, 1)
+        os.dup2(write, 2)
+        sys.argv = ["main", *json.loads(line)]
+        main.run()
+    os.close(write)
+    said = os.fdopen(read).read()
+    status = os.waitstatus_to_exitcode(os.wait()[1])
+    print(json.dumps([status, said]), flush=True)
+"""
+
+CASES = {
+    "nothing": ([], "--config=configs/digits.py"),
+    "no config": (["--workdir=RUN"], "by which recipe"),
+    "no workdir": ([DIGITS], "where to write"),
+    "no flag": ([DIGITS, "--workdir=RUN", "train"], "'train'"),
+    "unknown flag": ([DIGITS, "--wrkdir=RUN"], "workdir"),
+    "unknown mode": ([DIGITS, "--workdir=RUN", "--mode=test"], "<train|eval>"),
+    "unknown key": ([DIGITS, "--workdir=RUN", "--config.lerning_rate=1"], "schedule.rate"),
+    "unknown nested key": ([DIGITS, "--workdir=RUN", "--config.model.nam=X"], "'model.name'"),
+    "no number": ([DIGITS, "--workdir=RUN", "--config.batch_size=many"], "batch_size=many"),
+    "no config file": (["--config=configs/digitz.py", "--workdir=RUN"], "No such file"),
+    "config is a folder": (["--config=FOLDER", "--workdir=RUN"], "directory"),
+    "config has an argument": ([DIGITS + ":BaseCNN", "--workdir=RUN"], "TypeError"),
+    "config has a syntax error": (["--config=FOLDER/syntax.py", "--workdir=RUN"], "SyntaxError"),
+    "config has a typing error": (["--config=FOLDER/typo.py", "--workdir=RUN"], "'schedule.rate'"),
+    "config imports nothing": (["--config=FOLDER/imports.py", "--workdir=RUN"], "numpi"),
+    "cifar's option": ([CIFAR + ":BaseCNN,epoch=9", "--workdir=RUN"], "has no option 'epoch'"),
+    "cifar's epochs": ([CIFAR + ":BaseCNN,epochs=9", "--workdir=RUN"], "epochs=200|350"),
+    "unknown network": ([DIGITS, "--workdir=RUN", "--config.model.name=BaseCNN-2-CD"], "BaseCNN-"),
+    "batch of zero": ([DIGITS, "--workdir=RUN", "--config.batch_size=0"], "at least 1"),
+    "batch too large": ([DIGITS, "--workdir=RUN", "--config.batch_size=4096"], "4096"),
+    "drops past the end": ([DIGITS, "--workdir=RUN", "--config.train_for=1 epoch"], "past the end"),
+    "no duration": ([DIGITS, "--workdir=RUN", "--config.train_for=1 week"], "is no duration"),
+    "workdir is a file": ([DIGITS, "--workdir=FOLDER/typo.py"], "is no folder"),
+    "workdir in a file": ([DIGITS, "--workdir=FOLDER/typo.py/run"], "cannot be written"),
+    "nothing to evaluate": (["--mode=eval", "--workdir=RUN"], "has no checkpoint"),
+    "no checkpoint to start from": (
+        [DIGITS, "--workdir=RUN", "--config.init_from=FOLDER"],
+        "has no checkpoint",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """Status and output of every case, and what was written."""
+    folder = tmp_path_factory.mktemp("main")
+    (folder / "syntax.py").write_text("def get_config(:\n")
+    (folder / "imports.py").write_text("import numpi\n")
+    (folder / "typo.py").write_text(
+        "from multipath_jax.training.config import default_config\n"
+        "def get_config():\n"
+        "  config = default_config()\n"
+        "  config.learning_rate = 1.0\n"
+        "  return config\n"
+    )
+    data = f"--config.dataset.data_dir={folder / 'tfds'}"
+    lines = []
+    for name, (arguments, _) in CASES.items():
+        run = str(folder / "runs" / name.replace(" ", "_"))
+        filled = [part.replace("RUN", run).replace("FOLDER", str(folder)) for part in arguments]
+        known = any(part.startswith((DIGITS, CIFAR)) for part in filled)
+        lines.append(json.dumps(filled + [data] * known))
+    (folder / "commands").write_text("\n".join(lines) + "\n")
+    found = subprocess.run(
+        [sys.executable, "-c", SERVER, str(folder / "commands")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    return folder, dict(zip(CASES, map(json.loads, found.stdout.splitlines()), strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input_is_one_line_and_status_2(answers, name):
+    _, found = answers
+    status, said = found[name]
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1, said
+    assert CASES[name][1] in said
+    assert status == 2
+
+
+def test_bad_input_writes_nothing(answers):
+    folder, _ = answers
+    written = {path.name for path in folder.iterdir()} - {"tfds", "commands"}
+    assert written <= {"syntax.py", "imports.py", "typo.py", "__pycache__", "runs"}
+    runs = folder / "runs"
+    assert not runs.exists() or not list(runs.iterdir())

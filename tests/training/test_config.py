@@ -1,0 +1,102 @@
+import pathlib
+import re
+
+import pytest
+
+import multipath_jax
+from multipath_jax.errors import UserError
+from multipath_jax.training import config as config_lib
+from multipath_jax.training.config import default_config
+
+
+def changed(**changes):
+    config = default_config()
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def test_the_defaults_are_valid_and_locked():
+    config = default_config()
+    config_lib.validate(config)
+    with pytest.raises(AttributeError):
+        config.schedule.lerning_rate = 1.0
+
+
+def test_every_key_is_read_by_something():
+    package = pathlib.Path(multipath_jax.__file__).parent
+    own = package / "training" / "config.py"
+    sources = "".join(path.read_text() for path in package.rglob("*.py") if path != own)
+    for key in config_lib.flatten(default_config()):
+        name = key.rpartition(".")[-1]
+        pattern = rf"config(\.\w+)*\.{name}\b|steps\(\"{name}\"\)|\"{name}\""
+        assert re.search(pattern, sources), f"nothing reads {key}"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("batch_size", 0, "at least 1"),
+        ("batch_size", -64, "at least 1"),
+        ("eval_batch_size", 0, "at least 1"),
+        ("seed", -1, "from 0"),
+        ("seed", 2**32, "from 0"),
+        ("dataset.shift", -1, "at least 0"),
+        ("dtype", "float16", "none of float32, bfloat16"),
+        ("dispatch", "scan", "none of"),
+        ("tensorboard", "yes", "none of"),
+        ("schedule.rate", 0.0, "positive"),
+        ("schedule.rate", float("nan"), "positive"),
+        ("schedule.factor", -0.1, "positive"),
+        ("optimizer.momentum", 1.0, "below 1"),
+        ("optimizer.weight_decay", -1e-4, "at least 0"),
+        ("train_for", "0 epochs", "is no duration"),
+        ("log_every", "often", "is no duration"),
+        ("schedule.drops", "80 epochs 150 epochs", "is no duration"),
+        ("model.options", "execution", "name=value"),
+    ],
+)
+def test_bad_values_are_refused_by_name(key, value, message):
+    with pytest.raises(UserError, match=message) as caught:
+        config_lib.validate(changed(**{key: value}))
+    assert key in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_key_names_the_nearest():
+    with pytest.raises(UserError, match=r"'schedule.rat'; the nearest is 'schedule.rate'"):
+        config_lib.check_key("schedule.rat")
+    config_lib.check_key("schedule.rate")
+
+
+def test_a_config_survives_its_file(tmp_path):
+    config = changed(**{"schedule.drops": "1 epoch", "dataset.flip": True, "seed": 7})
+    path = tmp_path / "config.json"
+    path.write_text(config_lib.to_json(config))
+    assert config_lib.read_config(path) == config
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"sed": 1}', '{"seed": "one"}', "[]"])
+def test_what_is_no_config_is_refused(tmp_path, text):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match="is no config"):
+        config_lib.read_config(path)
+
+
+def test_differences_are_of_the_recipe():
+    stored = default_config()
+    now = changed(**{"schedule.rate": 0.2, "log_every": "3 steps", "dataset.data_dir": "/x"})
+    assert config_lib.differences(stored, now) == ["schedule.rate: 0.1 -> 0.2"]
+    assert set(config_lib.FREE_KEYS) <= set(config_lib.flatten(stored))
+
+
+def test_options_of_a_network():
+    text = "execution=grouped, custom_vjp=False,width=3 , rate=0.5,what=None"
+    assert config_lib.model_options(text) == {
+        "execution": "grouped",
+        "custom_vjp": False,
+        "width": 3,
+        "rate": 0.5,
+        "what": None,
+    }
+    assert config_lib.model_options("") == {}

@@ -1,0 +1,54 @@
+import json
+
+from PIL import Image
+
+from multipath_jax.training import curves, writers
+
+
+def write(workdir, lines):
+    workdir.mkdir()
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (workdir / writers.METRICS_FILE).write_text(text)
+
+
+def line(epoch, routers=0, paths=0):
+    values = {
+        "step": epoch * 10,
+        "epoch": float(epoch),
+        "train/loss": 2 / (epoch + 1),
+        "train/error": 9.0,
+    }
+    if epoch % 2 == 0:
+        values |= {"test/loss": 1.0, "test/error": None}  # null: it was not finite
+    for router in range(1, routers + 1):
+        name = f"routing/router_{router}"
+        values |= {f"{name}/entropy": 0.5}
+        values |= {f"{name}/share_{j}": 1 / paths for j in range(1, paths + 1)}
+    return values
+
+
+def size(workdir):
+    (path,) = curves.draw(workdir)
+    with Image.open(path) as image:
+        return image.size
+
+
+def test_without_measurements_there_is_nothing_to_draw(workdir):
+    assert curves.draw(workdir) == []
+
+
+def test_a_network_without_routers(workdir):
+    write(workdir, [line(epoch) for epoch in range(1, 5)])
+    width, height = size(workdir)
+    assert width > 2 * height  # one row
+
+
+def test_every_router_has_its_panel(workdir):
+    write(workdir, [line(epoch, routers=12, paths=9) for epoch in range(1, 5)])
+    width, _ = size(workdir)
+    assert width >= 12 * 300
+
+
+def test_one_point_is_enough(workdir):
+    write(workdir, [line(2, routers=2, paths=2)])
+    curves.draw(workdir)

@@ -1,0 +1,64 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+from multipath_jax.errors import UserError
+from multipath_jax.training import devices
+from multipath_jax.training.config import default_config
+
+
+def config(**changes):
+    made = default_config()
+    made.update_from_flattened_dict(changes)
+    return made
+
+
+def test_all_devices_share_the_batch():
+    mesh = devices.make_mesh(config())
+    assert dict(mesh.shape) == {"data": 2, "path": 1}
+    x = jax.device_put(jnp.arange(8.0).reshape(4, 2), devices.split_batch(mesh))
+    assert [shard.data.shape for shard in x.addressable_shards] == [(2, 2), (2, 2)]
+    y = jax.device_put(x, devices.split_batch(mesh, axis=1))
+    assert [shard.data.shape for shard in y.addressable_shards] == [(4, 1), (4, 1)]
+    z = jax.device_put(x, devices.replicated(mesh))
+    assert [shard.data.shape for shard in z.addressable_shards] == [(4, 2), (4, 2)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 33}, "does not divide among 2 devices; use a multiple of 2"),
+        ({"mesh.data": 3}, "do not make up the 2 devices"),
+        ({"mesh.data": 0}, "do not make up the 2 devices"),
+        ({"mesh.path": 2}, "cannot be spread"),
+        ({"mesh.path": 0}, "cannot be spread"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        devices.make_mesh(config(**changes))
+
+
+@pytest.mark.parametrize(("size", "rounded"), [(1, 2), (2, 2), (499, 500)])
+def test_sizes_are_rounded_up_to_the_devices(size, rounded):
+    assert devices.round_up(size, devices.make_mesh(config())) == rounded
+
+
+@pytest.fixture
+def cache_settings():
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.mark.usefixtures("cache_settings")
+def test_the_compilation_cache_is_in_the_users_folder(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    devices.enable_compilation_cache("auto")
+    assert jax.config.jax_compilation_cache_dir == "/somewhere/multipath_jax/xla"
+    devices.enable_compilation_cache("/elsewhere")
+    assert jax.config.jax_compilation_cache_dir == "/elsewhere"
+    devices.enable_compilation_cache("")
+    assert jax.config.jax_compilation_cache_dir is None

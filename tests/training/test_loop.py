@@ -1,0 +1,222 @@
+"""Whole runs of a small routed network on the digits."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from etils import epath
+
+from multipath_jax.errors import UserError
+from multipath_jax.training import checkpoints as ckpt
+from multipath_jax.training import config as config_lib
+from multipath_jax.training import loop
+from multipath_jax.training.curves import CURVES_FILE
+from multipath_jax.training.parts import Parts
+from multipath_jax.training.writers import METRICS_FILE, read_metrics
+
+TOTAL = 66  # six epochs of eleven batches of 128 of the 1,442 training digits
+
+pytestmark = pytest.mark.usefixtures("tiny_model")
+
+
+def final(workdir, config):
+    """The carry of the last checkpoint."""
+    checkpoints = ckpt.open_existing(workdir)
+    return checkpoints.restore(Parts(config).abstract_carry, checkpoints.latest)
+
+
+def files(folder):
+    paths = pathlib.Path(folder).rglob("*")
+    return {path: path.read_bytes() for path in paths if path.is_file()}
+
+
+def lines(workdir):
+    """metrics.jsonl without what depends on the clock."""
+    return [
+        {key: value for key, value in line.items() if key != "images_per_second"}
+        for line in read_metrics(workdir)
+    ]
+
+
+def assert_same_run(workdir, other, config):
+    """Bit for bit: weights, statistics, momentum, metrics since the last log, and the logs."""
+    jax.tree.map(np.testing.assert_array_equal, final(workdir, config), final(other, config))
+    assert lines(workdir) == lines(other)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data_dir, tmp_path_factory):
+    """A run from start to end: its workdir, config and result."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("multipath_jax.training.parts.create_model", tiny.create_model)
+        workdir = epath.Path(tmp_path_factory.mktemp("undisturbed"))
+        config = tiny.tiny_config(data_dir)
+        return workdir, config, loop.train(config, workdir)
+
+
+def test_a_run_learns_and_writes(undisturbed):
+    workdir, config, result = undisturbed
+    assert (result.step, result.total) == (TOTAL, TOTAL)
+    logged = lines(workdir)
+    assert [line["step"] for line in logged] == sorted(
+        {*range(5, TOTAL, 5), TOTAL, *range(22, TOTAL, 22)}
+    )
+    losses = [line["train/loss"] for line in logged if "train/loss" in line]
+    # Seeds 0 to 2 began at 2.2 (log 10 = 2.3), and ended at 0.43 to 0.53 and 4.8 to 7.9 %.
+    assert losses[0] > 1.5
+    assert losses[-1] < 0.65
+    assert result.test["error"] < 11
+    assert result.best_error <= result.test["error"]
+    assert logged[-1]["test/error"] == result.test["error"]
+    assert logged[-1]["learning_rate"] == pytest.approx(0.05)  # dropped from 0.5
+    shares = [logged[-1][f"routing/router_2/share_{j}"] for j in (1, 2, 3)]
+    assert sum(shares) == pytest.approx(1, abs=1e-5)
+    for path in result.paths:
+        assert path.exists()
+    assert {path.name for path in result.paths} == {ckpt.FOLDER, METRICS_FILE, CURVES_FILE}
+    assert config_lib.read_config(workdir / ckpt.CONFIG_FILE) == config
+
+
+def test_a_checkpoint_measures_as_the_run_did(undisturbed):
+    workdir, config, result = undisturbed
+    carry = final(workdir, config)
+    assert Parts(config).evaluate(carry.state.variables) == result.test
+
+
+def test_a_run_that_stops_and_goes_on_is_the_same_run(undisturbed, workdir, capsys, monkeypatch):
+    whole, config, result = undisturbed
+    monkeypatch.setattr(loop.Pace, "steps", lambda _, limit: min(limit, 3))
+    first = loop.train(config, workdir, should_stop=lambda: True)
+    assert (first.step, first.test) == (3, {})  # between two logs
+    calls = iter([False] * 8 + [True])
+    second = loop.train(config, workdir, should_stop=lambda: next(calls))
+    assert 3 < second.step < TOTAL
+    last = loop.train(config, workdir)
+    printed = capsys.readouterr().out
+    assert "stopped at step 3; the same command goes on" in printed
+    assert f"resuming at step {second.step} of" in printed
+    assert (last.step, last.test, last.best_error) == (TOTAL, result.test, result.best_error)
+    assert_same_run(workdir, whole, config)
+
+
+def test_a_run_that_has_ended_is_left_alone(undisturbed, capsys):
+    workdir, config, result = undisturbed
+    before = lines(workdir)
+    again = loop.train(config, workdir)
+    assert "has ended at step 66" in capsys.readouterr().out
+    assert again.test == result.test
+    assert lines(workdir) == before
+
+
+def start(workdir, config, changes):
+    """The same run as a process of its own, on as many devices."""
+    command = [sys.executable, str(pathlib.Path(tiny.__file__)), f"--workdir={workdir}"]
+    command += [f"--config={pathlib.Path(tiny.__file__).parents[2] / 'configs' / 'digits.py'}"]
+    flat, default = map(config_lib.flatten, (config, changes))
+    command += [f"--config.{key}={value}" for key, value in flat.items() if default[key] != value]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=dict(os.environ), text=True
+    )
+
+
+def kill_after(process, workdir, count):
+    """kill -9 as soon as the metrics have so many lines."""
+    path = workdir / METRICS_FILE
+    deadline = time.monotonic() + 120
+    while not path.exists() or path.read_text().count("\n") < count:
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, "the run does not get on"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_killed_run_goes_on_to_the_same_end(undisturbed, workdir):
+    """kill -9 in the middle of writing checkpoints; then the rest, twice."""
+    whole, config, _ = undisturbed
+    digits = pathlib.Path(tiny.__file__).parents[2] / "configs" / "digits.py"
+    defaults = {}
+    exec(compile(digits.read_text(), digits, "exec"), defaults)
+    for count in (2, 8):
+        kill_after(start(workdir, config, defaults["get_config"]()), workdir, count)
+    left = lines(workdir)
+    assert len(left) < len(lines(whole))
+    loop.train(config, workdir)
+    assert_same_run(workdir, whole, config)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(data_dir, workdir):
+    config = tiny.tiny_config(data_dir, **{"schedule.rate": 1e30, "checkpoint_every": "1 step"})
+    with pytest.raises(loop.TrainingFailed, match=r"loss of step \d+ is not finite") as caught:
+        loop.train(config, workdir)
+    step = int(str(caught.value).split("step ")[1].split()[0])
+    assert 1 < step < 10
+    checkpoints = ckpt.Checkpoints(workdir)
+    assert checkpoints.latest < step
+    kept = checkpoints.restore(Parts(config).abstract_carry, checkpoints.latest)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept))
+    assert f"step {checkpoints.latest} is kept" in str(caught.value)
+
+
+def test_a_weight_that_is_not_finite_is_never_saved(data_dir, workdir, monkeypatch):
+    """The loss of the step that breaks a weight is still finite."""
+    honest = Parts.fresh_carry
+
+    def broken(self):
+        carry = honest(self)
+        bias = carry.state.params["head"]["bias"].at[0].set(jnp.inf)
+        params = carry.state.params | {"head": carry.state.params["head"] | {"bias": bias}}
+        return carry._replace(state=carry.state.replace(params=params))
+
+    monkeypatch.setattr(Parts, "fresh_carry", broken)
+    monkeypatch.setattr(loop.Run, "_advance", lambda run: setattr(run, "step", run.step + 1))
+    config = tiny.tiny_config(data_dir, checkpoint_every="1 step", log_every="60 steps")
+    with pytest.raises(loop.TrainingFailed, match=r"weight after step 1 .*no checkpoint"):
+        loop.train(config, workdir)
+    assert ckpt.Checkpoints(workdir).latest is None
+
+
+def test_another_recipe_is_refused_and_nothing_is_touched(undisturbed, data_dir):
+    workdir, _, _ = undisturbed
+    before = files(workdir)
+    with pytest.raises(UserError, match="batch_size: 128 -> 64"):
+        loop.train(tiny.tiny_config(data_dir, batch_size=64), workdir)
+    assert files(workdir) == before
+
+
+def test_a_run_starts_from_anothers_weights(undisturbed, data_dir, workdir, capsys):
+    source, _, result = undisturbed
+    changes = {"init_from": str(source), "train_for": "1 step", "schedule.drops": ""}
+    config = tiny.tiny_config(data_dir, **changes, **{"schedule.rate": 1e-6})
+    started = loop.train(config, workdir)
+    printed = capsys.readouterr().out
+    assert f"starting from the weights of {source}" in printed
+    assert "missing there, so fresh: none" in printed
+    # One step of a rate that moves nothing, but BatchNorm's statistics do move.
+    assert started.test["error"] == pytest.approx(result.best_error, abs=3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 1500}, "cannot be drawn from"),
+        ({"batch_size": 127}, "does not divide"),
+        ({"train_for": "3 epochs"}, "past the end"),
+        ({"dataset.name": "digitz"}, "digitz"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(
+    data_dir, workdir, changes, message
+):
+    with pytest.raises(UserError, match=message):
+        loop.train(tiny.tiny_config(data_dir, **changes), workdir)
+    assert not workdir.exists()

@@ -1,0 +1,88 @@
+import pytest
+
+from multipath_jax.errors import UserError
+from multipath_jax.training.config import default_config
+from multipath_jax.training.schedule import Plan, learning_rate, make_plan, parse_duration
+
+CIFAR_STEPS = 50_000 // 128  # 390 an epoch
+
+
+def config(**changes):
+    made = default_config()
+    made.update_from_flattened_dict(
+        {"train_for": "200 epochs", "schedule.drops": "80 epochs, 150 epochs"} | changes
+    )
+    return made
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("200 epochs", 78_000),
+        ("1 epoch", 390),
+        ("0.5 epochs", 195),
+        ("50 steps", 50),
+        (" 1 step ", 1),
+        ("0.0001 epochs", 1),  # never less than a step
+    ],
+)
+def test_durations_become_steps(text, steps):
+    assert parse_duration("train_for", text).steps(CIFAR_STEPS) == steps
+
+
+@pytest.mark.parametrize(
+    "text", ["", "200", "epochs", "-1 epochs", "0 steps", "1.5 steps", "3 weeks", "1 epoch 2"]
+)
+def test_what_is_no_duration_is_refused_by_its_key(text):
+    with pytest.raises(UserError, match=r"log_every=.*is no duration"):
+        parse_duration("log_every", text)
+
+
+def test_the_papers_schedule():
+    """Section 6.2: 0.1, divided by 10 after epochs 80 and 150 of 200."""
+    made = config()
+    plan = make_plan(made, CIFAR_STEPS)
+    assert (plan.total, plan.drops) == (78_000, (31_200, 58_500))
+    rate = learning_rate(made, plan)
+    for step, expected in [
+        (0, 0.1),
+        (31_199, 0.1),
+        (31_200, 0.01),
+        (58_499, 0.01),
+        (58_500, 0.001),
+    ]:
+        assert float(rate(step)) == pytest.approx(expected, rel=1e-7)  # float32
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_for": "150 epochs"}, "past the end"),
+        ({"train_for": "10 steps"}, "past the end"),
+        ({"schedule.drops": "9 epochs, 8 epochs"}, "must rise"),
+        ({"schedule.drops": "8 epochs, 8 epochs"}, "must rise"),
+        ({"schedule.drops": "8"}, "is no duration"),
+    ],
+)
+def test_drops_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        make_plan(config(**changes), CIFAR_STEPS)
+
+
+def test_no_drops_is_a_constant_rate():
+    made = config(**{"schedule.drops": ""})
+    rate = learning_rate(made, make_plan(made, CIFAR_STEPS))
+    assert float(rate(0)) == float(rate(77_999)) == pytest.approx(0.1)
+
+
+def test_a_call_ends_at_epochs_and_at_whatever_is_due():
+    plan = Plan(
+        steps_per_epoch=10, total=24, drops=(), log_every=4, eval_every=6, checkpoint_every=100
+    )
+    stops, step = [], 0
+    while step < plan.total:
+        step = plan.next_stop(step)
+        stops.append(step)
+    assert stops == [4, 6, 8, 10, 12, 16, 18, 20, 24]
+    assert [step for step in range(25) if plan.due(plan.eval_every, step)] == [0, 6, 12, 18, 24]
+    assert plan.due(plan.checkpoint_every, plan.total)  # the end counts

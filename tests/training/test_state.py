@@ -1,0 +1,72 @@
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from multipath_jax.training import state as s
+from multipath_jax.training.config import default_config
+
+
+def optimizer(rate=0.1, momentum=0.9, weight_decay=0.01):
+    config = default_config().optimizer
+    config.momentum, config.weight_decay = momentum, weight_decay
+    return s.make_optimizer(config, lambda _: rate)
+
+
+@cache
+def fresh(seed=0):
+    return jax.jit(partial(s.create_state, tiny.Tiny(), optimizer(), (8, 8, 1), seed))()
+
+
+def test_only_kernels_decay():
+    decayed = s.is_decayed(fresh().params)
+    assert decayed["conv"] == decayed["head"] == {"kernel": True, "bias": False}
+    assert decayed["norm"] == {"scale": False, "bias": False}
+    gate = {"w1": True, "b1": False, "w2": True, "b2": False}
+    assert decayed["router_1"] == decayed["router_2"] == {"gate": gate}
+
+
+def test_the_update_is_sgd_with_coupled_decay_and_momentum():
+    """v <- 0.9 v + (g + 0.01 w), w <- w - 0.1 v; biases without the 0.01 w."""
+    params = {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([3.0])}
+    grads = [{"kernel": jnp.array([0.5, 0.25]), "bias": jnp.array([-1.0])}] * 3
+    transform = optimizer()
+    opt_state = transform.init(params)
+    w, v = {k: np.asarray(p) for k, p in params.items()}, {"kernel": 0.0, "bias": 0.0}
+    for g in grads:
+        updates, opt_state = transform.update(g, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        for key, decay in (("kernel", 0.01), ("bias", 0.0)):
+            v[key] = 0.9 * v[key] + np.asarray(g[key]) + decay * w[key]
+            w[key] = w[key] - 0.1 * v[key]
+            # float32 arithmetic of three steps.
+            np.testing.assert_allclose(params[key], w[key], rtol=1e-6)
+
+
+def test_a_seed_fixes_the_start():
+    same, other = fresh.__wrapped__(0), fresh(1)
+    jax.tree.map(np.testing.assert_array_equal, fresh(0), same)
+    assert not np.array_equal(same.params["conv"]["kernel"], other.params["conv"]["kernel"])
+    assert same.step == 0
+
+
+def test_streams_and_steps_have_keys_of_their_own():
+    state = fresh()
+    keys = [
+        state.replace(step=jnp.int32(step)).step_key(number)
+        for step in (0, 1)
+        for number in (s.INIT, s.ORDER, s.AUGMENT, s.GATES)
+    ]
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == len(keys)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_number_is_enough_to_be_not_finite(bad):
+    state = fresh()
+    assert s.all_finite(state)
+    broken = state.params["head"]["bias"].at[3].set(bad)
+    assert not s.all_finite(state.replace(params=state.params | {"head": {"bias": broken}}))

@@ -1,0 +1,206 @@
+"""The step on a mesh of two devices, against one device and against sums written out."""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from multipath_jax.data import ResidentData, epoch_order
+from multipath_jax.training import step as step_lib
+from multipath_jax.training.config import default_config
+from multipath_jax.training.devices import make_mesh, replicated, split_batch
+from multipath_jax.training.metrics import zeros_like
+from multipath_jax.training.state import ORDER, create_state, make_optimizer, stream
+
+BATCH, EXAMPLES, CLASSES = 8, 44, 10
+
+
+def data():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (EXAMPLES, 8, 8, 1), np.uint8)
+    return ResidentData(
+        jnp.asarray(images), jnp.asarray(rng.integers(0, CLASSES, EXAMPLES, np.int32))
+    )
+
+
+class Images:
+    """The statistics of a data set, as `make_prepare` reads them."""
+
+    mean, std = np.float32([0.5]), np.float32([0.25])
+
+
+def train_step(shift=1):
+    optimizer = make_optimizer(default_config().optimizer, lambda _: 0.1)
+    prepare = step_lib.make_prepare(Images, shift, flip=False)
+    return step_lib.make_train_step(tiny.Tiny(), optimizer, prepare)
+
+
+@cache
+def _fresh():
+    optimizer = make_optimizer(default_config().optimizer, lambda _: 0.1)
+    return jax.device_get(jax.jit(partial(create_state, tiny.Tiny(), optimizer, (8, 8, 1), 0))())
+
+
+def fresh():
+    """New arrays each time, for runners donate them."""
+    return jax.tree.map(jnp.array, _fresh())
+
+
+def first_batch():
+    return step_lib.Batch(*(array[:BATCH] for array in data()))
+
+
+def fresh_carry(sharding):
+    state = fresh()
+    _, metrics = jax.eval_shape(train_step(), state, first_batch())
+    return jax.device_put(step_lib.Carry(state, zeros_like(metrics)), sharding)
+
+
+def runner(mesh, loop):
+    step = step_lib.resident_step(train_step(), BATCH, EXAMPLES // BATCH, split_batch(mesh))
+    return step_lib.Runner(step, replicated(mesh), loop)
+
+
+def ordered(state):
+    return epoch_order(stream(state.rng, ORDER), 0, EXAMPLES)
+
+
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def assert_close(a, b, tolerance):
+    close = partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance)
+    jax.tree.map(close, a, b)
+
+
+LOGITS, LABELS = jnp.array([[1.0, 2.0, 0.0], [0.0, 0.0, 3.0]]), jnp.array([0, 2])
+CROSS_ENTROPY = np.mean([np.log(1 + np.e + np.exp(-1)), np.log(1 + 2 * np.exp(-3))])
+
+
+@pytest.mark.parametrize(
+    ("recorded", "expected"),
+    [
+        ({}, CROSS_ENTROPY),
+        ({"block_1": {"budget": (jnp.float32(0.5),)}}, CROSS_ENTROPY + 0.5),
+        ({"a": {"x": (jnp.float32(1), jnp.float32(2))}, "y": jnp.float32(4)}, CROSS_ENTROPY + 7),
+        ({"head": {"classification": (jnp.float32(0.25),)}}, 0.25),
+        ({"classification": jnp.float32(0.25), "reconstruction": (jnp.float32(2),)}, 2.25),
+    ],
+)
+def test_the_loss_is_the_sum_of_what_is_recorded(recorded, expected):
+    found = step_lib.total_loss(LOGITS, LABELS, recorded)
+    assert float(found) == pytest.approx(expected, rel=1e-6)  # float32
+
+
+def test_a_step_descends_the_gradient_of_the_cross_entropy():
+    state, batch, step = fresh(), first_batch(), train_step(shift=0)
+    after, metrics = step(state, batch)
+    images = (batch.images / 255 - Images.mean) / Images.std
+
+    def loss(params):
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        logits, updates = tiny.Tiny().apply(variables, images, train=True, mutable=["batch_stats"])
+        entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+        return entropy.mean(), (logits, updates)
+
+    (value, (logits, updates)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+    # The same sums, differently compiled: float32 rounding.
+    for name in ("conv", "head"):
+        before = state.params[name]
+        decay = 5e-4 * before["kernel"]
+        expected = before["kernel"] - 0.1 * (grads[name]["kernel"] + decay)
+        np.testing.assert_allclose(after.params[name]["kernel"], expected, atol=1e-6)
+        expected = before["bias"] - 0.1 * grads[name]["bias"]
+        np.testing.assert_allclose(after.params[name]["bias"], expected, atol=1e-6)
+    assert_close(after.batch_stats, updates["batch_stats"], 1e-6)
+    found = metrics.compute()
+    assert float(found["loss"]) == pytest.approx(float(value), rel=1e-5)
+    assert float(found["error"]) == np.mean(logits.argmax(-1) != batch.labels)
+    assert found["routing"].keys() == {
+        *(f"router_1/{name}" for name in ("entropy", "share_1", "share_2")),
+        *(f"router_2/{name}" for name in ("entropy", "share_1", "share_2", "share_3")),
+    }
+    assert after.step == 1
+
+
+def test_augmentation_follows_the_step():
+    state, batch, step = fresh(), first_batch(), train_step()
+    same, _ = step(state, batch)
+    again, _ = step(state, batch)
+    assert_equal(same, again)
+    # From other random numbers alone, another gradient: the same state but for its step.
+    other, _ = step(state.replace(step=jnp.int32(1)), batch)
+    assert not np.array_equal(same.params["conv"]["kernel"], other.params["conv"]["kernel"])
+
+
+def test_two_devices_compute_what_one_does():
+    """BatchNorm's statistics are of the whole batch, the augmentation is the same."""
+    mesh = make_mesh(default_config())
+    one = fresh_carry(jax.devices()[0])
+    for _ in range(3):
+        state, metrics = train_step()(one.state, first_batch())
+        one = step_lib.Carry(state, one.metrics.merge(metrics))
+    step = train_step()
+    two = fresh_carry(replicated(mesh))
+    batch = jax.device_put(first_batch(), split_batch(mesh))
+    assert len(batch.images.addressable_shards) == 2
+    for _ in range(3):
+        state, metrics = step(two.state, batch)
+        two = step_lib.Carry(state, two.metrics.merge(metrics))
+    # Sums over the batch in another order, three steps: some units of float32's 6e-8.
+    assert_close(two.state.params, one.state.params, 1e-5)
+    assert_close(two.state.batch_stats, one.state.batch_stats, 1e-5)
+    assert_close(two.metrics.loss, one.metrics.loss, 1e-5)
+
+
+@pytest.mark.parametrize("loop", [False, True])
+def test_no_result_depends_on_where_a_call_begins(loop):
+    mesh = make_mesh(default_config())
+    run = runner(mesh, loop)
+    order = ordered(fresh())
+    whole = run(fresh_carry(replicated(mesh)), data(), order, 5)
+    parts = fresh_carry(replicated(mesh))
+    for count in (1, 3, 1):
+        parts = run(parts, data(), order, count)
+    assert whole.state.step == 5
+    assert_equal(parts, whole)
+
+
+def test_a_loop_on_the_device_takes_the_same_steps():
+    mesh = make_mesh(default_config())
+    order = ordered(fresh())
+    looped, stepped = (
+        runner(mesh, loop)(fresh_carry(replicated(mesh)), data(), order, 5)
+        for loop in (True, False)
+    )
+    # Two programs: XLA adds up the same numbers in another order.
+    assert_close(looped.state.params, stepped.state.params, 1e-5)
+    assert_equal(looped.state.step, stepped.state.step)
+    assert_equal(looped.metrics.error, stepped.metrics.error)
+
+
+def test_an_epoch_sees_every_batch_once(monkeypatch):
+    """Index 0 to 4 of the order, then index 0 again."""
+    mesh, seen = make_mesh(default_config()), []
+
+    def spy(state, batch):
+        jax.debug.callback(lambda labels: seen.append(labels.tolist()), batch.labels)
+        return state.replace(step=state.step + 1), metrics
+
+    state = fresh()
+    metrics = fresh_carry(replicated(mesh)).metrics
+    step = step_lib.resident_step(spy, BATCH, EXAMPLES // BATCH, replicated(mesh))
+    labelled = ResidentData(data().images, jnp.arange(EXAMPLES, dtype=jnp.int32))
+    order = ordered(state)
+    carry = step_lib.Carry(state, metrics)
+    for _ in range(6):
+        carry = step(carry, labelled, order)
+    jax.effects_barrier()
+    batches = order[: 5 * BATCH].reshape(5, BATCH).tolist()
+    assert seen == [*batches, batches[0]]
+    assert len({label for batch in batches for label in batch}) == 5 * BATCH

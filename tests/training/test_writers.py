@@ -1,0 +1,76 @@
+import importlib.util
+import json
+
+import pytest
+
+from multipath_jax.errors import UserError
+from multipath_jax.training import writers
+from multipath_jax.training.config import default_config
+from multipath_jax.training.schedule import Plan
+
+
+def test_lines_past_the_checkpoint_are_dropped(workdir):
+    workdir.mkdir()
+    file = writers.MetricsFile(workdir, last_step=0)
+    for step in (5, 10, 15):
+        file.write(step, {"loss": step / 2})
+    file.close()
+    path = workdir / writers.METRICS_FILE
+    path.write_text(path.read_text() + '{"step": 20, "lo')  # a kill in mid-line
+    file = writers.MetricsFile(workdir, last_step=12)
+    file.write(15, {"loss": 1.0})
+    file.close()
+    assert [(line["step"], line["loss"]) for line in writers.read_metrics(workdir)] == [
+        (5, 2.5),
+        (10, 5.0),
+        (15, 1.0),
+    ]
+    assert list(workdir.iterdir()) == [path]
+
+
+def test_what_is_not_finite_is_null(workdir):
+    workdir.mkdir()
+    file = writers.MetricsFile(workdir, last_step=0)
+    file.write(1, {"a": float("nan"), "b": float("inf"), "c": 0.0})
+    file.close()
+    text = (workdir / writers.METRICS_FILE).read_text()
+    assert json.loads(text) == {"step": 1, "a": None, "b": None, "c": 0.0}
+
+
+def test_a_log_prints_and_counts(workdir, capsys):
+    workdir.mkdir()
+    config = default_config()
+    config.tensorboard, config.batch_size = "off", 10
+    plan = Plan(4, 8, (), 4, 4, 4)
+    log = writers.Log(config, plan, workdir, step=0)
+    log.advance(1, steps=1, seconds=1.0)
+    log.advance(4, steps=3, seconds=1.0)
+    log.write(4, {"train/loss": 0.5, "test/error": 12.345})
+    log.close()
+    (line,) = writers.read_metrics(workdir)
+    assert line == {
+        "step": 4,
+        "train/loss": 0.5,
+        "test/error": 12.345,
+        "epoch": 1.0,
+        "images_per_second": 20.0,
+    }
+    printed = capsys.readouterr().out
+    assert "step 4/8  epoch 1.00  loss 0.5000  test error 12.35 %  20 images/s" in printed
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorflow") is not None, reason="it is installed")
+def test_tensorboard_needs_tensorflow(workdir):
+    with pytest.raises(UserError, match="needs TensorFlow"):
+        writers.TensorBoard(workdir, "on")
+    silent = writers.TensorBoard(workdir, "auto")
+    silent.write(1, {"a": 1.0})
+    silent.close()
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.0, "0:00"), (59.6, "1:00"), (125.0, "2:05"), (3723.0, "1:02:03")]
+)
+def test_durations(seconds, text):
+    assert writers.duration(seconds) == text

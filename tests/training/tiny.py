@@ -1,0 +1,60 @@
+"""A routed network small enough to train whole runs in tests.
+
+As a program it is `multipath_jax.main` with that network in place of every other.
+"""
+
+import os
+import sys
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from multipath_jax.layers import CrossConnect
+from multipath_jax.training import parts
+from multipath_jax.training.config import default_config
+
+
+class Tiny(nn.Module):
+    """One convolution, two routers, one dense layer: every kind of parameter there is."""
+
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, images, train=False, labels=None):
+        x = nn.Conv(8, (3, 3), name="conv")(images)
+        x = nn.relu(nn.BatchNorm(not train, momentum=0.9, name="norm")(x))
+        xs = CrossConnect(2, name="router_1")(x[None], train=train)
+        xs = CrossConnect(3, name="router_2")(jnp.tanh(xs), train=train)
+        return nn.Dense(self.num_classes, name="head")(xs.mean(0).reshape(len(images), -1))
+
+
+def create_model(name, num_classes=10, **overrides):
+    return Tiny(num_classes)
+
+
+def tiny_config(data_dir, **changes):
+    """Six epochs of eleven steps on the digits; ``changes`` by dotted key."""
+    config = default_config()
+    config.update_from_flattened_dict(
+        {
+            "dataset.data_dir": os.fspath(data_dir),
+            "dataset.shift": 1,
+            "train_for": "6 epochs",
+            "schedule.rate": 0.5,
+            "schedule.drops": "5 epochs",
+            "log_every": "5 steps",
+            "eval_every": "2 epochs",
+            "checkpoint_every": "7 steps",
+            "tensorboard": "off",
+        }
+        | changes
+    )
+    return config
+
+
+if __name__ == "__main__":
+    from multipath_jax import main
+
+    parts.create_model = create_model
+    main.run()
+    sys.exit(0)
