@@ -1,8 +1,8 @@
 """A two-path routed network on scikit-learn's handwritten digits: the default.
 
 Command:   python -m multipath_jax.main --config=configs/digits.py --workdir=runs/digits
-Time:      TODO on 2 CPU cores, compilation included
-Error:     TODO % of the 359 held-out digits
+Time:      70 to 85 s on 2 busy CPU cores, of them 16 s for the compilation of the step
+Error:     0.6 to 1.1 % of the held-out digits (seeds 0, 1 and 2: 1.13, 0.56 and 1.13 %)
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     config.dataset.name = "digits"
     config.dataset.shift = 1  # of 8 pixels; digits have no mirror images
     config.batch_size = 64
-    config.train_for = "20 epochs"
+    config.train_for = "15 epochs"
     config.schedule.rate = 0.05
-    config.schedule.drops = "12 epochs, 17 epochs"
+    config.schedule.drops = "9 epochs, 13 epochs"
     return config

@@ -63,8 +63,11 @@ class Parallel(nn.Module):
             raise ValueError(
                 f"{describe(self)}: execution is 'unrolled' or 'grouped', not {self.execution!r}"
             )
+        # A scan over one path is compiled as a loop, in which XLA's CPU backend has no fast gradient
+        # of a convolution (its canonicalization stops at the entry computation): vmap serves it.
         # Flax draws other numbers under vmap than under scan: parameters always come from scan.
-        if self.execution == "grouped" and not self.is_initializing():
+        grouped = self.execution == "grouped" or len(xs) == 1
+        if grouped and not self.is_initializing():
             return nn.vmap(lambda module, x: module(x, **kwargs), **lift)(self.module, xs)
         scan = nn.scan(lambda module, _, x: (None, module(x, **kwargs)), unroll=len(xs), **lift)
         return scan(self.module, None, xs)[1]

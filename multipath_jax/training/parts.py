@@ -52,6 +52,7 @@ class Parts:
         self.optimizer = state.make_optimizer(config.optimizer, self.learning_rate)
         prepare = make_prepare(self.dataset, config.dataset.shift, config.dataset.flip)
         self.train_step = make_train_step(self.model, self.optimizer, prepare)
+        self._drawn: tuple[int | None, Array | None] = (None, None)
         self.evaluate = make_evaluator(self.model, self.dataset, config.eval_batch_size, self.mesh)
 
     @cached_property
@@ -117,16 +118,17 @@ class Parts:
         return self._once(state.all_finite)
 
     def order(self, current: state.TrainState, epoch: int) -> Array:
-        """The order of the training split in an epoch: int32 ``[n]``."""
-        return self._order(current.rng, epoch)
+        """The order of the training split in an epoch: int32 ``[n]``, drawn once an epoch."""
+        if self._drawn[0] != epoch:
+            self._drawn = (epoch, self._draw(current.rng, epoch))
+        return self._drawn[1]
 
     @cached_property
-    def _order(self):
-        def order(rng, epoch):
-            key = state.stream(rng, state.ORDER)
-            return epoch_order(key, epoch, self.train_size)
+    def _draw(self):
+        def draw(rng, epoch):
+            return epoch_order(state.stream(rng, state.ORDER), epoch, self.train_size)
 
-        return jax.jit(order, out_shardings=self.everywhere)
+        return jax.jit(draw, out_shardings=self.everywhere)
 
 
 def make_model(config: ConfigDict, num_classes: int) -> nn.Module:

@@ -1,0 +1,123 @@
+"""The benchmark: ``python -m multipath_jax.benchmark [--quick] [--json=FILE] [--plot=FILE]``.
+
+Exit status: 0 measured (whatever the figures say); 1 a part failed; 2 bad input.
+"""
+
+import argparse
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from absl import logging
+
+from multipath_jax.benchmark import loop, networks, peers, report, routers
+from multipath_jax.benchmark.rows import Row
+from multipath_jax.benchmark.settings import Settings, make_settings
+from multipath_jax.errors import UserError
+
+PARTS: dict[str, Callable[[Settings], Iterator[Row]]] = {
+    "overhead": networks.overhead,
+    "paths": networks.paths,
+    "execution": networks.execution,
+    "backward": routers.backward,
+    "limit": routers.limit,
+    "loop": loop.loop,
+    "peers": peers.peers,
+    "first_step": loop.first_step,
+}
+PICTURES = (".png", ".pdf", ".svg")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {' '.join(self.format_usage().split())}")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags. Raises UserError for one that is unknown or a file that cannot be written."""
+    parser = _Parser(
+        "python -m multipath_jax.benchmark",
+        description="Measures the package on this machine; ratios first, with their quartiles.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--quick", action="store_true", help="2 to 3 minutes on 2 CPU cores")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there")
+    parser.add_argument("--plot", metavar="FILE", help="draw the ratios there")
+    parser.add_argument("--only", metavar="PART,...", help=f"some of {', '.join(PARTS)}")
+    flags = parser.parse_args(argv)
+    # Not as argparse's types: it would put words of its own in place of a ValueError's.
+    flags.json = None if flags.json is None else _writable("--json", flags.json)
+    flags.plot = None if flags.plot is None else _picture(flags.plot)
+    flags.only = tuple(PARTS) if flags.only is None else _parts(flags.only)
+    return flags
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    for name in names:
+        if name not in PARTS:
+            nearest = difflib.get_close_matches(name, PARTS, n=1, cutoff=0.4)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(PARTS)}"
+            raise UserError(f"--only: there is no part {name!r}; {hint}")
+    if not names:
+        raise UserError(f"--only names no part; there are {', '.join(PARTS)}")
+    return tuple(name for name in PARTS if name in names)
+
+
+def _writable(flag: str, text: str) -> Path:
+    """Fails before the measurements rather than after them."""
+    path = Path(text).expanduser()
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"{flag}: {text!r} is no file that can be written")
+    return path
+
+
+def _picture(text: str) -> Path:
+    path = _writable("--plot", text)
+    if path.suffix not in PICTURES:
+        raise UserError(f"--plot: {text} ends in none of {', '.join(PICTURES)}")
+    return path
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measures, prints and writes; gives the exit status."""
+    try:
+        flags = parse(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    logging.set_verbosity(logging.ERROR)  # of the libraries behind a run
+    settings = make_settings(flags.quick)
+    about = report.environment(settings)
+    print(report.heading(about), flush=True)
+    rows: list[tuple[str, Row]] = []
+    failed = False
+    for part in flags.only:
+        print(f"\n{part}", flush=True)
+        try:
+            for row in PARTS[part](settings):
+                rows.append((part, row))
+                print("\n".join(report.lines(row)), flush=True)
+        except Exception:  # the other parts' figures are worth having
+            traceback.print_exc()
+            failed = True
+        # After every part: a run that is cut short leaves what it found.
+        if flags.json:
+            report.write_json(flags.json, about, rows)
+    if flags.plot:
+        from multipath_jax.benchmark.plot import draw
+
+        draw(flags.plot, about, rows)
+    for path in filter(None, (flags.json, flags.plot)):
+        print(f"\nwrote {path}")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    # Worker processes share the accelerator with this one; memory is taken as it is needed.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,159 @@
+"""Whole runs: the loop against the bare step, and the time to the first step."""
+
+import contextlib
+import io
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from multipath_jax.benchmark import random_images
+from multipath_jax.benchmark.rows import Row, at_least
+from multipath_jax.benchmark.settings import Problem, Settings
+from multipath_jax.benchmark.steps import BATCHES, CompiledStep
+from multipath_jax.benchmark.timing import Clock, Contestant, Times
+from multipath_jax.benchmark.workers import Worker
+from multipath_jax.training import checkpoints as ckpt
+from multipath_jax.training.config import default_config
+from multipath_jax.training.devices import split_batch
+from multipath_jax.training.loop import Run
+from multipath_jax.training.parts import Parts
+from multipath_jax.training.step import Batch
+
+NETWORK = "BaseCNN-2-CC"
+WARM_UP = 3  # calls of the loop that are left out: it finds out how many steps a second takes
+
+# The ways in which data reach the step, each with the keys of the config that choose it. A loader
+# that streams is another entry here.
+LOADERS = {"resident": {}}
+
+
+def run_config(problem: Problem, data_dir: str, **changes) -> dict:
+    """The changes to the default config that train a problem's network on random images.
+
+    Nothing is evaluated or saved along the way; logs come every epoch.
+    """
+    never = "1000000000 steps"
+    return {
+        "model.name": problem.network,
+        "dtype": problem.dtype,
+        "dataset.name": "random_images",
+        "dataset.data_dir": data_dir,
+        "dataset.shift": 4,
+        "dataset.flip": True,
+        "batch_size": problem.batch,
+        "train_for": never,
+        "eval_every": never,
+        "checkpoint_every": never,
+        "tensorboard": "off",
+        **changes,
+    }
+
+
+class TurnTaking:
+    """A run's ``should_stop``, which it asks about once a second: there the bare step has a turn.
+
+    So the two alternate in one process. A turn of the loop is all from one question to the next:
+    its dispatches, its waiting, its logs.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[], int],
+        bare: Contestant,
+        rounds: int,
+        clock: Clock = time.perf_counter,
+    ):
+        """``step`` tells how many steps the run has taken."""
+        self._where, self._bare, self._clock = step, bare, clock
+        self._left = WARM_UP + rounds
+        self._begun = self._step = None
+        self.seconds = {"loop": [], "bare": []}
+
+    def __call__(self) -> bool:
+        """Whether all rounds are done."""
+        now, step = self._clock(), self._where()
+        if self._begun is not None:
+            self.seconds["loop"].append((now - self._begun) / (step - self._step))
+            self.seconds["bare"].append(self._bare(step - self._step) / (step - self._step))
+        self._left -= 1
+        self._begun, self._step = self._clock(), step
+        return self._left < 0
+
+    def times(self) -> Times:
+        """The rounds after the warm-up."""
+        return Times({name: values[WARM_UP:] for name, values in self.seconds.items()})
+
+
+def loop(settings: Settings) -> Iterator[Row]:
+    """Part 6: the images per second of the loop over those of the bare compiled step."""
+    problem = settings.problem(NETWORK)
+    for loader, changes in LOADERS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            random_images.prepare(folder, count=40 * problem.batch)
+            config = default_config()
+            config.update_from_flattened_dict(run_config(problem, folder, **changes))
+            times = _take_turns(config, epath.Path(folder) / "run", settings)
+        rates = {name: problem.batch / (times.milliseconds(name) / 1e3) for name in times.seconds}
+        yield Row(
+            f"{problem.network} batch {problem.batch}, data {loader}",
+            "images/s of the loop / of the bare step",
+            times.ratio("bare", "loop"),
+            at_least(0.97),
+            {f"{name} images/s": rate for name, rate in rates.items()},
+        )
+
+
+def _take_turns(config: ConfigDict, workdir: epath.Path, settings: Settings) -> Times:
+    parts = Parts(config)
+    checkpoints = ckpt.Checkpoints(workdir)
+    with contextlib.redirect_stdout(io.StringIO()):
+        run = Run(parts, workdir, checkpoints)
+        rounds = 5 if settings.quick else settings.rounds
+        turns = TurnTaking(lambda: run.step, _bare_step(parts), rounds)
+        try:
+            run.go(turns)
+        finally:
+            run.log.close()
+            checkpoints.close()
+    return turns.times()
+
+
+def _bare_step(parts: Parts) -> CompiledStep:
+    """The step of a run without its loop: preparation of the images and all, on fixed batches."""
+    count = BATCHES * parts.config.batch_size
+    batches = jax.tree.map(
+        lambda array: jax.device_put(
+            array[:count].reshape(BATCHES, -1, *array.shape[1:]), split_batch(parts.mesh, axis=1)
+        ),
+        Batch(*parts.data),
+    )
+    return CompiledStep(parts.train_step, parts.fresh_carry().state, batches, parts.runner.loop)
+
+
+def first_step(settings: Settings) -> Iterator[Row]:
+    """Part 8: from the start of a process to the end of its first step, with and without cache."""
+    problem = settings.problem(NETWORK)
+    with tempfile.TemporaryDirectory() as folder:
+        random_images.prepare(folder, count=4 * problem.batch)
+
+        def seconds(number: int, name: str) -> float:
+            cache = os.path.join(folder, f"cache_{number}")  # empty the first time
+            config = run_config(problem, folder, compilation_cache=cache)
+            workdir = os.path.join(folder, f"{name}_{number}")
+            with Worker({"kind": "run", "config": config, "workdir": workdir}) as worker:
+                return worker.ready["startup"]
+
+        rounds = range(1 if settings.quick else 5)
+        pairs = [(seconds(i, "without"), seconds(i, "with")) for i in rounds]
+    times = Times(dict(zip(("without", "with"), zip(*pairs, strict=True), strict=True)))
+    yield Row(
+        f"{problem.network} batch {problem.batch}, fresh process",
+        "without / with the compilation cache",
+        times.ratio("without", "with"),
+        figures={f"{name} s": times.milliseconds(name) / 1e3 for name in times.seconds},
+    )

@@ -1,0 +1,80 @@
+"""Part 7: the same network, batch, precision and machine in PyTorch and in plain Flax."""
+
+import dataclasses
+import importlib.util
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+
+from multipath_jax.benchmark.rows import Row, Target, at_least
+from multipath_jax.benchmark.settings import Problem, Settings
+from multipath_jax.benchmark.workers import Worker, WorkerFailed
+
+PEERS = {
+    "torch": "PyTorch eager (channels_last)",
+    "torch.compile": "torch.compile",
+    "nn.vmap": "plain Flax (nn.vmap)",
+}
+TARGETS: dict[tuple[str, bool], Target] = {  # by peer and whether it runs on a CPU
+    ("torch", True): at_least(0.7),
+    ("nn.vmap", True): at_least(8.0),
+    ("torch.compile", False): at_least(1.5),
+}
+
+
+def peers(settings: Settings) -> Iterator[Row]:
+    """Steps per second of ours over those of each peer."""
+    networks = settings.choose(
+        ("BaseCNN-2-CC",), ("BaseCNN-2-CC", "ResNet20-2-CC"), ("BaseCNN-4-CC", "ResNet18-2-CC")
+    )
+    # On two CPU cores torch.compile takes as long as all the rest of a quick run.
+    left_out = ("torch.compile",) if settings.quick and settings.on_cpu else ()
+    kinds = [kind for kind in PEERS if kind not in left_out]
+    for network in networks:
+        yield from _compare(settings, settings.problem(network), kinds)
+
+
+def _compare(settings: Settings, problem: Problem, kinds: Sequence[str]) -> Iterator[Row]:
+    subject = f"{problem.network} batch {problem.batch} {problem.dtype}"
+    with ExitStack() as stack:
+        workers, reasons = {}, {}
+        for kind in ("ours", *kinds):
+            reason = missing(kind, settings.platform)
+            try:
+                if reason is None:
+                    workers[kind] = stack.enter_context(_worker(kind, settings, problem))
+            except WorkerFailed as error:
+                reason = str(error)
+            reasons[kind] = reason
+        times = settings.interleave(workers) if "ours" in workers else None
+    for kind in kinds:
+        compared, target = f"steps/s of ours / {PEERS[kind]}", TARGETS.get((kind, settings.on_cpu))
+        reason = reasons["ours"] or reasons[kind]
+        if reason:
+            yield Row(subject, compared, None, target, note=f"not measured: {reason}")
+            continue
+        figures = {}
+        for name in ("ours", kind):
+            figures[f"{name} ms"] = times.milliseconds(name)
+            figures[f"{name} start to first step s"] = workers[name].ready["startup"]
+        yield Row(subject, compared, times.ratio(kind, "ours"), target, figures)
+
+
+def _worker(kind: str, settings: Settings, problem: Problem) -> Worker:
+    spec = {"kind": kind, "problem": dataclasses.asdict(problem), "platform": settings.platform}
+    return Worker(spec)
+
+
+def missing(kind: str, platform: str) -> str | None:
+    """Why a contestant cannot run here; None if it can."""
+    if not kind.startswith("torch"):
+        return None
+    if importlib.util.find_spec("torch") is None:
+        return "PyTorch is not installed (pip install 'multipath_jax[peers]')"
+    if platform == "tpu":
+        return "PyTorch does not run on this TPU"
+    if platform == "gpu":
+        import torch
+
+        if not torch.cuda.is_available():
+            return "this PyTorch has no CUDA"
+    return None

@@ -1,0 +1,202 @@
+"""Routers alone: the written-out backward pass against autodiff, and both against the limit."""
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from multipath_jax import routing
+from multipath_jax.benchmark.rows import Row, at_most, exactly, megabytes
+from multipath_jax.benchmark.settings import Problem, Settings
+from multipath_jax.benchmark.steps import network_step, peak_bytes
+from multipath_jax.benchmark.timing import calling
+from multipath_jax.layers import CrossConnect
+from multipath_jax.models import create_model
+
+HIDDEN = 16  # d of every gate of the paper
+
+
+class RouterShape(NamedTuple):
+    """A cross-connection from m tensors of shape ``[b, *features]`` to n."""
+
+    m: int
+    n: int
+    batch: int
+    features: tuple[int, ...]  # (h, w, c), or (c,) after a dense layer
+
+    def __str__(self) -> str:
+        return f"{self.m}->{self.n} {'x'.join(map(str, self.features))} batch {self.batch}"
+
+    def tensor_bytes(self, dtype: str) -> int:
+        """The size of one of the tensors."""
+        return self.batch * math.prod(self.features) * jnp.dtype(dtype).itemsize
+
+    def forward_bytes(self, dtype: str) -> int:
+        """What a forward pass must move: each input read once, each output written once."""
+        return (self.m + self.n) * self.tensor_bytes(dtype)
+
+    def backward_bytes(self, dtype: str) -> int:
+        """Inputs and outputs' gradients read once, inputs' gradients written once."""
+        return (2 * self.m + self.n) * self.tensor_bytes(dtype)
+
+    def at_least(self, count: int, dtype: str) -> "RouterShape":
+        """The same maps in a batch that makes a forward pass move ``count`` bytes or more."""
+        one = self._replace(batch=1).forward_bytes(dtype)
+        return self._replace(batch=max(self.batch, math.ceil(count / one)))
+
+
+def router_shapes(problem: Problem) -> list[RouterShape]:
+    """The cross-connections of a network, each shape once, in order."""
+    found = []
+
+    def note(call, args, kwargs, context):
+        if isinstance(context.module, CrossConnect) and context.method_name == "__call__":
+            m, b, *features = args[0].shape
+            found.append(RouterShape(m, context.module.num_outputs, b, tuple(features)))
+        return call(*args, **kwargs)
+
+    model = create_model(problem.network, problem.num_classes)
+    images = jnp.zeros((1, *problem.image_shape))
+    with nn.intercept_methods(note):
+        jax.eval_shape(model.init, jax.random.key(0), images)
+    return [shape._replace(batch=problem.batch) for shape in dict.fromkeys(found)]
+
+
+def random_router(shape: RouterShape, dtype: str) -> tuple[tuple, routing.GateParams, tuple]:
+    """Inputs, gates and gradients of the outputs, of normal noise."""
+    keys = iter(jax.random.split(jax.random.key(0), shape.m + shape.n + 2))
+    tensor = (shape.batch, *shape.features)
+    m, c, d, n = shape.m, shape.features[-1], HIDDEN, shape.n
+    xs = tuple(jax.random.normal(next(keys), tensor, jnp.dtype(dtype)) for _ in range(m))
+    dys = tuple(jax.random.normal(next(keys), tensor, jnp.dtype(dtype)) for _ in range(n))
+    w1 = jax.random.normal(next(keys), (m, c, d)) / math.sqrt(c)
+    w2 = jax.random.normal(next(keys), (m, d, n)) / math.sqrt(d)
+    return xs, routing.GateParams(w1, jnp.zeros((m, d)), w2, jnp.zeros((m, n))), dys
+
+
+def by_autodiff(xs: tuple, params: routing.GateParams) -> list:
+    """`routing.gated_cross_connect`, its backward pass left to JAX."""
+    each = [jax.tree.map(lambda p, i=i: p[i], params) for i in range(len(xs))]
+    gates = [routing.gate(x, p) for x, p in zip(xs, each, strict=True)]
+    return routing.cross_connect(xs, gates)
+
+
+def forward_and_backward(function: Callable, xs: tuple, params, dys: tuple) -> tuple:
+    """Outputs, and the gradients of ``xs`` and ``params``."""
+    ys, pull = jax.vjp(function, xs, params)
+    return ys, pull(list(dys))
+
+
+def backward(settings: Settings) -> Iterator[Row]:
+    """Part 4: the custom backward pass over autodiff, in time and compiled memory."""
+    networks = settings.choose(
+        ("BaseCNN-2-CC",),
+        ("BaseCNN-2-CC", "BaseCNN-4-CC", "ResNet20-2-CC", "ResNet20-4-CC", "VGG13-2-CC"),
+        ("ResNet18-2-CC",),
+    )
+    shapes = [shape for network in networks for shape in router_shapes(settings.problem(network))]
+    for shape in dict.fromkeys(shapes):
+        yield from _compare_backward(settings, _filling(settings, shape))
+    for network in networks[:1]:
+        problem = settings.problem(network)
+        steps = {name: network_step(problem, **o) for name, o in _WHOLE.items()}
+        times = settings.interleave(steps)
+        sizes = {name: step.bytes for name, step in steps.items()}
+        subject = f"{network} batch {problem.batch}, whole step"
+        yield from _time_and_memory(subject, times, sizes)
+
+
+_WHOLE = {"custom": {}, "autodiff": {"custom_vjp": False}}
+
+
+def _filling(settings: Settings, shape: RouterShape) -> RouterShape:
+    """On an accelerator, maps in a batch that takes longer than its dispatch."""
+    if settings.on_cpu or len(shape.features) == 1:
+        return shape
+    return shape.at_least(settings.router_bytes, settings.dtype)
+
+
+def _compare_backward(settings: Settings, shape: RouterShape) -> Iterator[Row]:
+    arguments = random_router(shape, settings.dtype)
+    programs = {
+        name: jax.jit(partial(forward_and_backward, function)).lower(*arguments).compile()
+        for name, function in (
+            ("custom", lambda xs, params: routing.gated_cross_connect(list(xs), params)),
+            ("autodiff", by_autodiff),
+        )
+    }
+    times = settings.interleave(
+        {
+            name: calling(partial(program, *arguments), block_each=settings.on_cpu)
+            for name, program in programs.items()
+        }
+    )
+    sizes = {name: peak_bytes(program) for name, program in programs.items()}
+    yield from _time_and_memory(f"router {shape}", times, sizes)
+
+
+def _time_and_memory(subject, times, sizes) -> Iterator[Row]:
+    """Two rows about the contestants ``custom`` and ``autodiff``."""
+    figures = {f"{name} ms": times.milliseconds(name) for name in sizes}
+    ratio = times.ratio("custom", "autodiff")
+    yield Row(subject, "custom / autodiff, time", ratio, at_most(1.0), figures)
+    figures = {f"{name} MB": megabytes(size) for name, size in sizes.items()}
+    known = None not in sizes.values()
+    memory = exactly(sizes["custom"] / sizes["autodiff"]) if known else None
+    note = "" if known else "this backend's compiler does not tell"
+    yield Row(subject, "custom / autodiff, memory", memory, at_most(1.0), figures, note)
+
+
+def limit(settings: Settings) -> Iterator[Row]:
+    """Part 5: the router alone over the time of moving its bytes at a copy's bandwidth."""
+    networks = settings.choose(
+        ("BaseCNN-2-CC",), ("BaseCNN-2-CC", "BaseCNN-4-CC", "ResNet20-3-CC"), ("ResNet18-2-CC",)
+    )
+    shapes = [
+        shape.at_least(settings.router_bytes, settings.dtype)
+        for network in networks
+        for shape in router_shapes(settings.problem(network))
+        if len(shape.features) > 1
+    ]
+    for shape in dict.fromkeys(shapes):
+        yield from _against_copy(settings, shape)
+
+
+def _against_copy(settings: Settings, shape: RouterShape) -> Iterator[Row]:
+    xs, params, dys = random_router(shape, settings.dtype)
+
+    def function(xs, params):
+        return routing.gated_cross_connect(list(xs), params)
+
+    _, pull = jax.jit(partial(jax.vjp, function))(xs, params)
+    programs = {
+        # Negated, not copied: a copy of an argument is a thing that compilers optimize away.
+        "copy": partial(jax.jit(lambda xs: [-x for x in xs]), xs),
+        "forward": partial(jax.jit(function), xs, params),
+        "backward": partial(jax.jit(lambda pull, dys: pull(list(dys))), pull, dys),
+    }
+    times = settings.interleave(
+        {name: calling(call, block_each=settings.on_cpu) for name, call in programs.items()}
+    )
+    copied = 2 * shape.m * shape.tensor_bytes(settings.dtype)
+    bandwidth = copied / times.milliseconds("copy") / 1e6
+    for name, moved in (
+        ("forward", shape.forward_bytes(settings.dtype)),
+        ("backward", shape.backward_bytes(settings.dtype)),
+    ):
+        yield Row(
+            f"router {shape}",
+            f"{name} / moving its bytes",
+            times.ratio(name, "copy", scale=copied / moved),
+            None if settings.on_cpu else at_most(1.3),
+            {
+                f"{name} ms": times.milliseconds(name),
+                "limit ms": moved / bandwidth / 1e6,
+                "to move MB": megabytes(moved),
+                "copy GB/s": bandwidth,
+            },
+        )

@@ -1,0 +1,83 @@
+"""What every part of the benchmark gives: rows, a ratio in front and the figures behind it."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from multipath_jax.benchmark.timing import Spread
+
+
+class Target(NamedTuple):
+    """What a ratio should be: ``sense`` is ``<=`` or ``>=``."""
+
+    sense: str
+    bound: float
+
+    def met_by(self, ratio: float) -> bool:
+        return ratio <= self.bound if self.sense == "<=" else ratio >= self.bound
+
+    def __str__(self) -> str:
+        return f"{self.sense} {self.bound:g}"
+
+
+def at_most(bound: float) -> Target:
+    return Target("<=", bound)
+
+
+def at_least(bound: float) -> Target:
+    return Target(">=", bound)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One comparison.
+
+    Attributes:
+      subject: what was measured, such as a network.
+      compared: what the ratio is, such as ``"with routers / without"``; "" if there is none.
+      ratio: its spread over the rounds; None where nothing could be measured.
+      target: what it should be, if anything.
+      figures: numbers behind it by name, the unit the name's last word; None for unknown ones.
+      note: anything else to say, such as why there is no figure.
+    """
+
+    subject: str
+    compared: str = ""
+    ratio: Spread | None = None
+    target: Target | None = None
+    figures: dict[str, float | int | None] = dataclasses.field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def verdict(self) -> str | None:
+        """``met``, ``missed``, or ``open`` if only the better quartile meets the target.
+
+        None if there is no target, or nothing was measured.
+        """
+        if self.target is None or self.ratio is None:
+            return None
+        if self.target.met_by(self.ratio.median):
+            return "met"
+        return "open" if any(map(self.target.met_by, self.ratio)) else "missed"
+
+    def as_json(self, part: str) -> dict[str, Any]:
+        """The row as it stands in the JSON file."""
+        return {
+            "part": part,
+            "subject": self.subject,
+            "compared": self.compared,
+            "ratio": None if self.ratio is None else self.ratio._asdict(),
+            "target": None if self.target is None else str(self.target),
+            "verdict": self.verdict,
+            "figures": self.figures,
+            "note": self.note,
+        }
+
+
+def megabytes(count: int | None) -> float | None:
+    """Bytes as MB (10^6 bytes)."""
+    return None if count is None else count / 1e6
+
+
+def exactly(ratio: float) -> Spread:
+    """A ratio that has no spread, such as one of compiled sizes."""
+    return Spread(ratio, ratio, ratio)

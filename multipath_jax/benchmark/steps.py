@@ -1,0 +1,122 @@
+"""One training step of a network, compiled, on random data that lie on the device."""
+
+import time
+from functools import cache, partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from multipath_jax.benchmark.settings import Problem
+from multipath_jax.layers import Router, Share
+from multipath_jax.models import create_model
+from multipath_jax.training.config import default_config
+from multipath_jax.training.state import TrainState, create_state, make_optimizer
+from multipath_jax.training.step import Batch, Step, make_train_step
+
+_QUICKLY = {"xla_backend_optimization_level": 0}
+BATCHES = 4  # taken in turn: what depends on one batch alone could be computed once for all steps
+
+
+class CompiledStep:
+    """A compiled training step and what it runs on; called, a `timing.Contestant`.
+
+    Attributes:
+      compile_seconds: what tracing and compiling took.
+      bytes: the memory of one step at its peak, or None where the compiler does not tell.
+    """
+
+    def __init__(self, step: Step, state: TrainState, batches: Batch, loop: bool):
+        """Compiles, and owns ``state`` from then on.
+
+        Args:
+          batches: `BATCHES` of them, stacked, on the device.
+          loop: whether many steps are one dispatch. `training.step.Runner` says where that pays.
+        """
+
+        def one(state, batches, index):
+            return step(state, jax.tree.map(lambda array: array[index % BATCHES], batches))[0]
+
+        def many(state, batches, count):
+            return jax.lax.fori_loop(0, count, lambda i, s: one(s, batches, i), state)
+
+        self._state, self._batches, self._loop = state, batches, loop
+        function = jax.jit(many if loop else one, donate_argnums=0)
+        start = time.perf_counter()
+        self._compiled = function.lower(state, batches, jnp.int32(0)).compile()
+        self.compile_seconds = time.perf_counter() - start
+        self.bytes = peak_bytes(self._compiled)
+        self._indices = [jnp.int32(index) for index in range(BATCHES)]
+
+    def __call__(self, calls: int) -> float:
+        """Runs so many steps; the seconds that they took together."""
+        start = time.perf_counter()
+        if self._loop:
+            self._state = self._compiled(self._state, self._batches, jnp.int32(calls))
+        else:
+            for number in range(calls):
+                index = self._indices[number % BATCHES]
+                self._state = self._compiled(self._state, self._batches, index)
+        jax.block_until_ready(self._state)
+        return time.perf_counter() - start
+
+
+def model_step(model: nn.Module, problem: Problem, loop: bool) -> CompiledStep:
+    """The step by which `multipath_jax.main` trains a network, augmentation left out."""
+    optimizer = make_optimizer(default_config().optimizer, optax.constant_schedule(1e-3))
+    create = partial(create_state, model, optimizer, problem.image_shape, 0)
+    on_cpu = jax.default_backend() == "cpu"  # compiles what runs once in a third of the time
+    state = jax.jit(create, compiler_options=_QUICKLY if on_cpu else None)()
+    step = make_train_step(model, optimizer, lambda key, images: images)
+    return CompiledStep(step, state, random_batches(problem), loop)
+
+
+@cache  # several parts measure the same step
+def network_step(problem: Problem, routers: bool = True, **options: Any) -> CompiledStep:
+    """The step of a problem's network.
+
+    Args:
+      routers: False: the same paths without routers between them.
+      **options: of the network, such as ``execution`` and ``custom_vjp``.
+    """
+    dtype = jnp.dtype(problem.dtype)
+    model = create_model(problem.network, problem.num_classes, dtype=dtype, **options)
+    model = model if routers else without_routers(model)
+    return model_step(model, problem, loop=jax.default_backend() != "cpu")
+
+
+def random_batches(problem: Problem) -> Batch:
+    """`BATCHES` stacked batches of normal noise, and labels."""
+    images_key, labels_key = jax.random.split(jax.random.key(1))
+    count = (BATCHES, problem.batch)
+    images = jax.random.normal(images_key, (*count, *problem.image_shape))
+    return Batch(images, jax.random.randint(labels_key, count, 0, problem.num_classes))
+
+
+def without_routers(model: nn.Module) -> nn.Module:
+    """A `MultiPath` network whose paths share input and output only (BaseCNN-X)."""
+    first = next(layer for layer in model.layers if isinstance(layer, Router))
+    layers = [
+        Share(first.num_outputs, name=first.name) if layer is first else layer
+        for layer in model.layers
+        if layer is first or not isinstance(layer, Router)
+    ]
+    return model.clone(layers=tuple(layers))
+
+
+def peak_bytes(compiled: Any) -> int | None:
+    """The memory of a ``jax.stages.Compiled``: arguments, results and temporaries, in bytes.
+
+    None where the backend's compiler does not tell.
+    """
+    found = compiled.memory_analysis()
+    if found is None:
+        return None
+    return (
+        found.argument_size_in_bytes
+        + found.output_size_in_bytes
+        + found.temp_size_in_bytes
+        - found.alias_size_in_bytes
+    )

@@ -1,0 +1,200 @@
+"""The networks as a PyTorch user would write them, to be measured against.
+
+Modules in lists, a loop over paths, a gate per input; NCHW images in the channels_last format,
+autocast for bfloat16, fused SGD. Needs PyTorch: the extra ``[peers]``.
+"""
+
+import contextlib
+import re
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class CrossConnect(nn.Module):
+    """Algorithm 2: every output is the sum of all inputs, each weighed by its own gate."""
+
+    def __init__(self, inputs: int, outputs: int, channels: int, hidden: int = 16):
+        super().__init__()
+        self.gates = nn.ModuleList(
+            nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+            for _ in range(inputs)
+        )
+        self.outputs = outputs
+
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        gates = []
+        for x, gate in zip(xs, self.gates, strict=True):
+            g = gate(x.mean((2, 3)) if x.dim() == 4 else x).softmax(-1).to(x.dtype)
+            gates.append(g[:, :, None, None, None] if x.dim() == 4 else g[:, :, None])
+        return [
+            sum(g[:, j] * x for g, x in zip(gates, xs, strict=True)) for j in range(self.outputs)
+        ]
+
+
+class Paths(nn.ModuleList):
+    """One module for every parallel tensor."""
+
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        return [path(x) for path, x in zip(self, xs, strict=True)]
+
+
+class MultiPath(nn.Module):
+    """Layers that take and give a list of parallel tensors; the outputs are averaged."""
+
+    def __init__(self, layers: list[nn.Module]):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        xs = [images]
+        for layer in self.layers:
+            xs = layer(xs)
+        return torch.stack(xs).mean(0)
+
+
+class ConvStage(nn.Sequential):
+    """Two 3x3 convolutions with BatchNorm and ReLU, then, if asked, a 2x2 max-pooling."""
+
+    def __init__(self, inputs: int, features: int, pool: bool):
+        layers = []
+        for channels in (inputs, features):
+            layers += [
+                nn.Conv2d(channels, features, 3, padding=1),
+                nn.BatchNorm2d(features),
+                nn.ReLU(inplace=True),
+            ]
+        super().__init__(*layers, *([nn.MaxPool2d(2)] if pool else []))
+
+
+def base_cnn(paths: int, num_classes: int) -> MultiPath:
+    """BaseCNN-X-CC (Table 1, Fig. 4) for 32x32 images."""
+    layers, inputs, channels = [], 1, 3
+    for features, pool in ((32, True), (64, True), (128, False)):
+        layers.append(CrossConnect(inputs, paths, channels))
+        layers.append(Paths(ConvStage(channels, features, pool) for _ in range(paths)))
+        inputs, channels = paths, features
+
+    def dense(inputs, outputs):
+        return nn.Sequential(nn.Flatten(), nn.Linear(inputs, outputs), nn.ReLU())
+
+    return MultiPath(
+        [
+            *layers,
+            CrossConnect(paths, paths, 128),
+            Paths(dense(128 * 8 * 8, 32) for _ in range(paths)),
+            CrossConnect(paths, paths, 32),
+            Paths(dense(32, 32) for _ in range(paths)),
+            Paths(nn.Linear(32, num_classes) for _ in range(paths)),
+        ]
+    )
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut, a projection where the shape changes."""
+
+    def __init__(self, inputs: int, features: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, features, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(features)
+        self.conv2 = nn.Conv2d(features, features, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(features)
+        self.shortcut = nn.Identity()
+        if stride != 1 or inputs != features:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, features, 1, stride, bias=False), nn.BatchNorm2d(features)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = self.bn2(self.conv2(y))
+        return F.relu(y + self.shortcut(x), inplace=True)
+
+
+def resnet(depth: int, paths: int, num_classes: int) -> MultiPath:
+    """ResNet18-X-CC for ImageNet, or ResNet{6k+2}-X-CC for CIFAR."""
+    if depth == 18:
+        widths, blocks = (64, 128, 256, 512), 2
+        kernel, stride, ending = 7, 2, [nn.MaxPool2d(3, 2, padding=1)]
+    else:
+        widths, blocks = (16, 32, 64), (depth - 2) // 6
+        kernel, stride, ending = 3, 1, []
+    channels = widths[0]
+    stem = nn.Sequential(
+        nn.Conv2d(3, channels, kernel, stride, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+        *ending,
+    )
+    layers = [Paths([stem]), CrossConnect(1, paths, channels)]
+    for number, features in enumerate(widths):
+        stride = 1 if number == 0 else 2
+        layers.append(Paths(_stack(channels, features, blocks, stride) for _ in range(paths)))
+        layers.append(CrossConnect(paths, paths, features))
+        channels = features
+    head = (
+        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
+        for _ in range(paths)
+    )
+    return MultiPath([*layers, Paths(head)])
+
+
+def _stack(channels: int, features: int, blocks: int, stride: int) -> nn.Sequential:
+    rest = (BasicBlock(features, features, 1) for _ in range(blocks - 1))
+    return nn.Sequential(BasicBlock(channels, features, stride), *rest)
+
+
+def create(name: str, num_classes: int) -> MultiPath:
+    """``BaseCNN-X-CC``, ``ResNet18-X-CC`` or ``ResNet{6k+2}-X-CC``. ValueError for another."""
+    if match := re.fullmatch(r"BaseCNN-(\d+)-CC", name):
+        return base_cnn(int(match[1]), num_classes)
+    if match := re.fullmatch(r"ResNet(\d+)-(\d+)-CC", name):
+        return resnet(int(match[1]), int(match[2]), num_classes)
+    raise ValueError(f"the PyTorch peer has no {name}")
+
+
+class TrainingStep:
+    """Training steps on random data that lie on the device; called, a `timing.Contestant`."""
+
+    def __init__(
+        self,
+        network: str,
+        batch: int,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        *,
+        device: str,
+        bfloat16: bool,
+        compiled: bool,
+    ):
+        torch.backends.cudnn.benchmark = True
+        model = create(network, num_classes).to(device, memory_format=torch.channels_last)
+        self._model = torch.compile(model) if compiled else model
+        self._optimizer = torch.optim.SGD(
+            model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4, fused=True
+        )
+        height, width, channels = image_shape
+        images = torch.randn(batch, channels, height, width, device=device)
+        self._images = images.to(memory_format=torch.channels_last)
+        self._labels = torch.randint(num_classes, (batch,), device=device)
+        self._device = device
+        self._bfloat16 = bfloat16
+
+    def __call__(self, calls: int) -> float:
+        """Runs so many steps; the seconds that they took together."""
+        start = time.perf_counter()
+        for _ in range(calls):
+            self._step()
+        if self._device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    def _step(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        autocast = torch.autocast(self._device, torch.bfloat16)
+        with autocast if self._bfloat16 else contextlib.nullcontext():
+            loss = F.cross_entropy(self._model(self._images), self._labels)
+        loss.backward()
+        self._optimizer.step()

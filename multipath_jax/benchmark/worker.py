@@ -1,0 +1,98 @@
+"""One contestant in a process of its own: ``python -m multipath_jax.benchmark.worker SPEC``.
+
+SPEC is JSON. The first line on the standard output says that the first step is done; then every
+line of the standard input is a number of steps to run, answered by the seconds that they took.
+See `workers`, which starts such processes.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+def main(spec: dict[str, Any]) -> None:
+    """Serves until the standard input ends."""
+    # What compilers and progress bars print must not get between the answers.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+
+    def ready(compile_seconds: float | None = None) -> None:
+        told = {"startup": time.time() - spec["launched"], "compile": compile_seconds}
+        print(json.dumps(told), file=answers)
+
+    if spec["kind"] == "run":
+        _first_step_of_a_run(spec, ready)
+        return
+    step = _KINDS[spec["kind"]](spec)
+    step(1)
+    ready(getattr(step, "compile_seconds", None))
+    for line in sys.stdin:
+        print(json.dumps({"seconds": step(int(line))}), file=answers)
+
+
+def _problem(spec: dict[str, Any]) -> Any:
+    from multipath_jax.benchmark.settings import Problem
+
+    problem = spec["problem"]
+    return Problem(**problem | {"image_shape": tuple(problem["image_shape"])})
+
+
+def _ours(spec: dict[str, Any]) -> Callable[[int], float]:
+    from multipath_jax.benchmark.steps import network_step
+
+    return network_step(_problem(spec))
+
+
+def _vmap(spec: dict[str, Any]) -> Callable[[int], float]:
+    import jax.numpy as jnp
+
+    from multipath_jax.benchmark.steps import model_step
+    from multipath_jax.benchmark.vmap_peer import create
+
+    problem = _problem(spec)
+    model = create(problem.network, problem.num_classes, jnp.dtype(problem.dtype))
+    return model_step(model, problem, loop=False)
+
+
+def _torch(spec: dict[str, Any]) -> Callable[[int], float]:
+    # JAX is never asked for a device here, so it starts no threads and takes no memory.
+    from multipath_jax.benchmark.torch_peer import TrainingStep
+
+    problem = spec["problem"]
+    return TrainingStep(
+        problem["network"],
+        problem["batch"],
+        problem["image_shape"],
+        problem["num_classes"],
+        device="cpu" if spec["platform"] == "cpu" else "cuda",
+        bfloat16=problem["dtype"] == "bfloat16",
+        compiled=spec["kind"] == "torch.compile",
+    )
+
+
+_KINDS = {"ours": _ours, "nn.vmap": _vmap, "torch": _torch, "torch.compile": _torch}
+
+
+def _first_step_of_a_run(spec: dict[str, Any], ready: Callable[[], None]) -> None:
+    """Trains as `multipath_jax.main` does, as far as the first step."""
+    from ml_collections import ConfigDict
+
+    from multipath_jax.training.config import default_config
+    from multipath_jax.training.devices import enable_compilation_cache
+    from multipath_jax.training.loop import train
+
+    def stop() -> bool:
+        ready()
+        return True
+
+    config: ConfigDict = default_config()
+    config.update_from_flattened_dict(spec["config"])
+    enable_compilation_cache(config.compilation_cache)
+    train(config, spec["workdir"], should_stop=stop)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,117 @@
+"""The flags, the table, the JSON file and the picture."""
+
+import json
+
+import pytest
+
+from multipath_jax.benchmark import __main__ as benchmark
+from multipath_jax.benchmark import report
+from multipath_jax.benchmark.rows import Row, Target, at_least, at_most, exactly
+from multipath_jax.benchmark.timing import Spread
+
+ROWS = [
+    Row("A", "b / c", Spread(1.04, 1.0, 1.1), at_most(1.05), {"b ms": 1234.5, "b peak MB": None}),
+    Row("B", "b / c", Spread(1.2, 1.1, 1.3), at_most(1.05)),
+    Row("C", "b / c", None, at_least(8.0), note="not measured: nobody was there"),
+]
+
+
+def failing(settings):
+    yield ROWS[0]
+    raise RuntimeError("broken on purpose")
+
+
+@pytest.fixture
+def parts(monkeypatch):
+    monkeypatch.setattr(
+        benchmark,
+        "PARTS",
+        {"overhead": lambda settings: iter(ROWS), "paths": failing, "limit": lambda _: iter(())},
+    )
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--quik", "unrecognized arguments: --quik"),
+        ("--only=overhaed", "there is no part 'overhaed'; did you mean overhead?"),
+        ("--only=", "--only names no part"),
+        (
+            "--json=/nowhere/at/all.json",
+            "all.json' is no file that can be written",
+        ),
+        ("--plot=/", "--plot: '/' is no file"),
+        ("--plot=picture.xyz", "picture.xyz"),
+        ("--plot", "expected one argument"),
+        ("something", "unrecognized arguments: something"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_and_status_2(flag, message, parts, capsys):
+    assert benchmark.main([flag]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+
+
+def test_parts_come_in_their_own_order():
+    assert benchmark.parse(["--only=limit, overhead"]).only == ("overhead", "limit")
+    assert benchmark.parse([]).only == tuple(benchmark.PARTS)
+
+
+def test_the_json_file_holds_the_machine_and_every_row(parts, tmp_path, capsys):
+    path, picture = tmp_path / "figures.json", tmp_path / "figures.png"
+    flags = [f"--json={path}", f"--plot={picture}", "--only=overhead", "--quick"]
+    assert benchmark.main(flags) == 0
+    document = json.loads(path.read_text())
+    assert document["schema"] == report.SCHEMA
+    assert document["date"][:2] == "20"
+    assert document["device"]["platform"] == "cpu"
+    assert document["device"]["kind"]
+    assert {"python", "jax", "jaxlib", "flax"} <= document["versions"].keys()
+    assert document["quick"] is True
+    assert document["dtype"] == "float32"
+    assert [row["verdict"] for row in document["rows"]] == ["met", "missed", None]
+    assert document["rows"][0] == {
+        "part": "overhead",
+        "subject": "A",
+        "compared": "b / c",
+        "ratio": {"median": 1.04, "low": 1.0, "high": 1.1},
+        "target": "<= 1.05",
+        "verdict": "met",
+        "figures": {"b ms": 1234.5, "b peak MB": None},
+        "note": "",
+    }
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    table = capsys.readouterr().out
+    assert "1.04 (1.00 to 1.10)" in table
+    assert "[<= 1.05 MISSED]" in table
+    assert "b 1,234 ms, b peak unknown MB" in table
+    assert "not measured: nobody was there" in table
+
+
+def test_a_part_that_fails_does_not_take_the_others_with_it(parts, tmp_path, capsys):
+    path = tmp_path / "figures.json"
+    assert benchmark.main([f"--json={path}"]) == 1
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["part"] for row in rows] == ["overhead"] * 3 + ["paths"]
+    printed = capsys.readouterr()
+    assert "broken on purpose" in printed.err
+    assert "limit" in printed.out
+
+
+def test_a_target_is_met_missed_or_open():
+    assert Row("", ratio=Spread(1.1, 1.0, 1.2), target=at_most(1.05)).verdict == "open"
+    assert Row("", ratio=Spread(1.1, 1.0, 1.2), target=at_least(1.05)).verdict == "met"
+    assert Row("", ratio=exactly(0.9), target=at_least(0.97)).verdict == "missed"
+    assert Row("", ratio=exactly(0.9)).verdict is None
+    assert str(Target("<=", 1.0)) == "<= 1"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1234.5, "1,234"), (99.96, "100.0"), (12.34, "12.3"), (1.0, "1.00"), (0.00123, "0.0012")],
+)
+def test_numbers_have_three_digits_that_count(value, text):
+    assert report.number(value) == text

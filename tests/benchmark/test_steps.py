@@ -1,0 +1,63 @@
+"""The compiled step, the network without routers, the rows made of them."""
+
+import jax
+import numpy as np
+import pytest
+
+from multipath_jax import create_model
+from multipath_jax.benchmark import steps
+from multipath_jax.benchmark.settings import Problem
+from multipath_jax.layers import CrossConnect, DenseLayer, Router
+from multipath_jax.models.multipath import MultiPath
+
+TINY = Problem("none", 2, (4, 4, 3), 5, "float32")
+
+
+@pytest.fixture
+def model():
+    layers = (CrossConnect(2, name="router_1"), DenseLayer(5, relu=False, name="dense_1"))
+    return MultiPath(layers)
+
+
+@pytest.mark.parametrize("loop", [False, True])
+def test_a_step_trains_and_times_itself(model, loop):
+    step = steps.model_step(model, TINY, loop)
+    before = jax.device_get(step._state)
+    assert step(3) > 0
+    after = jax.device_get(step._state)
+    assert int(after.step - before.step) == 3
+    assert not np.array_equal(*(s.params["dense_1"]["dense"]["kernel"] for s in (before, after)))
+    assert step.compile_seconds > 0
+    parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(before.params))
+    assert step.bytes > 2 * parameters  # the momentum too, the batches, the work
+
+
+def test_both_dispatches_take_the_same_steps(model):
+    found = []
+    for loop in (False, True):
+        step = steps.model_step(model, TINY, loop)
+        step(5)
+        found.append(jax.device_get(step._state.params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *found)
+
+
+@pytest.mark.parametrize("name", ["BaseCNN-3-CC", "ResNet8-3-CC"])
+def test_without_routers_the_paths_are_left(name):
+    model = create_model(name)
+    bare = steps.without_routers(model)
+    images = np.zeros((1, 32, 32, 3), np.float32)
+    full, rest = (
+        jax.eval_shape(m.init, jax.random.key(0), images)["params"] for m in (model, bare)
+    )
+    routers = {layer.name for layer in model.layers if isinstance(layer, Router)}
+    assert jax.tree.map(np.shape, {k: v for k, v in full.items() if k not in routers}) == (
+        jax.tree.map(np.shape, {**rest})
+    )
+
+
+def test_memory_that_the_compiler_does_not_tell_is_none():
+    class Silent:
+        def memory_analysis(self):
+            return None
+
+    assert steps.peak_bytes(Silent()) is None

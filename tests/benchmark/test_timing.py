@@ -1,0 +1,66 @@
+"""Turns, their order, and the statistics of what they took; all on a clock of our own."""
+
+import numpy as np
+import pytest
+
+from multipath_jax.benchmark.timing import FEWEST_ROUNDS, Times, calling, interleave, spread
+
+
+class Recorder:
+    """Contestants that take given seconds a call and note who ran, and how often."""
+
+    def __init__(self, **seconds):
+        self.turns = []
+        self.contestants = {name: self._contestant(name, s) for name, s in seconds.items()}
+
+    def _contestant(self, name, seconds):
+        def run(calls):
+            self.turns.append((name, calls))
+            return calls * seconds
+
+        return run
+
+
+def test_all_take_turns_and_the_order_alternates():
+    recorder = Recorder(a=1.0, b=2.0)
+    times = interleave(recorder.contestants, rounds=4)
+    names = "".join(name for name, _ in recorder.turns)
+    assert names == "ab" + "ab" + "ab" + "ba" + "ab" + "ba"  # warm-up, one measured, four rounds
+    np.testing.assert_array_equal(times.seconds["a"], [1.0] * 4)
+    np.testing.assert_array_equal(times.seconds["b"], [2.0] * 4)
+
+
+def test_a_timing_is_made_of_the_calls_that_it_takes():
+    recorder = Recorder(short=0.03, long=0.5)
+    times = interleave(recorder.contestants, rounds=3, at_least=0.1)
+    assert set(recorder.turns[4:]) == {("short", 4), ("long", 1)}
+    np.testing.assert_allclose(times.seconds["short"], [0.03] * 3)  # a call, not a timing
+
+
+@pytest.mark.parametrize(
+    ("budget", "rounds"), [(1000.0, 20), (30.0, 10), (0.1, FEWEST_ROUNDS), (float("inf"), 20)]
+)
+def test_a_budget_takes_rounds_away_but_never_all(budget, rounds):
+    times = interleave(Recorder(a=1.0, b=2.0).contestants, rounds=20, budget=budget)
+    assert len(times.seconds["a"]) == rounds
+
+
+def test_the_ratio_is_the_median_of_ratios_within_rounds():
+    # The machine slows down fourfold in mid-run: the ratio stays 2, of the medians it is not.
+    times = Times({"a": [2.0, 2.0, 8.0, 8.0, 8.0], "b": [1.0, 1.0, 4.0, 4.0, 5.0]})
+    assert times.ratio("a", "b") == (2.0, 2.0, 2.0)
+    assert times.ratio("a", "b", scale=0.5).median == 1.0
+    assert times.milliseconds("a") == 8000
+
+
+def test_a_spread_is_the_median_and_the_quartiles():
+    assert spread([4.0, 1.0, 3.0, 2.0, 5.0]) == (3.0, 2.0, 4.0)
+    assert spread([7.0]) == (7.0, 7.0, 7.0)
+
+
+def test_a_function_becomes_a_contestant():
+    ticks = iter([10.0, 13.0])
+    calls = []
+    run = calling(lambda: calls.append(0), block_each=True, clock=lambda: next(ticks))
+    assert run(5) == 3.0
+    assert len(calls) == 5

@@ -1,0 +1,72 @@
+"""A worker runs when it is told to, and says what it died of."""
+
+import pytest
+
+from multipath_jax.benchmark import worker, workers
+
+PROBLEM = {
+    "network": "BaseCNN-2-CC",
+    "batch": 2,
+    "image_shape": (32, 32, 3),
+    "num_classes": 10,
+    "dtype": "float32",
+}
+
+
+@pytest.fixture
+def fake_worker(tmp_path, monkeypatch):
+    """Replaces the worker's program by one given as source."""
+
+    def use(source):
+        path = tmp_path / "fake.py"
+        path.write_text(source)
+        popen = workers.subprocess.Popen
+        monkeypatch.setattr(
+            workers.subprocess,
+            "Popen",
+            lambda command, **options: popen([command[0], str(path), command[-1]], **options),
+        )
+
+    return use
+
+
+def test_a_worker_answers_every_order(fake_worker):
+    fake_worker(
+        "import json, sys\n"
+        "print(json.dumps({'startup': 1.0, 'compile': None}), flush=True)\n"
+        "for line in sys.stdin: print(json.dumps({'seconds': 0.5 * int(line)}), flush=True)\n"
+    )
+    with workers.Worker({"kind": "ours"}) as contestant:
+        assert contestant.ready == {"startup": 1.0, "compile": None}
+        assert contestant(4) == 2.0
+        assert contestant(1) == 0.5
+    assert contestant._process.returncode == 0
+
+
+def test_a_worker_that_dies_says_of_what(fake_worker):
+    fake_worker("import sys; sys.exit('some.module.LostError: no more memory\\nand some advice')")
+    with pytest.raises(workers.WorkerFailed, match=r"^some\.module\.LostError: no more memory$"):
+        workers.Worker({"kind": "ours"})
+
+
+def test_a_worker_that_dies_between_turns_says_of_what(fake_worker):
+    fake_worker("print('{}', flush=True); input(); raise ValueError('too many steps')")
+    with (
+        workers.Worker({"kind": "ours"}) as contestant,
+        pytest.raises(workers.WorkerFailed, match="ValueError: too many steps"),
+    ):
+        contestant(3)
+
+
+def test_the_real_worker_refuses_a_network_that_the_peer_lacks():
+    spec = {"kind": "nn.vmap", "problem": PROBLEM | {"network": "VGG16"}, "platform": "cpu"}
+    with pytest.raises(workers.WorkerFailed, match=r"the nn\.vmap peer has no VGG16"):
+        workers.Worker(spec)
+
+
+def test_a_problem_travels_through_json():
+    assert worker._problem({"problem": PROBLEM | {"image_shape": [32, 32, 3]}}).image_shape == (
+        32,
+        32,
+        3,
+    )
