@@ -324,7 +324,7 @@ def _connect(xs, gates):
     return tuple(_mix(xs, column) for column in zip(*map(_columns, gates), strict=True))
 
 
-def _unstack(xs: Paths) -> tuple:
+def _unstack(xs) -> tuple:
     return tuple(xs) if isinstance(xs, Sequence) else tuple(jnp.unstack(xs))
 
 
@@ -337,6 +337,9 @@ def _check_paths(name: str, xs: Sequence) -> None:
     shapes = [x.shape for x in xs]
     if not shapes or len(set(shapes)) > 1 or len(shapes[0]) < 2:
         raise ValueError(f"{name}: needs one or more inputs of one shape [b ... c], got {shapes}")
+    dtypes = sorted({str(x.dtype) for x in xs})
+    if len(dtypes) > 1 or not jnp.issubdtype(xs[0].dtype, jnp.floating):
+        raise ValueError(f"{name}: needs inputs of one floating type, got {', '.join(dtypes)}")
 
 
 def _check_gates(name: str, gates: Sequence, m: int, b: int) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from multipath_jax import summary
+
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
@@ -16,6 +18,12 @@ def test_python_block_runs(code):
     assert names["logits"].shape == (8, 10)
     kernel = names["variables"]["params"]["Backbone_0"]["Conv_0"]["kernel"]
     assert kernel.shape == (3, 3, 3, 3, 32)  # one set of parameters for each of three paths
+
+
+def test_the_table_of_networks_is_the_summary_s(capsys):
+    summary.main([])
+    block = re.search(r"<!-- summary.*?```text\n(.*?)```", README.read_text(), re.DOTALL)
+    assert block[1] == capsys.readouterr().out
 
 
 def test_there_is_code():

@@ -582,6 +582,12 @@ ERRORS = {
     ),
     "cross_connect: no inputs": ("cross_connect", ([], []), "[]"),
     "cross_connect: unequal": ("cross_connect", ([zeros(4, 5), zeros(4, 6)], TWO), "(4, 6)"),
+    "cross_connect: whole numbers": (
+        "cross_connect", ([zeros(4, 5).astype(int)] * 2, TWO), "int"
+    ),
+    "cross_connect: two types": (
+        "cross_connect", ([zeros(4, 5), zeros(4, 5).astype(jnp.bfloat16)], TWO), "bfloat16, float32"
+    ),
     "cross_connect: no batch": ("cross_connect", (zeros(2, 5), TWO), "(5,)"),
     "cross_connect: gates of more inputs": ("cross_connect", (TWO, zeros(3, 4, 2)), "(4, 2)"),
     "cross_connect: gates of another batch": ("cross_connect", (TWO, zeros(2, 1, 3)), "(1, 3)"),

@@ -63,8 +63,8 @@ class Parallel(nn.Module):
             raise ValueError(
                 f"{describe(self)}: execution is 'unrolled' or 'grouped', not {self.execution!r}"
             )
-        # A scan over one path is compiled as a loop, in which XLA's CPU backend has no fast gradient
-        # of a convolution (its canonicalization stops at the entry computation): vmap serves it.
+        # A scan over one path is compiled as a loop, in which XLA's CPU backend has no fast
+        # gradient of a convolution (it prepares the entry computation's only): vmap serves it.
         # Flax draws other numbers under vmap than under scan: parameters always come from scan.
         grouped = self.execution == "grouped" or len(xs) == 1
         if grouped and not self.is_initializing():
