@@ -15,6 +15,7 @@ from multipath_jax.errors import UserError
 from multipath_jax.training.schedule import Plan
 
 METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_NEEDS = ("tensorflow", "tensorboard")  # clu's writer; the one does not bring the other
 
 # What of it the progress line shows, and how.
 SHOWN = {
@@ -66,11 +67,13 @@ class TensorBoard:
         Raises:
           UserError: wanted but not installed.
         """
-        installed = importlib.util.find_spec("tensorflow") is not None
-        if wanted == "on" and not installed:
-            raise UserError("tensorboard=on needs TensorFlow: pip install 'multipath_jax[tf]'")
+        missing = [name for name in TENSORBOARD_NEEDS if importlib.util.find_spec(name) is None]
+        if wanted == "on" and missing:
+            raise UserError(
+                f"tensorboard=on needs {' and '.join(missing)}: pip install 'multipath_jax[tf]'"
+            )
         self._writer = None
-        if installed and wanted != "off":
+        if not missing and wanted != "off":
             from clu.metric_writers import SummaryWriter
 
             self._writer = SummaryWriter(os.fspath(workdir))

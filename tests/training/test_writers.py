@@ -59,9 +59,13 @@ def test_a_log_prints_and_counts(workdir, capsys):
     assert "step 4/8  epoch 1.00  loss 0.5000  test error 12.35 %  20 images/s" in printed
 
 
-@pytest.mark.skipif(importlib.util.find_spec("tensorflow") is not None, reason="it is installed")
-def test_tensorboard_needs_tensorflow(workdir):
-    with pytest.raises(UserError, match="needs TensorFlow"):
+@pytest.mark.parametrize("missing", ["tensorflow", "tensorboard"])
+def test_tensorboard_says_what_it_needs(workdir, monkeypatch, missing):
+    """TensorFlow does not bring TensorBoard: either may be the one that is not there."""
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == missing else "there"
+    )
+    with pytest.raises(UserError, match=f"needs {missing}: pip install"):
         writers.TensorBoard(workdir, "on")
     silent = writers.TensorBoard(workdir, "auto")
     silent.write(1, {"a": 1.0})
