@@ -10,10 +10,10 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from absl import logging
 
+from multipath_jax import cli
 from multipath_jax.benchmark import loop, networks, peers, report, routers
 from multipath_jax.benchmark.rows import Row
 from multipath_jax.benchmark.settings import Settings, make_settings
@@ -32,14 +32,9 @@ PARTS: dict[str, Callable[[Settings], Iterator[Row]]] = {
 PICTURES = (".png", ".pdf", ".svg")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; {' '.join(self.format_usage().split())}")
-
-
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The flags. Raises UserError for one that is unknown or a file that cannot be written."""
-    parser = _Parser(
+    parser = cli.Parser(
         "python -m multipath_jax.benchmark",
         description="Measures the package on this machine; ratios first, with their quartiles.",
         allow_abbrev=False,
