@@ -20,10 +20,12 @@ class Target(NamedTuple):
 
 
 def at_most(bound: float) -> Target:
+    """A target that lower figures meet."""
     return Target("<=", bound)
 
 
 def at_least(bound: float) -> Target:
+    """A target that higher figures meet."""
     return Target(">=", bound)
 
 

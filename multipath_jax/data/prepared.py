@@ -146,6 +146,7 @@ def _base_name(name: str) -> str:
 
 
 def one_line(error: Exception) -> str:
+    """An error's message without line breaks, or its type where it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -51,4 +51,5 @@ def test_every_router_has_its_panel(workdir):
 
 def test_one_point_is_enough(workdir):
     write(workdir, [line(2, routers=2, paths=2)])
-    curves.draw(workdir)
+    (path,) = curves.draw(workdir)
+    assert path.stat().length > 0
