@@ -20,6 +20,7 @@ from multipath_jax.training import config as config_lib
 from multipath_jax.training.devices import enable_compilation_cache
 from multipath_jax.training.loop import Result, TrainingFailed, train
 from multipath_jax.training.parts import Parts
+from multipath_jax.training.trials import train_trials
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe: one of the files in configs/.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and logs go.")
@@ -49,7 +50,11 @@ def _train() -> int:
     if CONFIG.value is None:
         raise UserError(f"say by which recipe to train: {USAGE}")
     enable_compilation_cache(CONFIG.value.compilation_cache)
-    _report(train(CONFIG.value, WORKDIR.value))
+    if CONFIG.value.trials > 1:
+        for result in train_trials(CONFIG.value, WORKDIR.value):
+            _report(result)
+    else:
+        _report(train(CONFIG.value, WORKDIR.value))
     return 0
 
 

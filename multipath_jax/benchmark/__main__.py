@@ -28,6 +28,7 @@ PARTS: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "loop": loop.loop,
     "peers": peers.peers,
     "first_step": loop.first_step,
+    "trials": networks.trials,
 }
 PICTURES = (".png", ".pdf", ".svg")
 

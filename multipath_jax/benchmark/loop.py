@@ -2,29 +2,31 @@
 
 import contextlib
 import io
+import math
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 
 import jax
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
 from multipath_jax.benchmark import random_images
-from multipath_jax.benchmark.rows import Row, at_least
+from multipath_jax.benchmark.rows import Row, at_least, at_most
 from multipath_jax.benchmark.settings import Problem, Settings
 from multipath_jax.benchmark.steps import BATCHES, CompiledStep
-from multipath_jax.benchmark.timing import Clock, Contestant, Times
+from multipath_jax.benchmark.timing import Clock, Contestant, Times, spread
 from multipath_jax.benchmark.workers import Worker
-from multipath_jax.training import checkpoints as ckpt
 from multipath_jax.training.config import default_config
 from multipath_jax.training.devices import split_batch
-from multipath_jax.training.loop import Run
+from multipath_jax.training.loop import Run, go, never, start_run
 from multipath_jax.training.parts import Parts
 from multipath_jax.training.step import Batch
 
 NETWORK = "BaseCNN-2-CC"
+CIFAR_EXAMPLES = 50_000  # an epoch of the paper's
 WARM_UP = 3  # calls of the loop that are left out: it finds out how many steps a second takes
 
 # The ways in which data reach the step, each with the keys of the config that choose it. A loader
@@ -97,7 +99,7 @@ def loop(settings: Settings) -> Iterator[Row]:
             random_images.prepare(folder, count=40 * problem.batch)
             config = default_config()
             config.update_from_flattened_dict(run_config(problem, folder, **changes))
-            times = _take_turns(config, epath.Path(folder) / "run", settings)
+            times, lost = _take_turns(config, epath.Path(folder) / "run", settings)
         rates = {name: problem.batch / (times.milliseconds(name) / 1e3) for name in times.seconds}
         yield Row(
             f"{problem.network} batch {problem.batch}, data {loader}",
@@ -106,21 +108,43 @@ def loop(settings: Settings) -> Iterator[Row]:
             at_least(0.97),
             {f"{name} images/s": rate for name, rate in rates.items()},
         )
+        epoch = CIFAR_EXAMPLES // problem.batch * times.milliseconds("loop")
+        yield Row(
+            f"{problem.network} batch {problem.batch}, a checkpoint an epoch",
+            "time lost to checkpoints / time of the steps",
+            spread(1e3 * np.asarray(lost) / epoch),
+            at_most(0.01),
+            {"a checkpoint ms": 1e3 * float(np.median(lost)), "epoch s": epoch / 1e3},
+        )
 
 
-def _take_turns(config: ConfigDict, workdir: epath.Path, settings: Settings) -> Times:
+def _take_turns(
+    config: ConfigDict, workdir: epath.Path, settings: Settings
+) -> tuple[Times, list[float]]:
+    """Loop and bare step in turns, and the seconds that each of some checkpoints took."""
     parts = Parts(config)
-    checkpoints = ckpt.Checkpoints(workdir)
-    with contextlib.redirect_stdout(io.StringIO()):
-        run = Run(parts, workdir, checkpoints)
+    with contextlib.redirect_stdout(io.StringIO()), start_run(parts, config, workdir) as run:
         rounds = 5 if settings.quick else settings.rounds
         turns = TurnTaking(lambda: run.step, _bare_step(parts), rounds)
-        try:
-            run.go(turns)
-        finally:
-            run.log.close()
-            checkpoints.close()
-    return turns.times()
+        go([run], turns)
+        times = turns.times()
+        seconds = 2.0 if settings.quick else 10.0  # more than it takes to write one
+        steps = math.ceil(1e3 * seconds / times.milliseconds("loop"))
+        lost = [_lost_to_a_checkpoint(run, steps) for _ in range(3 if settings.quick else 9)]
+    return times, lost
+
+
+def _lost_to_a_checkpoint(run: Run, steps: int, clock: Clock = time.perf_counter) -> float:
+    """Seconds by which ``steps`` steps take longer with a checkpoint written meanwhile."""
+    taken = []
+    for saved in (False, True):
+        begun = clock()
+        if saved:
+            run.save(None)
+        go([run], never, until=run.step + steps)
+        taken.append(clock() - begun)
+    run.checkpoints.wait()
+    return taken[1] - taken[0]
 
 
 def _bare_step(parts: Parts) -> CompiledStep:
@@ -132,7 +156,7 @@ def _bare_step(parts: Parts) -> CompiledStep:
         ),
         Batch(*parts.data),
     )
-    return CompiledStep(parts.train_step, parts.fresh_carry().state, batches, parts.runner.loop)
+    return CompiledStep(parts.train_step, parts.fresh_carry(0).state, batches, parts.runner().loop)
 
 
 def first_step(settings: Settings) -> Iterator[Row]:

@@ -67,6 +67,23 @@ def paths(settings: Settings) -> Iterator[Row]:
             )
 
 
+TRIALS = 3  # as many as the tables take the best of
+
+
+def trials(settings: Settings) -> Iterator[Row]:
+    """Part 9: the step of three trials in one program over three steps of one."""
+    for network in settings.choose(("BaseCNN-2-CC",), ("BaseCNN-2-CC", "ResNet20-2-CC")):
+        problem = settings.problem(network)
+        steps = {"together": network_step(problem, trials=TRIALS), "one": network_step(problem)}
+        times = settings.interleave(steps)
+        yield Row(
+            f"{network} batch {problem.batch}",
+            f"{TRIALS} trials side by side / one after another",
+            times.ratio("together", "one", scale=1 / TRIALS),
+            figures=_figures(times, steps),
+        )
+
+
 def execution(settings: Settings) -> Iterator[Row]:
     """Part 3: every other way to run the paths over the default one, on this backend."""
     networks = settings.choose(

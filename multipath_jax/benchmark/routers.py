@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from multipath_jax import routing
 from multipath_jax.benchmark.rows import Row, at_most, exactly, megabytes
 from multipath_jax.benchmark.settings import Problem, Settings
-from multipath_jax.benchmark.steps import network_step, peak_bytes
+from multipath_jax.benchmark.steps import network_step
 from multipath_jax.benchmark.timing import calling
 from multipath_jax.layers import CrossConnect
 from multipath_jax.models import create_model
+from multipath_jax.training.cost import peak_bytes
 
 HIDDEN = 16  # d of every gate of the paper
 

@@ -1,6 +1,7 @@
 """One training step of a network, compiled, on random data that lie on the device."""
 
 import time
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -8,12 +9,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import PyTree
 
 from multipath_jax.benchmark.settings import Problem
 from multipath_jax.layers import Router, Share
 from multipath_jax.models import create_model
 from multipath_jax.training.config import default_config
-from multipath_jax.training.state import TrainState, create_state, make_optimizer
+from multipath_jax.training.cost import peak_bytes
+from multipath_jax.training.state import create_state, make_optimizer
 from multipath_jax.training.step import Batch, Step, make_train_step
 
 _QUICKLY = {"xla_backend_optimization_level": 0}
@@ -28,7 +31,7 @@ class CompiledStep:
       bytes: the memory of one step at its peak, or None where the compiler does not tell.
     """
 
-    def __init__(self, step: Step, state: TrainState, batches: Batch, loop: bool):
+    def __init__(self, step: Callable, state: PyTree, batches: Batch, loop: bool):
         """Compiles, and owns ``state`` from then on.
 
         Args:
@@ -63,28 +66,50 @@ class CompiledStep:
         return time.perf_counter() - start
 
 
-def model_step(model: nn.Module, problem: Problem, loop: bool) -> CompiledStep:
-    """The step by which `multipath_jax.main` trains a network, augmentation left out."""
+def model_step(
+    model: nn.Module, problem: Problem, loop: bool, trials: int | None = None
+) -> CompiledStep:
+    """The step by which `multipath_jax.main` trains a network, augmentation left out.
+
+    Args:
+      trials: so many networks, each from a seed of its own, side by side in one program.
+    """
     optimizer = make_optimizer(default_config().optimizer, optax.constant_schedule(1e-3))
-    create = partial(create_state, model, optimizer, problem.image_shape, 0)
+    create = partial(create_state, model, optimizer, problem.image_shape)
     on_cpu = jax.default_backend() == "cpu"  # compiles what runs once in a third of the time
-    state = jax.jit(create, compiler_options=_QUICKLY if on_cpu else None)()
+    create = jax.jit(create, compiler_options=_QUICKLY if on_cpu else None)
     step = make_train_step(model, optimizer, lambda key, images: images)
+    if trials is not None:
+        states = tuple(create(jnp.uint32(seed)) for seed in range(trials))
+        return CompiledStep(_of_each(step), states, random_batches(problem), loop)
+    state = create(jnp.uint32(0))
     return CompiledStep(step, state, random_batches(problem), loop)
 
 
+def _of_each(step: Step) -> Callable:
+    """The step of several networks on one batch."""
+
+    def steps(states: tuple, batch: Batch) -> tuple:
+        return tuple(step(state, batch)[0] for state in states), None
+
+    return steps
+
+
 @cache  # several parts measure the same step
-def network_step(problem: Problem, routers: bool = True, **options: Any) -> CompiledStep:
+def network_step(
+    problem: Problem, routers: bool = True, trials: int | None = None, **options: Any
+) -> CompiledStep:
     """The step of a problem's network.
 
     Args:
       routers: False: the same paths without routers between them.
+      trials: so many side by side.
       **options: of the network, such as ``execution`` and ``custom_vjp``.
     """
     dtype = jnp.dtype(problem.dtype)
     model = create_model(problem.network, problem.num_classes, dtype=dtype, **options)
     model = model if routers else without_routers(model)
-    return model_step(model, problem, loop=jax.default_backend() != "cpu")
+    return model_step(model, problem, jax.default_backend() != "cpu", trials)
 
 
 def random_batches(problem: Problem) -> Batch:
@@ -104,19 +129,3 @@ def without_routers(model: nn.Module) -> nn.Module:
         if layer is first or not isinstance(layer, Router)
     ]
     return model.clone(layers=tuple(layers))
-
-
-def peak_bytes(compiled: Any) -> int | None:
-    """The memory of a ``jax.stages.Compiled``: arguments, results and temporaries, in bytes.
-
-    None where the backend's compiler does not tell.
-    """
-    found = compiled.memory_analysis()
-    if found is None:
-        return None
-    return (
-        found.argument_size_in_bytes
-        + found.output_size_in_bytes
-        + found.temp_size_in_bytes
-        - found.alias_size_in_bytes
-    )

@@ -9,7 +9,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from multipath_jax.errors import UserError
-from multipath_jax.training.schedule import parse_duration, parse_durations
+from multipath_jax.training.schedule import parse_duration, parse_durations, parse_window
 
 # Keys that may differ between the start of a run and its continuation: they change where data,
 # logs and checkpoints go and how often, or how the devices share the work, but not the recipe.
@@ -18,17 +18,20 @@ FREE_KEYS = (
     "log_every",
     "eval_every",
     "checkpoint_every",
+    "profile",
     "eval_batch_size",
     "init_from",
     "mesh.data",
     "mesh.path",
     "dispatch",
+    "side_by_side",
     "compilation_cache",
     "tensorboard",
 )
 CHOICES = {
-    "dtype": ("float32", "bfloat16"),
+    "dtype": ("auto", "float32", "bfloat16"),
     "dispatch": ("auto", "loop", "step"),
+    "side_by_side": ("auto", "on", "off"),
     "tensorboard": ("auto", "on", "off"),
 }
 
@@ -44,8 +47,11 @@ def default_config() -> ConfigDict:
     config.model = ConfigDict()
     config.model.name = "BaseCNN-2-CC"  # any name that multipath_jax.create_model accepts
     config.model.options = ""  # options of that network, e.g. "execution=grouped,custom_vjp=False"
-    config.dtype = "float32"  # of the computation: float32 or bfloat16; parameters stay float32
+    # Of the computation: float32, bfloat16, or auto, float32 on CPUs and bfloat16 elsewhere.
+    # Parameters, statistics, gates and losses are float32 in any case.
+    config.dtype = "auto"
     config.seed = 0  # of the run's one key: initial values, order of the data, augmentation
+    config.trials = 1  # several: seeds seed, seed + 1, ..., each a run in workdir/seed_N
 
     # What it is trained on.
     config.dataset = ConfigDict()
@@ -71,6 +77,7 @@ def default_config() -> ConfigDict:
     config.eval_every = "1 epoch"  # on the whole test split; the best network is kept
     config.checkpoint_every = "1 epoch"
     config.eval_batch_size = 500  # rounded up to a multiple of the devices
+    config.profile = ""  # steps to trace, such as "100-110", into workdir/profile
     config.tensorboard = "auto"  # also write TensorBoard's files: on, off, auto (if installed)
 
     # The machine.
@@ -78,6 +85,7 @@ def default_config() -> ConfigDict:
     config.mesh.data = -1  # devices that share a batch; -1: all that are left
     config.mesh.path = 1  # devices that share the paths
     config.dispatch = "auto"  # steps on the device: one a dispatch (step), many (loop), auto
+    config.side_by_side = "auto"  # whether trials share one program: on, off, auto
     config.compilation_cache = "auto"  # a folder; auto: in the user's cache folder; "": none
     return config.lock()
 
@@ -161,7 +169,7 @@ def validate(config: ConfigDict) -> None:
     for key, choices in CHOICES.items():
         if flat[key] not in choices:
             raise UserError(f"{key}={flat[key]!r} is none of {', '.join(choices)}")
-    for key in ("batch_size", "eval_batch_size"):
+    for key in ("batch_size", "eval_batch_size", "trials"):
         _require(flat[key] >= 1, key, flat[key], "at least 1")
     for key in ("schedule.rate", "schedule.factor"):
         _require(0 < flat[key] < math.inf, key, flat[key], "positive")
@@ -173,6 +181,7 @@ def validate(config: ConfigDict) -> None:
     for key in ("train_for", "log_every", "eval_every", "checkpoint_every"):
         parse_duration(key, flat[key])
     parse_durations("schedule.drops", flat["schedule.drops"])
+    parse_window("profile", flat["profile"])
     model_options(flat["model.options"])
 
 

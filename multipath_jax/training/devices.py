@@ -3,6 +3,7 @@
 import os
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
@@ -57,6 +58,13 @@ def placed(shapes: PyTree, sharding: NamedSharding) -> PyTree:
 def round_up(batch_size: int, mesh: Mesh) -> int:
     """The next batch size that divides among the devices."""
     return batch_size + -batch_size % mesh.shape[DATA]
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+    """The type of the computation; ``auto``: float32 on CPUs, bfloat16 on GPUs and TPUs."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)
 
 
 def quick_compilation(mesh: Mesh) -> dict[str, int] | None:

@@ -1,17 +1,21 @@
 """The loop: calls the step, and hangs logs, evaluation and checkpoints around it."""
 
+import contextlib
 import dataclasses
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 from clu import parameter_overview
 from etils import epath
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from multipath_jax.training import checkpoints as ckpt
 from multipath_jax.training import curves
 from multipath_jax.training.parts import Parts
+from multipath_jax.training.profiler import Profiler
 from multipath_jax.training.step import Carry
 from multipath_jax.training.writers import METRICS_FILE, Log
 
@@ -40,9 +44,19 @@ class Result:
     best_error: float | None
     paths: list[epath.Path]
 
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to train."""
+        return self.step == self.total
+
+
+def never() -> bool:
+    """The wish of a run that nobody stops."""
+    return False
+
 
 def train(
-    config: ConfigDict, workdir: epath.PathLike, should_stop: Callable[[], bool] = lambda: False
+    config: ConfigDict, workdir: epath.PathLike, should_stop: Callable[[], bool] = never
 ) -> Result:
     """Trains by the config, from the newest checkpoint of the workdir if it has one.
 
@@ -57,35 +71,104 @@ def train(
     workdir = epath.Path(workdir).expanduser().absolute()
     ckpt.check_workdir(workdir, config)
     ckpt.check_source(workdir, config)
-    parts = Parts(config)
+    with start_run(Parts(config), config, workdir) as run:
+        overview = parameter_overview.get_parameter_overview
+        run.log.say(overview(run.carry.state.params, include_stats=False))
+        go([run], should_stop)
+        return run.result()
+
+
+@contextlib.contextmanager
+def start_run(
+    parts: Parts, config: ConfigDict, workdir: epath.Path, name: str = ""
+) -> Iterator["Run"]:
+    """A run of a workdir, from its newest checkpoint if it has one; in the end all is written.
+
+    Args:
+      config: that of ``parts``, but for the seed.
+      name: in front of what it prints, where there are several.
+    """
     ckpt.write_config(workdir, config)
     checkpoints = ckpt.Checkpoints(workdir)
     try:
-        run = Run(parts, workdir, checkpoints)
+        run = Run(parts, config, workdir, checkpoints, name)
         try:
-            run.go(should_stop)
+            yield run
         finally:
             run.log.close()
-        return run.result()
     finally:
         checkpoints.close()
+
+
+def go(runs: Sequence["Run"], should_stop: Callable[[], bool], until: int | None = None) -> None:
+    """Trains to the end, or to the step ``until``, or until asked to stop.
+
+    Args:
+      runs: of the same parts, at the same step; several are trained by one program. A checkpoint
+        is the last thing that each of them does, unless it is to go on.
+    """
+    parts, first = runs[0].parts, runs[0]
+    end = parts.plan.total if until is None else until
+    if first.step == parts.plan.total:
+        for run in runs:
+            run.has_ended()
+    if first.step >= end:
+        return
+    runner, pace = parts.runner(len(runs)), Pace()
+    cost = runner.compile(tuple(r.carry for r in runs), parts.data, tuple(r.order() for r in runs))
+    if cost:
+        first.log.say(f"compiled the training step: {cost}")
+    with Profiler(first.workdir, parts.plan.profile, first.log.say) as profiler:
+        profiler.at(first.step)
+        while first.step < end:
+            _advance(runs, pace, end)
+            profiler.at(first.step)
+            for run in runs:
+                run.hooks()
+            if first.step < end and should_stop():
+                for run in runs:
+                    run.stop()
+                return
+
+
+def _advance(runs: Sequence["Run"], pace: "Pace", end: int) -> None:
+    """About a second's worth of steps, no further than the next epoch or hook."""
+    begun = time.monotonic()
+    parts, step = runs[0].parts, runs[0].step
+    count = pace.steps(min(end, parts.plan.next_stop(step)) - step)
+    carries = tuple(run.carry for run in runs)
+    orders = tuple(run.order() for run in runs)
+    with jax.profiler.StepTraceAnnotation("train", step_num=step):  # seen in a profile
+        carries = parts.runner(len(runs))(carries, parts.data, orders, count)
+        for run, carry in zip(runs, carries, strict=True):
+            run.take(carry, count)
+    seconds = time.monotonic() - begun
+    pace.measured(count, seconds)
+    for run in runs:
+        run.log.advance(run.step, count, seconds)
 
 
 class Run:
     """A run in progress: where it stands, and what it does at the steps that its plan names."""
 
-    def __init__(self, parts: Parts, workdir: epath.Path, checkpoints: ckpt.Checkpoints):
+    def __init__(
+        self,
+        parts: Parts,
+        config: ConfigDict,
+        workdir: epath.Path,
+        checkpoints: ckpt.Checkpoints,
+        name: str = "",
+    ):
         """Resumes, else starts from ``config.init_from``, else afresh."""
-        self.parts, self.plan, self.config = parts, parts.plan, parts.config
+        self.parts, self.plan, self.config = parts, parts.plan, config
         self.workdir, self.checkpoints = workdir, checkpoints
         self.carry, origin = self._start()
         self.step = int(self.carry.state.step)
         self.test: dict[str, float] = {}
-        self._pace = Pace()
-        self.log = Log(self.config, self.plan, workdir, self.step)
-        self.log.say(
-            parameter_overview.get_parameter_overview(self.carry.state.params, include_stats=False)
-        )
+        best = checkpoints.best_error
+        self._best_error = math.inf if best is None else best  # of the checkpoints
+        self._order: tuple[int, Array] | None = None  # of an epoch
+        self.log = Log(config, self.plan, workdir, self.step, name)
         for line in origin:
             self.log.say(line)
 
@@ -95,7 +178,7 @@ class Run:
         if latest is not None:
             lines = [f"resuming at step {latest} of {self.workdir}"]
             return self.checkpoints.restore(self.parts.abstract_carry, latest), lines
-        carry = self.parts.fresh_carry()
+        carry = self.parts.fresh_carry(self.config.seed)
         if self.config.init_from:
             transfer = ckpt.initialize_from(self.config.init_from, carry.state)
             lines = [
@@ -106,43 +189,36 @@ class Run:
             return carry._replace(state=transfer.state), lines
         return carry, []
 
-    def go(self, should_stop: Callable[[], bool]) -> None:
-        """Trains to the end, or until asked to stop; a checkpoint is the last thing done."""
-        if self.step == self.plan.total:
-            self.log.say(f"this run has ended at step {self.step}; nothing is left to train")
-            self.test = self.parts.evaluate(self.carry.state.variables)
-            return
-        self._compile()
-        while self.step < self.plan.total:
-            self._advance()
-            self._hooks()
-            if self.step < self.plan.total and should_stop():
-                self._save(None)
-                self.log.say(f"stopped at step {self.step}; the same command goes on from there")
-                return
-
-    def _compile(self) -> None:
-        begun = time.monotonic()
-        order = self.parts.order(self.carry.state, 0)
-        self.parts.runner.compile(self.carry, self.parts.data, order)
-        self.log.say(f"compiled the training step in {time.monotonic() - begun:.1f} s")
-
-    def _advance(self) -> None:
-        """About a second's worth of steps, no further than the next epoch or hook."""
-        begun = time.monotonic()
-        count = self._pace.steps(self.plan.next_stop(self.step) - self.step)
+    def order(self) -> Array:
+        """The order of the training split in this epoch: int32 ``[n]``, drawn once an epoch."""
         epoch = self.step // self.plan.steps_per_epoch
-        order = self.parts.order(self.carry.state, epoch)
-        self.carry = self.parts.runner(self.carry, self.parts.data, order, count)
-        fault = jax.device_get(self.carry.metrics.fault).compute()  # waits for the steps
+        if self._order is None or self._order[0] != epoch:
+            self._order = (epoch, self.parts.draw_order(self.carry.state.rng, epoch))
+        return self._order[1]
+
+    def take(self, carry: Carry, count: int) -> None:
+        """Goes on from what ``count`` more steps gave; waits for them.
+
+        Raises:
+          TrainingFailed: the loss of one of them is not finite.
+        """
+        self.carry = carry
+        fault = jax.device_get(carry.metrics.fault).compute()
         if fault:
             raise TrainingFailed(self._failure(f"the loss of step {fault}"))
         self.step += count
-        seconds = time.monotonic() - begun
-        self._pace.measured(count, seconds)
-        self.log.advance(self.step, count, seconds)
 
-    def _hooks(self) -> None:
+    def stop(self) -> None:
+        """Saves, to go on from there another time."""
+        self.save(None)
+        self.log.say(f"stopped at step {self.step}; the same command goes on from there")
+
+    def has_ended(self) -> None:
+        """Says so, and measures the end once more."""
+        self.log.say(f"this run has ended at step {self.step}; nothing is left to train")
+        self.test = self.parts.evaluate(self.carry.state.variables)
+
+    def hooks(self) -> None:
         """Evaluates, logs and saves, where the plan says so."""
         due = {
             name: self.plan.due(every, self.step)
@@ -163,8 +239,9 @@ class Run:
         if values:
             # Before the checkpoint: the lines up to it must be there when it is.
             self.log.write(self.step, values)
-        if due["evaluation"] or due["checkpoint"]:
-            self._save(error)
+        is_best = error is not None and error <= self._best_error
+        if due["checkpoint"] or is_best:
+            self.save(error)
 
     def _training_values(self) -> dict[str, float]:
         """What happened since the last log, by the names of ``metrics.jsonl``."""
@@ -176,10 +253,16 @@ class Run:
             **{f"routing/{name}": float(value) for name, value in found["routing"].items()},
         }
 
-    def _save(self, error: float | None) -> None:
+    def save(self, error: float | None) -> None:
+        """Begins to write a checkpoint; ``error``: on the test split in %, where it is known.
+
+        Raises:
+          TrainingFailed: a weight is not finite.
+        """
         if not self.parts.is_finite(self.carry.state):
             raise TrainingFailed(self._failure(f"a weight after step {self.step}"))
         self.checkpoints.save(self.step, self.carry, error)
+        self._best_error = min(self._best_error, math.inf if error is None else error)
 
     def _failure(self, what: str) -> str:
         last = self.checkpoints.latest

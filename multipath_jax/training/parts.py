@@ -1,5 +1,6 @@
 """The parts that a config describes: data, network, optimizer, compiled step."""
 
+from collections.abc import Callable
 from functools import cached_property, partial
 
 import flax.linen as nn
@@ -21,11 +22,14 @@ from multipath_jax.training.step import (
     make_prepare,
     make_train_step,
     resident_step,
+    side_by_side,
 )
 
 
 class Parts:
     """Everything between the config and the loop, in memory; nothing is written.
+
+    Nothing in it depends on the seed, so that the trials of one recipe share it.
 
     Attributes:
       mesh: of all devices.
@@ -52,7 +56,7 @@ class Parts:
         self.optimizer = state.make_optimizer(config.optimizer, self.learning_rate)
         prepare = make_prepare(self.dataset, config.dataset.shift, config.dataset.flip)
         self.train_step = make_train_step(self.model, self.optimizer, prepare)
-        self._drawn: tuple[int | None, Array | None] = (None, None)
+        self._runners: dict[int, Runner] = {}
         self.evaluate = make_evaluator(self.model, self.dataset, config.eval_batch_size, self.mesh)
 
     @cached_property
@@ -60,16 +64,20 @@ class Parts:
         """The training split, on the devices."""
         return place(self.dataset.train, self.everywhere)
 
-    @cached_property
-    def runner(self) -> Runner:
-        """Runs many steps over `data`."""
+    def runner(self, trials: int = 1) -> Runner:
+        """Runs many steps over `data`, of a tuple of so many runs side by side; made once."""
+        if trials not in self._runners:
+            self._runners[trials] = self._make_runner()
+        return self._runners[trials]
+
+    def _make_runner(self) -> Runner:
         split = devices.split_batch(self.mesh)
         step = resident_step(
             self.train_step, self.config.batch_size, self.plan.steps_per_epoch, split
         )
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
         loop = {"loop": True, "step": False, "auto": not on_cpu}[self.config.dispatch]
-        return Runner(step, self.everywhere, loop)
+        return Runner(side_by_side(step), self.everywhere, loop)
 
     @cached_property
     def _create(self):
@@ -78,7 +86,6 @@ class Parts:
             self.model,
             self.optimizer,
             self.dataset.image_shape,
-            self.config.seed,
         )
         return self._once(create)
 
@@ -90,16 +97,16 @@ class Parts:
     @cached_property
     def abstract_carry(self) -> Carry:
         """The shapes of a run's carry and where it lies; nothing is compiled or computed."""
-        fresh = jax.eval_shape(self._create)
+        fresh = jax.eval_shape(self._create, jnp.uint32(0))
         size, image_shape = self.config.batch_size, self.dataset.image_shape
         images = jax.ShapeDtypeStruct((size, *image_shape), jnp.uint8)
         labels = jax.ShapeDtypeStruct((size,), jnp.int32)
         _, metrics = jax.eval_shape(self.train_step, fresh, Batch(images, labels))
         return devices.placed(Carry(fresh, metrics), self.everywhere)
 
-    def fresh_carry(self) -> Carry:
-        """The state before the first step, and no metrics."""
-        return Carry(self._create(), self.no_metrics())
+    def fresh_carry(self, seed: int) -> Carry:
+        """The state of a run before its first step, and no metrics."""
+        return Carry(self._create(jnp.uint32(seed)), self.no_metrics())
 
     def no_metrics(self) -> TrainMetrics:
         """The metrics of no steps; new arrays each time, for they are donated."""
@@ -117,14 +124,10 @@ class Parts:
     def _all_finite(self):
         return self._once(state.all_finite)
 
-    def order(self, current: state.TrainState, epoch: int) -> Array:
-        """The order of the training split in an epoch: int32 ``[n]``, drawn once an epoch."""
-        if self._drawn[0] != epoch:
-            self._drawn = (epoch, self._draw(current.rng, epoch))
-        return self._drawn[1]
-
     @cached_property
-    def _draw(self):
+    def draw_order(self) -> Callable[[Array, int], Array]:
+        """The order of the training split, int32 ``[n]``, from a run's key and the epoch."""
+
         def draw(rng, epoch):
             return epoch_order(state.stream(rng, state.ORDER), epoch, self.train_size)
 
@@ -134,6 +137,7 @@ class Parts:
 def make_model(config: ConfigDict, num_classes: int) -> nn.Module:
     """The network of a config. Raises UserError for an unknown name or option."""
     options = model_options(config.model.options)
-    if config.dtype != "float32":
-        options["dtype"] = jnp.dtype(config.dtype)
+    dtype = devices.compute_dtype(config.dtype)
+    if dtype != jnp.float32:  # the default of every network, and all that some can do
+        options["dtype"] = dtype
     return create_model(config.model.name, num_classes, **options)

@@ -40,6 +40,20 @@ def parse_durations(key: str, text: str) -> list[Duration]:
     return [parse_duration(key, part) for part in text.split(",")] if text.strip() else []
 
 
+def parse_window(key: str, text: str) -> tuple[int, int] | None:
+    """``"100-110"`` as ``(100, 110)``, the steps from one to the other; ``""`` as None.
+
+    Raises:
+      UserError: anything else, or a window that is empty.
+    """
+    if not text.strip():
+        return None
+    match = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", text)
+    if not match or int(match[1]) >= int(match[2]):
+        raise UserError(f"{key}={text!r} is no range of steps; write '100-110'")
+    return int(match[1]), int(match[2])
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """A recipe in steps.
@@ -49,6 +63,7 @@ class Plan:
       total: the step at which training ends.
       drops: the steps before which the learning rate falls.
       log_every, eval_every, checkpoint_every: in steps.
+      profile: the steps between which a trace is recorded, if any.
     """
 
     steps_per_epoch: int
@@ -57,22 +72,25 @@ class Plan:
     log_every: int
     eval_every: int
     checkpoint_every: int
+    profile: tuple[int, int] | None = None
 
     def due(self, every: int, step: int) -> bool:
         """Whether something that happens so often, and at the end, happens after ``step`` steps."""
         return step % every == 0 or step == self.total
 
     def next_stop(self, step: int) -> int:
-        """The first step after ``step`` at which an epoch ends or something is due."""
+        """The first step after ``step`` at which an epoch ends or something is due or begins."""
         intervals = (self.steps_per_epoch, self.log_every, self.eval_every, self.checkpoint_every)
-        return min(self.total, *((step // every + 1) * every for every in intervals))
+        regular = [(step // every + 1) * every for every in intervals]
+        return min(self.total, *regular, *(edge for edge in self.profile or () if edge > step))
 
 
 def make_plan(config: ConfigDict, steps_per_epoch: int) -> Plan:
     """The config's durations in steps.
 
     Raises:
-      UserError: a learning-rate drop at or past the end of training, or drops out of order.
+      UserError: a learning-rate drop at or past the end of training, or drops out of order; steps
+        to trace past the end.
     """
 
     def steps(key):
@@ -89,7 +107,10 @@ def make_plan(config: ConfigDict, steps_per_epoch: int) -> Plan:
             f"train_for={config.train_for!r} (--config.schedule.drops= leaves the drops out)"
         )
     cadence = {key: steps(key) for key in ("log_every", "eval_every", "checkpoint_every")}
-    return Plan(steps_per_epoch, total, drops, **cadence)
+    profile = parse_window("profile", config.profile)
+    if profile and profile[1] > total:
+        raise UserError(f"profile={config.profile!r} reaches past the {total} steps of training")
+    return Plan(steps_per_epoch, total, drops, **cadence, profile=profile)
 
 
 def learning_rate(config: ConfigDict, plan: Plan) -> optax.Schedule:

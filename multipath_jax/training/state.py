@@ -66,7 +66,7 @@ def create_state(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     image_shape: tuple[int, int, int],
-    seed: int,
+    seed: int | UInt32[Array, ""],
 ) -> TrainState:
     """A fresh state, for images of that height, width and number of channels."""
     key = jax.random.key(seed)

@@ -1,5 +1,6 @@
 """One training step, and many of them over data that lie on the device."""
 
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from jax.sharding import Sharding
 from jaxtyping import Array, Float, Int, Num, PyTree, UInt8
 
 from multipath_jax.data import ResidentData, augment, batch_at, normalize
+from multipath_jax.training.cost import Cost, flops, peak_bytes
 from multipath_jax.training.metrics import TrainMetrics, is_wrong, routing_statistics
 from multipath_jax.training.state import AUGMENT, GATES, TrainState
 
@@ -130,6 +132,15 @@ def resident_step(
     return step
 
 
+def side_by_side(step: Callable) -> Callable:
+    """The step of several runs over the same data: every carry with an order of its own."""
+
+    def steps(carries: tuple, data: ResidentData, orders: tuple) -> tuple:
+        return tuple(step(c, data, order) for c, order in zip(carries, orders, strict=True))
+
+    return steps
+
+
 class Runner:
     """Runs many steps of one epoch with one call, and donates the carry that it is given.
 
@@ -143,6 +154,7 @@ class Runner:
     def __init__(self, step: Callable, sharding: Sharding, loop: bool):
         """``sharding``: of the carry."""
         self.loop = loop
+        self.compiled = False
         compiled = partial(jax.jit, donate_argnums=0, out_shardings=sharding)
         if loop:
 
@@ -153,13 +165,22 @@ class Runner:
         else:
             self._function = compiled(step)
 
-    def compile(self, *args: PyTree) -> None:
-        """Compiles for arguments like these, ``(carry, data, order)``, without running."""
-        count = (jnp.int32(0),) if self.loop else ()
-        self._function = self._function.lower(*args, *count).compile()
+    def compile(self, *args: PyTree) -> Cost | None:
+        """Compiles for arguments like these, ``(carry, data, order)``, without running.
 
-    def __call__(self, carry: Carry, data: ResidentData, order: Array, count: int) -> Carry:
-        """The carry after ``count`` more steps."""
+        None if that was done before.
+        """
+        if self.compiled:
+            return None
+        self.compiled = True
+        count = (jnp.int32(0),) if self.loop else ()
+        begun = time.perf_counter()
+        lowered = self._function.lower(*args, *count)
+        self._function = lowered.compile()
+        return Cost(time.perf_counter() - begun, flops(lowered), peak_bytes(self._function))
+
+    def __call__(self, carry: PyTree, data: ResidentData, order: PyTree, count: int) -> PyTree:
+        """The carry (or those of several runs, see `side_by_side`) after ``count`` more steps."""
         if self.loop:
             return self._function(carry, data, order, jnp.int32(count))
         for _ in range(count):

@@ -58,6 +58,11 @@ def read_metrics(workdir: epath.Path) -> list[dict]:
     return [json.loads(line) for line in text.splitlines(True) if line.endswith("\n")]
 
 
+def seconds_of(lines: list[dict]) -> float:
+    """The time that a run had taken when it wrote the last of these lines."""
+    return lines[-1].get("seconds", 0.0) if lines else 0.0
+
+
 class TensorBoard:
     """TensorBoard's files, through clu, which imports TensorFlow: only where it is wanted."""
 
@@ -90,15 +95,24 @@ class TensorBoard:
 class Log:
     """All of these for one run: a live bar on a terminal, plain lines in a log file."""
 
-    def __init__(self, config: ConfigDict, plan: Plan, workdir: epath.Path, step: int):
-        """``step``: where the run begins or goes on."""
+    def __init__(
+        self, config: ConfigDict, plan: Plan, workdir: epath.Path, step: int, name: str = ""
+    ):
+        """``step``: where the run begins or goes on; ``name``: of one run among several."""
+        self._name = name
         self._plan, self._batch_size = plan, config.batch_size
         self._writers = (TensorBoard(workdir, config.tensorboard), MetricsFile(workdir, step))
         self._start, self._begun = step, time.monotonic()
         self._images, self._seconds = 0, 0.0
+        self._before = seconds_of(read_metrics(workdir))
         live = sys.stdout.isatty()
         self._bar = tqdm(
-            total=plan.total, initial=step, unit="step", disable=not live, dynamic_ncols=True
+            total=plan.total,
+            initial=step,
+            desc=name or None,
+            unit="step",
+            disable=not live,
+            dynamic_ncols=True,
         )
 
     def advance(self, step: int, steps: int, seconds: float) -> None:
@@ -109,8 +123,13 @@ class Log:
         self._bar.update(step - self._bar.n)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Writes what was measured at ``step``; adds the images per second since the last time."""
+        """Writes what was measured at ``step``; adds what the clock says.
+
+        That is the images per second since the last time, without evaluation, and ``seconds``,
+        the run's whole time so far over all its sittings, with evaluation.
+        """
         values = values | {"epoch": step / self._plan.steps_per_epoch}
+        values["seconds"] = round(self._before + time.monotonic() - self._begun, 2)
         if self._seconds:
             values["images_per_second"] = round(self._images / self._seconds, 1)
         self._images, self._seconds = 0, 0.0
@@ -127,6 +146,7 @@ class Log:
 
     def say(self, text: str) -> None:
         """Prints lines, above the bar if there is one."""
+        text = f"{self._name}: {text}" if self._name else text
         if self._bar.disable:
             print(text, flush=True)
         else:

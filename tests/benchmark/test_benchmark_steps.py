@@ -53,11 +53,3 @@ def test_without_routers_the_paths_are_left(name):
     assert jax.tree.map(np.shape, {k: v for k, v in full.items() if k not in routers}) == (
         jax.tree.map(np.shape, {**rest})
     )
-
-
-def test_memory_that_the_compiler_does_not_tell_is_none():
-    class Silent:
-        def memory_analysis(self):
-            return None
-
-    assert steps.peak_bytes(Silent()) is None

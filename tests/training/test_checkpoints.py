@@ -28,7 +28,7 @@ def files(folder):
 
 
 def test_what_is_saved_comes_back_bit_for_bit(parts, workdir):
-    carry = moved(parts.fresh_carry(), 1 / 3)
+    carry = moved(parts.fresh_carry(0), 1 / 3)
     checkpoints = ckpt.Checkpoints(workdir)
     checkpoints.save(7, carry, error=None)
     checkpoints.close()
@@ -42,7 +42,7 @@ def test_what_is_saved_comes_back_bit_for_bit(parts, workdir):
 
 
 def test_the_best_and_the_two_latest_are_kept(parts, workdir):
-    carry = parts.fresh_carry()
+    carry = parts.fresh_carry(0)
     checkpoints = ckpt.Checkpoints(workdir)
     assert (checkpoints.latest, checkpoints.best, checkpoints.best_error) == (None, None, None)
     errors = {1: 9.0, 2: 4.0, 3: None, 4: 6.0, 5: 5.0, 6: None}
@@ -56,7 +56,7 @@ def test_the_best_and_the_two_latest_are_kept(parts, workdir):
 
 
 def test_saving_a_step_again_changes_nothing(parts, workdir):
-    carry = parts.fresh_carry()
+    carry = parts.fresh_carry(0)
     checkpoints = ckpt.Checkpoints(workdir)
     checkpoints.save(3, carry, error=1.0)
     checkpoints.wait()
@@ -105,14 +105,14 @@ def test_what_is_no_workdir_is_refused(tmp_path, workdir):
 def source(parts, workdir):
     """A workdir whose best weights are 1/3 off those of a fresh run, its latest 1 off."""
     checkpoints = ckpt.Checkpoints(workdir)
-    checkpoints.save(1, moved(parts.fresh_carry(), 1 / 3), error=1.0)
-    checkpoints.save(2, moved(parts.fresh_carry(), 1.0), error=2.0)
+    checkpoints.save(1, moved(parts.fresh_carry(0), 1 / 3), error=1.0)
+    checkpoints.save(2, moved(parts.fresh_carry(0), 1.0), error=2.0)
     checkpoints.close()
     return workdir
 
 
 def test_weights_of_another_run(parts, source):
-    fresh = parts.fresh_carry().state
+    fresh = parts.fresh_carry(0).state
     before = files(source)
     found = ckpt.initialize_from(source, fresh)
     assert (found.missing, found.extra) == ([], [])
@@ -124,7 +124,7 @@ def test_weights_of_another_run(parts, source):
 
 
 def test_what_does_not_fit_is_listed_and_stays_fresh(parts, source):
-    fresh = parts.fresh_carry().state
+    fresh = parts.fresh_carry(0).state
     params = dict(fresh.params)
     params["head"] = {"kernel": jnp.zeros((512, 100)), "bias": jnp.zeros(100)}  # other classes
     params["new"] = params.pop("router_1")
@@ -140,7 +140,7 @@ def test_what_does_not_fit_is_listed_and_stays_fresh(parts, source):
 
 
 def test_weights_of_nothing_alike_are_refused(parts, source, tmp_path):
-    fresh = parts.fresh_carry().state
+    fresh = parts.fresh_carry(0).state
     with pytest.raises(UserError, match="nothing in it fits"):
         ckpt.initialize_from(source, fresh.replace(params={"other": jnp.ones(3)}, batch_stats={}))
     with pytest.raises(UserError, match="has no checkpoint"):

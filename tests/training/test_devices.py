@@ -62,3 +62,13 @@ def test_the_compilation_cache_is_in_the_users_folder(monkeypatch):
     assert jax.config.jax_compilation_cache_dir == "/elsewhere"
     devices.enable_compilation_cache("")
     assert jax.config.jax_compilation_cache_dir is None
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype"), [("cpu", jnp.float32), ("gpu", jnp.bfloat16), ("tpu", jnp.bfloat16)]
+)
+def test_accelerators_compute_in_bfloat16(monkeypatch, platform, dtype):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    assert devices.compute_dtype("auto") == dtype
+    assert devices.compute_dtype("float32") == jnp.float32
+    assert devices.compute_dtype("bfloat16") == jnp.bfloat16

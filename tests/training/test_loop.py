@@ -41,7 +41,7 @@ def files(folder):
 def lines(workdir):
     """metrics.jsonl without what depends on the clock."""
     return [
-        {key: value for key, value in line.items() if key != "images_per_second"}
+        {key: line[key] for key in line.keys() - {"images_per_second", "seconds"}}
         for line in read_metrics(workdir)
     ]
 
@@ -105,6 +105,23 @@ def test_a_run_that_stops_and_goes_on_is_the_same_run(undisturbed, workdir, caps
     assert f"resuming at step {second.step} of" in printed
     assert (last.step, last.test, last.best_error) == (TOTAL, result.test, result.best_error)
     assert_same_run(workdir, whole, config)
+
+
+def test_an_evaluation_saves_only_the_best_so_far(data_dir, workdir, monkeypatch):
+    errors = iter([50.0, 60.0, 50.0, 40.0, 45.0])
+    monkeypatch.setattr(
+        "multipath_jax.training.parts.make_evaluator",
+        lambda *_: lambda _: {"loss": 1.0, "error": next(errors)},
+    )
+    never = {"schedule.drops": "", "checkpoint_every": "100 epochs"}
+    config = tiny.tiny_config(data_dir, train_for="5 steps", eval_every="1 step", **never)
+    saved, save = [], loop.Run.save
+    monkeypatch.setattr(
+        loop.Run, "save", lambda run, e: saved.append((run.step, e)) or save(run, e)
+    )
+    loop.train(config, workdir)
+    assert saved == [(1, 50.0), (3, 50.0), (4, 40.0), (5, 45.0)]  # the last one ends the run
+    assert ckpt.open_existing(workdir).best == 4
 
 
 def test_a_run_that_has_ended_is_left_alone(undisturbed, capsys):
@@ -171,14 +188,14 @@ def test_a_weight_that_is_not_finite_is_never_saved(data_dir, workdir, monkeypat
     """The loss of the step that breaks a weight is still finite."""
     honest = Parts.fresh_carry
 
-    def broken(self):
-        carry = honest(self)
+    def broken(self, seed):
+        carry = honest(self, seed)
         bias = carry.state.params["head"]["bias"].at[0].set(jnp.inf)
         params = carry.state.params | {"head": carry.state.params["head"] | {"bias": bias}}
         return carry._replace(state=carry.state.replace(params=params))
 
     monkeypatch.setattr(Parts, "fresh_carry", broken)
-    monkeypatch.setattr(loop.Run, "_advance", lambda run: setattr(run, "step", run.step + 1))
+    monkeypatch.setattr(loop, "_advance", lambda runs, *_: setattr(runs[0], "step", 1))
     config = tiny.tiny_config(data_dir, checkpoint_every="1 step", log_every="60 steps")
     with pytest.raises(loop.TrainingFailed, match=r"weight after step 1 .*no checkpoint"):
         loop.train(config, workdir)

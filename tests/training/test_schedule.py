@@ -58,6 +58,7 @@ def test_the_papers_schedule():
     ("changes", "message"),
     [
         ({"train_for": "150 epochs"}, "past the end"),
+        ({"profile": "77990-78001"}, "past the 78000 steps"),
         ({"train_for": "10 steps"}, "past the end"),
         ({"schedule.drops": "9 epochs, 8 epochs"}, "must rise"),
         ({"schedule.drops": "8 epochs, 8 epochs"}, "must rise"),
@@ -86,3 +87,8 @@ def test_a_call_ends_at_epochs_and_at_whatever_is_due():
     assert stops == [4, 6, 8, 10, 12, 16, 18, 20, 24]
     assert [step for step in range(25) if plan.due(plan.eval_every, step)] == [0, 6, 12, 18, 24]
     assert plan.due(plan.checkpoint_every, plan.total)  # the end counts
+
+
+def test_a_call_ends_where_a_trace_begins_and_ends():
+    plan = Plan(10, 24, (), log_every=100, eval_every=100, checkpoint_every=100, profile=(3, 12))
+    assert [plan.next_stop(step) for step in (0, 3, 10, 12)] == [3, 10, 12, 20]

@@ -37,8 +37,9 @@ def test_what_is_not_finite_is_null(workdir):
     assert json.loads(text) == {"step": 1, "a": None, "b": None, "c": 0.0}
 
 
-def test_a_log_prints_and_counts(workdir, capsys):
+def test_a_log_prints_and_counts(workdir, capsys, monkeypatch):
     workdir.mkdir()
+    monkeypatch.setattr(writers.time, "monotonic", iter([100.0, 102.5, 102.5]).__next__)
     config = default_config()
     config.tensorboard, config.batch_size = "off", 10
     plan = Plan(4, 8, (), 4, 4, 4)
@@ -54,9 +55,26 @@ def test_a_log_prints_and_counts(workdir, capsys):
         "test/error": 12.345,
         "epoch": 1.0,
         "images_per_second": 20.0,
+        "seconds": 2.5,
     }
     printed = capsys.readouterr().out
     assert "step 4/8  epoch 1.00  loss 0.5000  test error 12.35 %  20 images/s" in printed
+
+
+def test_seconds_go_on_over_interruptions(workdir, monkeypatch):
+    """What a later sitting does again, past its first step, is not counted twice."""
+    workdir.mkdir()
+    config = default_config()
+    config.tensorboard = "off"
+    plan = Plan(4, 12, (), 4, 4, 4)
+    clock = iter([0.0, 3.0, 3.0, 50.0, 50.0, 1000.0, 1004.0, 1004.0])
+    monkeypatch.setattr(writers.time, "monotonic", clock.__next__)
+    for first, steps in ((0, (4, 8)), (4, (8,))):
+        log = writers.Log(config, plan, workdir, step=first)
+        for step in steps:
+            log.write(step, {})
+        log.close()
+    assert [line["seconds"] for line in writers.read_metrics(workdir)] == [3.0, 7.0]
 
 
 @pytest.mark.parametrize("missing", ["tensorflow", "tensorboard"])

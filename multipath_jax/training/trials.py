@@ -1,0 +1,83 @@
+"""Several trials of one recipe (the tables give the best of three), each an ordinary run."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from multipath_jax.training import checkpoints as ckpt
+from multipath_jax.training.config import validate
+from multipath_jax.training.loop import Result, go, never, start_run
+from multipath_jax.training.parts import Parts
+
+# Where one program for all trials was measured to be faster than one trial after another: see
+# docs/performance.md.
+FASTER_SIDE_BY_SIDE = {"cpu": False, "gpu": False, "tpu": False}
+
+
+def train_trials(
+    config: ConfigDict, workdir: epath.PathLike, should_stop: Callable[[], bool] = never
+) -> list[Result]:
+    """Trains ``config.trials`` seeds from ``config.seed`` on, in ``workdir/seed_N`` each.
+
+    Side by side in one program or one after another, as ``config.side_by_side`` says; either way
+    every trial has the config, the workdir and the result of the run of that seed alone, and goes
+    on as one.
+
+    Returns:
+      How the trials ended, in the order of their seeds; those that were not begun are left out.
+
+    Raises:
+      UserError, TrainingFailed: as `loop.train`.
+    """
+    validate(config)
+    folder = epath.Path(workdir).expanduser().absolute()
+    trials = {folder / f"seed_{own.seed}": own for own in configs(config)}
+    for path, own in trials.items():
+        ckpt.check_workdir(path, own)
+        ckpt.check_source(path, own)
+    parts = Parts(config)
+    train = _side_by_side if chosen(config) else _one_by_one
+    return train(parts, trials, should_stop)
+
+
+def configs(config: ConfigDict) -> list[ConfigDict]:
+    """The configs of the single runs."""
+    own = [config.copy_and_resolve_references() for _ in range(config.trials)]
+    for number, single in enumerate(own):
+        single.update(seed=config.seed + number, trials=1)
+    return own
+
+
+def chosen(config: ConfigDict) -> bool:
+    """Whether the trials of this config share one program."""
+    measured = FASTER_SIDE_BY_SIDE.get(jax.default_backend(), False)
+    return config.trials > 1 and {"on": True, "off": False, "auto": measured}[config.side_by_side]
+
+
+def _one_by_one(parts: Parts, trials: dict, should_stop: Callable[[], bool]) -> list[Result]:
+    results = []
+    for path, config in trials.items():
+        with start_run(parts, config, path, name=path.name) as run:
+            go([run], should_stop)
+            results.append(run.result())
+        if not results[-1].finished:
+            break
+    return results
+
+
+def _side_by_side(parts: Parts, trials: dict, should_stop: Callable[[], bool]) -> list[Result]:
+    with ExitStack() as stack:
+        runs = [
+            stack.enter_context(start_run(parts, config, path, name=path.name))
+            for path, config in trials.items()
+        ]
+        # A kill between two checkpoints leaves some a little behind: they catch up alone.
+        furthest = max(run.step for run in runs)
+        for run in (run for run in runs if run.step < furthest):
+            go([run], should_stop, until=furthest)
+        if all(run.step == furthest for run in runs):
+            go(runs, should_stop)
+        return [run.result() for run in runs]

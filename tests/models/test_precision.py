@@ -1,0 +1,49 @@
+"""bfloat16 is the type of the computation, and of nothing that is kept or decided upon."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+from multipath_jax import create_model, list_models
+from multipath_jax.models import family_of
+
+
+def traced(name):
+    """Types of the parameters, of the statistics after a step, of what layers record and give."""
+    model = create_model(name, 10, dtype=jnp.bfloat16)
+    images = jax.ShapeDtypeStruct((4, *family_of(name).image_shape), jnp.float32)
+    outputs = []
+
+    def note(call, args, kwargs, context):
+        result = call(*args, **kwargs)
+        if context.method_name == "__call__":
+            outputs.extend((type(context.module), leaf.dtype) for leaf in jax.tree.leaves(result))
+        return result
+
+    def run(images):
+        key = jax.random.key(0)
+        variables = model.init(key, images, train=False)
+        with nn.intercept_methods(note):
+            logits, updates = model.apply(
+                variables,
+                images,
+                train=True,
+                labels=jnp.zeros(4, jnp.int32),
+                mutable=["batch_stats", "intermediates", "losses"],
+                rngs={"gates": key},
+            )
+        return variables["params"], logits, updates
+
+    return jax.eval_shape(run, images), outputs
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_what_is_kept_and_decided_upon_is_float32(name):
+    (params, logits, updates), outputs = traced(name)
+    for leaf in jax.tree.leaves((params, logits, updates)):
+        assert leaf.dtype == jnp.float32
+    norms = {dtype for kind, dtype in outputs if kind in (nn.Conv, nn.BatchNorm)}
+    assert norms <= {jnp.dtype(jnp.bfloat16)}
+    if name != "HyperWRN40-2":  # its convolutions are functions, with generated kernels
+        assert norms

@@ -1,0 +1,111 @@
+"""Several seeds of one recipe: each is the run of its seed alone, however they are trained."""
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from etils import epath
+
+from multipath_jax.errors import UserError
+from multipath_jax.training import checkpoints as ckpt
+from multipath_jax.training import config as config_lib
+from multipath_jax.training import loop, trials
+from multipath_jax.training.parts import Parts
+from multipath_jax.training.writers import read_metrics
+
+pytestmark = pytest.mark.usefixtures("tiny_model")
+SEEDS = (5, 6)
+
+
+def recipe(data_dir, **changes):
+    return tiny.tiny_config(
+        data_dir, **{"train_for": "2 epochs", "schedule.drops": "1 epoch", "seed": 5} | changes
+    )
+
+
+def final(workdir, config):
+    checkpoints = ckpt.open_existing(workdir)
+    return checkpoints.restore(Parts(config).abstract_carry, checkpoints.latest)
+
+
+def lines(workdir):
+    return [
+        {key: line[key] for key in line.keys() - {"images_per_second", "seconds"}}
+        for line in read_metrics(workdir)
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(data_dir, tmp_path_factory):
+    """Both seeds as runs of their own: workdir and result by seed."""
+    folder = epath.Path(tmp_path_factory.mktemp("alone"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("multipath_jax.training.parts.create_model", tiny.create_model)
+        return {
+            seed: (folder / str(seed), loop.train(recipe(data_dir, seed=seed), folder / str(seed)))
+            for seed in SEEDS
+        }
+
+
+def assert_as_alone(alone, workdir, results, data_dir, exactly):
+    for (seed, (other, expected)), result in zip(alone.items(), results, strict=True):
+        own = workdir / f"seed_{seed}"
+        config = recipe(data_dir, seed=seed)
+        assert config_lib.read_config(own / ckpt.CONFIG_FILE).trials == 1
+        assert config_lib.read_config(own / ckpt.CONFIG_FILE).seed == seed
+        found, wanted = final(own, config), final(other, config)
+        if exactly:
+            jax.tree.map(np.testing.assert_array_equal, found, wanted)
+            assert lines(own) == lines(other)
+            assert result.test == expected.test
+        else:
+            # Another program adds up in another order; 22 steps at rate 0.5 carry that on.
+            close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)  # noqa: E731
+            jax.tree.map(close, found.state.params, wanted.state.params)
+        assert result.finished
+
+
+def test_the_two_seeds_differ(alone, data_dir):
+    one, two = (final(alone[s][0], recipe(data_dir)).state.params["conv"] for s in SEEDS)
+    assert np.abs(one["kernel"] - two["kernel"]).max() > 0.1
+
+
+def test_one_after_another_they_are_the_runs_alone(alone, workdir, data_dir):
+    results = trials.train_trials(recipe(data_dir, trials=2, side_by_side="off"), workdir)
+    assert_as_alone(alone, workdir, results, data_dir, exactly=True)
+
+
+def test_side_by_side_they_are_the_runs_alone(alone, workdir, data_dir, capsys):
+    results = trials.train_trials(recipe(data_dir, trials=2, side_by_side="on"), workdir)
+    assert_as_alone(alone, workdir, results, data_dir, exactly=False)
+    assert capsys.readouterr().out.count("compiled the training step") == 1
+
+
+def test_stopped_and_apart_they_go_on_side_by_side(alone, workdir, data_dir, monkeypatch):
+    """One trial is ahead, as after a kill between two checkpoints; the other catches up."""
+    monkeypatch.setattr(loop.Pace, "steps", lambda _, limit: min(limit, 3))
+    config = recipe(data_dir, trials=2, side_by_side="on")
+    ahead = iter([False, False, True])
+    loop.train(trials.configs(config)[1], workdir / "seed_6", should_stop=lambda: next(ahead))
+    stopping = iter([False] * 3 + [True])
+    results = trials.train_trials(config, workdir, should_stop=lambda: next(stopping))
+    assert len({result.step for result in results}) == 1
+    assert not results[0].finished
+    results = trials.train_trials(config, workdir)
+    assert_as_alone(alone, workdir, results, data_dir, exactly=False)
+
+
+def test_a_wish_to_stop_leaves_the_rest_for_the_next_call(alone, workdir, data_dir):
+    config = recipe(data_dir, trials=2, side_by_side="off")
+    results = trials.train_trials(config, workdir, should_stop=lambda: True)
+    assert [result.finished for result in results] == [False]
+    assert not (workdir / "seed_6").exists()
+    results = trials.train_trials(config, workdir)
+    assert_as_alone(alone, workdir, results, data_dir, exactly=True)
+
+
+def test_another_recipe_in_one_trial_is_refused_before_any_begins(workdir, data_dir):
+    loop.train(recipe(data_dir, seed=6, batch_size=64), workdir / "seed_6")
+    with pytest.raises(UserError, match="batch_size: 64 -> 128"):
+        trials.train_trials(recipe(data_dir, trials=2), workdir)
+    assert not (workdir / "seed_5").exists()
