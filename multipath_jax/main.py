@@ -15,7 +15,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from multipath_jax.errors import UserError
-from multipath_jax.training import checkpoints
+from multipath_jax.training import checkpoints, processes
 from multipath_jax.training import config as config_lib
 from multipath_jax.training.devices import enable_compilation_cache
 from multipath_jax.training.loop import Result, TrainingFailed, train
@@ -24,6 +24,11 @@ from multipath_jax.training.trials import train_trials
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe: one of the files in configs/.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and logs go.")
+DISTRIBUTED = flags.DEFINE_string(
+    "distributed", "off", "Several processes: auto (TPU VMs, Slurm, Kubernetes) or HOST:PORT."
+)
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --distributed=HOST:PORT.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --distributed=HOST:PORT.")
 MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or evaluate a checkpoint.")
 CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "Which to evaluate.")
 USAGE = "--config=configs/digits.py --workdir=runs/digits"
@@ -36,6 +41,7 @@ def main(argv: list[str]) -> int:
             raise UserError(f"what is {argv[1]!r}? arguments are flags, such as {USAGE}")
         if not WORKDIR.value:
             raise UserError(f"say where to write, and by which recipe: {USAGE}")
+        processes.initialize(DISTRIBUTED.value, PROCESS_ID.value, NUM_PROCESSES.value)
         return _evaluate() if MODE.value == "eval" else _train()
     except UserError as error:
         return _fail(error, 2)
@@ -60,6 +66,8 @@ def _train() -> int:
 
 def _report(result: Result) -> None:
     """The last lines."""
+    if not processes.is_first():
+        return
     for path in result.paths:
         print(f"wrote {path}")
     if result.test:

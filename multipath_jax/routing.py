@@ -17,7 +17,8 @@ the maps.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -92,6 +93,11 @@ def cross_predict(us: Sequence[Paths] | Float[Array, "..."], gates: Paths) -> Pa
     Raises:
       ValueError: the predictions differ in shape, or the gates do not fit them.
     """
+    return jax.tree.map(jax.nn.relu, mix_predictions(us, gates))
+
+
+def mix_predictions(us: Sequence[Paths] | Float[Array, "..."], gates: Paths) -> Paths:
+    """The sums of Eq. 4, which `cross_predict` rectifies; everything else is as there."""
     rows = [_unstack(row) for row in (us if isinstance(us, Sequence) else jnp.unstack(us))]
     predictions = [u for row in rows for u in row]
     _check_paths("cross_predict", predictions)
@@ -103,7 +109,7 @@ def cross_predict(us: Sequence[Paths] | Float[Array, "..."], gates: Paths) -> Pa
             f"inputs predict: {[len(row) for row in rows]}"
         )
     ys = [
-        jax.nn.relu(_mix(u, column))
+        _mix(u, column)
         for u, column in zip(
             zip(*rows, strict=True), zip(*map(_columns, gates), strict=True), strict=True
         )
@@ -192,32 +198,15 @@ _linear_cross_connect.defvjp(_linear_forward, _linear_backward)
 # --- The whole layer, with the same derivation carried through Eqs. 1 and 2 ----------------------
 
 
-def gated_cross_connect(xs: Paths, params: GateParams) -> Paths:
-    """The whole cross-connection: Eqs. 1-3 on every input, then Eq. 5 (Algorithm 2).
+class Passes(NamedTuple):
+    """One way to compute `gated_cross_connect` and its derivative, as pure functions.
 
-    The backward pass is the derivation of Section 5 with the pooling and the two dense layers in
-    place of Eq. 7, as a ``jax.custom_vjp``; it keeps ``xs``, ``params`` and arrays of ``[b n]``,
-    ``[b d]`` and ``[b c]``. Differentiating again: as in `linear_cross_connect`.
-
-    Args:
-      xs: m arrays ``[b ... c]``.
-      params: m gates, every array with a leading axis m.
-
-    Returns:
-      n arrays ``[b ... c]`` in the type of ``xs``.
-
-    Raises:
-      ValueError: the inputs differ in shape, or ``params`` are not m gates for c channels.
+    ``forward``: ``(xs, params) -> (ys, residuals)``, with m arrays ``[b ... c]`` in and n out.
+    ``backward``: ``(residuals, dys) -> (dxs, dparams)``.
     """
-    paths = _unstack(xs)
-    _check_paths("gated_cross_connect", paths)
-    _check_params("gated_cross_connect", params, (len(paths), paths[0].shape[-1]))
-    return _like(xs, _gated_cross_connect(paths, params))
 
-
-@jax.custom_vjp
-def _gated_cross_connect(xs, params):
-    return _gated_forward(xs, params)[0]
+    forward: Callable
+    backward: Callable
 
 
 def _gated_forward(xs, params):
@@ -244,7 +233,42 @@ def _gated_backward(residuals, dys):
     return _input_gradients(xs, gates, dys, through_gates), dparams
 
 
-_gated_cross_connect.defvjp(_gated_forward, _gated_backward)
+XLA = Passes(_gated_forward, _gated_backward)
+
+
+def gated_cross_connect(xs: Paths, params: GateParams, passes: Passes = XLA) -> Paths:
+    """The whole cross-connection: Eqs. 1-3 on every input, then Eq. 5 (Algorithm 2).
+
+    The backward pass is the derivation of Section 5 with the pooling and the two dense layers in
+    place of Eq. 7, as a ``jax.custom_vjp``; it keeps ``xs``, ``params`` and arrays of ``[b n]``,
+    ``[b d]`` and ``[b c]``. Differentiating again: as in `linear_cross_connect`.
+
+    Args:
+      xs: m arrays ``[b ... c]``.
+      params: m gates, every array with a leading axis m.
+      passes: what computes both ways; `kernels` has others, which are differentiated once only.
+
+    Returns:
+      n arrays ``[b ... c]`` in the type of ``xs``.
+
+    Raises:
+      ValueError: the inputs differ in shape, or ``params`` are not m gates for c channels.
+    """
+    paths = _unstack(xs)
+    _check_paths("gated_cross_connect", paths)
+    _check_params("gated_cross_connect", params, (len(paths), paths[0].shape[-1]))
+    return _like(xs, _gated_cross_connect(passes, paths, params))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gated_cross_connect(passes, xs, params):
+    return passes.forward(xs, params)[0]
+
+
+_gated_cross_connect.defvjp(
+    lambda passes, xs, params: passes.forward(xs, params),
+    lambda passes, residuals, dys: passes.backward(residuals, dys),
+)
 
 
 # --- The steps that both backward passes share ---------------------------------------------------

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from functools import partial
 
-import flax.linen as nn
 import jax
 import optax
 from jax.sharding import Mesh
@@ -12,12 +11,13 @@ from jaxtyping import PyTree
 from multipath_jax.data import Dataset, EvalBatches, Split, eval_batches, normalize, place
 from multipath_jax.training.devices import replicated, round_up, split_batch
 from multipath_jax.training.metrics import EvalMetrics, is_wrong, is_wrong_among
+from multipath_jax.training.placement import Network
 
 Evaluator = Callable[[PyTree], dict[str, float]]
 
 
 def make_evaluator(
-    model: nn.Module, dataset: Dataset, batch_size: int, mesh: Mesh, split: Split | None = None
+    model: Network, dataset: Dataset, batch_size: int, mesh: Mesh, split: Split | None = None
 ) -> Evaluator:
     """Puts a split (the test split) on the devices; gives ``variables -> metrics``.
 
@@ -45,7 +45,7 @@ def make_evaluator(
 
 
 def evaluate(
-    model: nn.Module, dataset: Dataset, variables: PyTree, batches: EvalBatches
+    model: Network, dataset: Dataset, variables: PyTree, batches: EvalBatches
 ) -> EvalMetrics:
     """The metrics of all batches, as a pure function; what the masks leave out does not count."""
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from multipath_jax.layers import spread
 from multipath_jax.layers.squeeze import SqueezeExcite
 
 
@@ -76,6 +77,7 @@ class ConvNorm(nn.Module):
             epsilon=1e-5,
             scale_init=self.scale_init,
             dtype=self.dtype,
+            axis_name=spread.batch_axis(),
             name="norm",
         )(x)
         return nn.relu(x) if self.relu else x

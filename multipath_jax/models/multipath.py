@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from multipath_jax.layers import Execution, Parallel, Router
+from multipath_jax.layers import Execution, Parallel, Router, spread
 
 
 class MultiPath(nn.Module):
@@ -39,12 +39,15 @@ class MultiPath(nn.Module):
         """Images -> logits; ``labels`` are for networks with a loss of their own, not this one."""
         x, parallel = images, False
         for layer in self.layers:
-            if isinstance(layer, Router):
-                x = layer(x if parallel else x[None], train=train)
+            if isinstance(layer, Router) and parallel:
+                x = layer(x, train=train)
+            elif isinstance(layer, Router):
+                with spread.shared_inputs():
+                    x = layer(x[None], train=train)
                 parallel = True
             elif parallel:
                 x = Parallel(layer, self.execution)(x, train=train)
             else:
                 x = layer(x, train=train)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        return x.mean(0) if parallel else x
+        return spread.mean(x) if parallel else x

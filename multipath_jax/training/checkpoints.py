@@ -14,6 +14,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from multipath_jax.errors import UserError
 from multipath_jax.training import config as config_lib
+from multipath_jax.training import processes
 from multipath_jax.training.state import TrainState
 from multipath_jax.training.step import Carry
 
@@ -160,6 +161,8 @@ def write_config(workdir: epath.Path, config: ConfigDict) -> None:
     Raises:
       UserError: the folder cannot be written.
     """
+    if not processes.is_first():
+        return
     path = workdir / CONFIG_FILE
     try:
         workdir.mkdir(parents=True, exist_ok=True)

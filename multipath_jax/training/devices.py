@@ -21,10 +21,10 @@ def make_mesh(config: ConfigDict) -> Mesh:
       UserError: the axes do not make up the number of devices, or the batch does not divide.
     """
     data, path, devices = config.mesh.data, config.mesh.path, jax.device_count()
-    if path != 1:
-        raise UserError(f"mesh.path={path}: paths cannot be spread over devices yet; use 1")
+    if path < 1:
+        raise UserError(f"mesh.path={path} must be at least 1")
     data = devices // path if data == -1 else data
-    if data * path != devices:
+    if data < 1 or data * path != devices:
         raise UserError(
             f"mesh.data={config.mesh.data} and mesh.path={path} do not make up the "
             f"{devices} devices of this machine; mesh.data=-1 takes them all"
@@ -48,10 +48,12 @@ def split_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, DATA))
 
 
-def placed(shapes: PyTree, sharding: NamedSharding) -> PyTree:
-    """The shapes and types of arrays that lie so."""
+def placed(shapes: PyTree, shardings: PyTree) -> PyTree:
+    """The shapes and types of arrays that lie so; a sharding for each."""
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        shapes,
+        shardings,
     )
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from multipath_jax.training import checkpoints as ckpt
-from multipath_jax.training import curves
+from multipath_jax.training import curves, processes
 from multipath_jax.training.parts import Parts
 from multipath_jax.training.profiler import Profiler
 from multipath_jax.training.step import Carry
@@ -125,7 +125,7 @@ def go(runs: Sequence["Run"], should_stop: Callable[[], bool], until: int | None
             profiler.at(first.step)
             for run in runs:
                 run.hooks()
-            if first.step < end and should_stop():
+            if first.step < end and processes.any_wishes(should_stop()):
                 for run in runs:
                     run.stop()
                 return
@@ -272,7 +272,7 @@ class Run:
     def result(self) -> Result:
         """How it ended, with all that belongs to it written; draws ``curves.png``."""
         self.checkpoints.wait()
-        drawn = curves.draw(self.workdir)
+        drawn = curves.draw(self.workdir) if processes.is_first() else []
         paths = [self.workdir / ckpt.FOLDER, self.workdir / METRICS_FILE, *drawn]
         return Result(self.step, self.plan.total, self.test, self.checkpoints.best_error, paths)
 
@@ -285,8 +285,7 @@ class Pace:
 
     def steps(self, limit: int) -> int:
         """Of the coming call, at most ``limit``."""
-        # Processes must agree on the length of a call without talking about it.
-        return limit if jax.process_count() > 1 else min(limit, self._steps)
+        return processes.first_decides(min(limit, self._steps))
 
     def measured(self, steps: int, seconds: float) -> None:
         self._steps = max(1, int(steps * SECONDS_A_CALL / seconds))

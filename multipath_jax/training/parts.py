@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from multipath_jax.data import batches_per_epoch, epoch_order, load_dataset, place
 from multipath_jax.evaluation.evaluate import make_evaluator
 from multipath_jax.models import create_model
-from multipath_jax.training import devices, schedule, state
+from multipath_jax.training import devices, placement, processes, schedule, state
 from multipath_jax.training.config import model_options, validate
 from multipath_jax.training.metrics import TrainMetrics, zeros_like
 from multipath_jax.training.step import (
@@ -35,6 +35,7 @@ class Parts:
       mesh: of all devices.
       dataset: in host memory.
       model: the network.
+      placement: of its variables on the mesh.
       plan: the recipe in steps.
       learning_rate: a function of the step.
       train_step: the pure function ``(state, batch) -> (state, metrics)``.
@@ -47,17 +48,22 @@ class Parts:
         self.config = config
         self.mesh = devices.make_mesh(config)
         self.everywhere = devices.replicated(self.mesh)
-        self.dataset = load_dataset(config.dataset.name, config.dataset.data_dir or None)
+        with processes.first_alone("dataset"):  # it may have to be prepared
+            self.dataset = load_dataset(config.dataset.name, config.dataset.data_dir or None)
         self.model = make_model(config, self.dataset.num_classes)
+        placement.check(self.model, config.model.name, config.mesh.path)
+        self.placement = placement.Placement(self.model, self.mesh)
         self.train_size = len(self.dataset.train.labels)
         per_epoch = batches_per_epoch(self.train_size, config.batch_size)
         self.plan = schedule.make_plan(config, per_epoch)
         self.learning_rate = schedule.learning_rate(config, self.plan)
         self.optimizer = state.make_optimizer(config.optimizer, self.learning_rate)
         prepare = make_prepare(self.dataset, config.dataset.shift, config.dataset.flip)
-        self.train_step = make_train_step(self.model, self.optimizer, prepare)
+        self.train_step = make_train_step(self.placement, self.optimizer, prepare)
         self._runners: dict[int, Runner] = {}
-        self.evaluate = make_evaluator(self.model, self.dataset, config.eval_batch_size, self.mesh)
+        self.evaluate = make_evaluator(
+            self.placement, self.dataset, config.eval_batch_size, self.mesh
+        )
 
     @cached_property
     def data(self):
@@ -67,32 +73,30 @@ class Parts:
     def runner(self, trials: int = 1) -> Runner:
         """Runs many steps over `data`, of a tuple of so many runs side by side; made once."""
         if trials not in self._runners:
-            self._runners[trials] = self._make_runner()
+            self._runners[trials] = self._make_runner(trials)
         return self._runners[trials]
 
-    def _make_runner(self) -> Runner:
+    def _make_runner(self, trials: int) -> Runner:
         split = devices.split_batch(self.mesh)
         step = resident_step(
             self.train_step, self.config.batch_size, self.plan.steps_per_epoch, split
         )
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
         loop = {"loop": True, "step": False, "auto": not on_cpu}[self.config.dispatch]
-        return Runner(side_by_side(step), self.everywhere, loop)
+        where = self.placement.sharding(self.abstract_carry)
+        return Runner(side_by_side(step), (where,) * trials, loop)
 
     @cached_property
     def _create(self):
-        create = partial(
-            state.create_state,
-            self.model,
-            self.optimizer,
-            self.dataset.image_shape,
-        )
-        return self._once(create)
+        create = partial(state.create_state, self.model, self.optimizer, self.dataset.image_shape)
+        shapes = jax.eval_shape(create, jnp.uint32(0))
+        return self._once(create, self.placement.sharding(shapes))
 
-    def _once(self, function):
-        """Compiled for one or a few calls, its results on all devices."""
+    def _once(self, function, sharding=None):
+        """Compiled for one or a few calls, its results on all devices unless told otherwise."""
         options = devices.quick_compilation(self.mesh)
-        return jax.jit(function, out_shardings=self.everywhere, compiler_options=options)
+        where = self.everywhere if sharding is None else sharding
+        return jax.jit(function, out_shardings=where, compiler_options=options)
 
     @cached_property
     def abstract_carry(self) -> Carry:
@@ -102,7 +106,8 @@ class Parts:
         images = jax.ShapeDtypeStruct((size, *image_shape), jnp.uint8)
         labels = jax.ShapeDtypeStruct((size,), jnp.int32)
         _, metrics = jax.eval_shape(self.train_step, fresh, Batch(images, labels))
-        return devices.placed(Carry(fresh, metrics), self.everywhere)
+        carry = Carry(fresh, metrics)
+        return devices.placed(carry, self.placement.sharding(carry))
 
     def fresh_carry(self, seed: int) -> Carry:
         """The state of a run before its first step, and no metrics."""

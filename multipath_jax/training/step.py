@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -16,6 +15,7 @@ from jaxtyping import Array, Float, Int, Num, PyTree, UInt8
 from multipath_jax.data import ResidentData, augment, batch_at, normalize
 from multipath_jax.training.cost import Cost, flops, peak_bytes
 from multipath_jax.training.metrics import TrainMetrics, is_wrong, routing_statistics
+from multipath_jax.training.placement import Network
 from multipath_jax.training.state import AUGMENT, GATES, TrainState
 
 
@@ -71,7 +71,7 @@ def _tuple(value: Any) -> tuple:
 
 
 def make_train_step(
-    model: nn.Module, optimizer: optax.GradientTransformation, prepare: Prepare
+    model: Network, optimizer: optax.GradientTransformation, prepare: Prepare
 ) -> Step:
     """The pure function ``(state, batch) -> (state, metrics)`` of one step of training.
 
@@ -151,8 +151,8 @@ class Runner:
     (its pass ConvCanonicalization looks at a module's entry computation only; jaxlib 0.10.2).
     """
 
-    def __init__(self, step: Callable, sharding: Sharding, loop: bool):
-        """``sharding``: of the carry."""
+    def __init__(self, step: Callable, sharding: PyTree, loop: bool):
+        """``sharding``: of the carry, or of each of its leaves."""
         self.loop = loop
         self.compiled = False
         compiled = partial(jax.jit, donate_argnums=0, out_shardings=sharding)

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from multipath_jax.errors import UserError
+from multipath_jax.training import processes
 from multipath_jax.training.schedule import Plan
 
 METRICS_FILE = "metrics.jsonl"
@@ -93,7 +94,10 @@ class TensorBoard:
 
 
 class Log:
-    """All of these for one run: a live bar on a terminal, plain lines in a log file."""
+    """All of these for one run: a live bar on a terminal, plain lines in a log file.
+
+    Of several processes the first alone writes and prints.
+    """
 
     def __init__(
         self, config: ConfigDict, plan: Plan, workdir: epath.Path, step: int, name: str = ""
@@ -101,11 +105,14 @@ class Log:
         """``step``: where the run begins or goes on; ``name``: of one run among several."""
         self._name = name
         self._plan, self._batch_size = plan, config.batch_size
-        self._writers = (TensorBoard(workdir, config.tensorboard), MetricsFile(workdir, step))
+        self._first = processes.is_first()
+        self._writers = ()
+        if self._first:
+            self._writers = (TensorBoard(workdir, config.tensorboard), MetricsFile(workdir, step))
         self._start, self._begun = step, time.monotonic()
         self._images, self._seconds = 0, 0.0
         self._before = seconds_of(read_metrics(workdir))
-        live = sys.stdout.isatty()
+        live = sys.stdout.isatty() and self._first
         self._bar = tqdm(
             total=plan.total,
             initial=step,
@@ -126,7 +133,7 @@ class Log:
         """Writes what was measured at ``step``; adds what the clock says.
 
         That is the images per second since the last time, without evaluation, and ``seconds``,
-        the run's whole time so far over all its sittings, with evaluation.
+        the run's time so far with evaluation, over all its sittings up to the last line of each.
         """
         values = values | {"epoch": step / self._plan.steps_per_epoch}
         values["seconds"] = round(self._before + time.monotonic() - self._begun, 2)
@@ -147,6 +154,8 @@ class Log:
     def say(self, text: str) -> None:
         """Prints lines, above the bar if there is one."""
         text = f"{self._name}: {text}" if self._name else text
+        if not self._first:
+            return
         if self._bar.disable:
             print(text, flush=True)
         else:

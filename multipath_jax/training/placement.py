@@ -1,0 +1,123 @@
+"""Path parallelism: where a network's variables lie on the mesh, and how it is applied there.
+
+With ``mesh.path=P`` the stacked parameters of parallel paths are split over P groups of devices.
+Each computes its own paths; only the routers exchange anything (see `layers.spread`).
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from multipath_jax.errors import UserError
+from multipath_jax.layers import (
+    ConvCrossPredict,
+    CrossConnect,
+    DenseCrossPredict,
+    OneToMany,
+    Router,
+    Share,
+    spread,
+)
+from multipath_jax.models.multipath import MultiPath
+from multipath_jax.training.devices import DATA, PATH
+
+# Routers whose outputs are sums over their inputs, which devices can add up among themselves.
+_SUMS = (CrossConnect, OneToMany, ConvCrossPredict, DenseCrossPredict)
+
+
+def check(model: nn.Module, name: str, path: int) -> None:
+    """Raises UserError for a network whose paths cannot be spread over ``path`` devices."""
+    if path == 1:
+        return
+    routers = _routers(model)
+    spreadable = routers and all(type(router) in _SUMS for router in routers[1:])
+    if not spreadable or type(routers[0]) not in (*_SUMS, Share):
+        raise UserError(
+            f"mesh.path={path}: {name} has no parallel paths that only routers connect; "
+            "use mesh.path=1"
+        )
+    for paths in {router.num_outputs for router in routers}:
+        if paths % path:
+            raise UserError(
+                f"mesh.path={path}: the {paths} paths of {name} do not divide among {path} "
+                "devices; use a divisor of their number"
+            )
+
+
+def _routers(model: nn.Module) -> list[Router]:
+    layers = model.layers if isinstance(model, MultiPath) else ()
+    return [layer for layer in layers if isinstance(layer, Router)]
+
+
+@runtime_checkable
+class Network(Protocol):
+    """What is trained: a Flax module, or a `Placement` of one."""
+
+    def apply(self, variables: PyTree, *args: Any, **kwargs: Any) -> Any: ...
+
+
+class Placement:
+    """A network on a mesh.
+
+    Attributes:
+      apply: ``model.apply``, each device computing its own paths where the mesh has a path axis.
+    """
+
+    def __init__(self, model: nn.Module, mesh: Mesh):
+        self._model, self._mesh = model, mesh
+        split = mesh.shape[PATH] > 1
+        names = [layer.name for layer in model.layers] if split else []
+        # The opening router sees one tensor, so its gate is one, on all devices.
+        first = names.index(_routers(model)[0].name) if split else 0
+        self._opening, self._stacked = names[first : first + 1], frozenset(names[first + 1 :])
+        self.apply: Callable[..., Any] = self._apply if split else model.apply
+
+    def sharding(self, tree: PyTree) -> PyTree:
+        """Of every leaf of a tree of variables, of an optimizer's state or of anything else.
+
+        What lies under the name of a layer in the paths has a leading axis of paths.
+        """
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: NamedSharding(self._mesh, self._spec(path)), tree
+        )
+
+    def _spec(self, path: tuple) -> PartitionSpec:
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        names = [name for name in names if name not in ("params", "batch_stats")]
+        return PartitionSpec(PATH) if names and names[0] in self._stacked else PartitionSpec()
+
+    def _apply(self, variables: PyTree, images: PyTree, *, rngs: Any = None, **options) -> Any:
+        """As ``model.apply``; random streams are not for networks in parallel paths."""
+        del rngs
+
+        def local(variables, images):
+            with spread.over_devices(DATA, PATH):
+                return self._model.apply(variables, images, **options)
+
+        labels = options.pop("labels", None)  # for losses of a network's own
+        del labels
+        whole = jax.eval_shape(lambda v, x: self._model.apply(v, x, **options), variables, images)
+        outputs = jax.tree_util.tree_map_with_path(self._output_spec, whole)
+        inputs = jax.tree_util.tree_map_with_path(lambda path, _: self._spec(path), variables)
+        # Unchecked: a custom backward pass has no rule for which axes its results vary over.
+        return jax.shard_map(
+            local,
+            mesh=self._mesh,
+            in_specs=(inputs, PartitionSpec(DATA)),
+            out_specs=outputs,
+            check_vma=False,
+        )(variables, images)
+
+    def _output_spec(self, path: tuple, _) -> PartitionSpec:
+        """Of logits ``[b classes]``, of statistics, or of what routers record."""
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        if not names:
+            return PartitionSpec(DATA)
+        if names[0] != "intermediates":
+            return self._spec(path)
+        whole = names[1] in self._opening and names[-1] != "output_strength"
+        return PartitionSpec(None if whole else PATH, DATA)

@@ -1,0 +1,79 @@
+"""Several processes, on one host or many, that train one network through JAX's own runtime."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from multipath_jax.errors import UserError
+
+OFF, AUTO = "off", "auto"
+
+
+def initialize(distributed: str, process_id: int | None, num_processes: int | None) -> None:
+    """Joins the other processes; to be called before anything asks JAX for a device.
+
+    Args:
+      distributed: ``off``; ``auto``, where JAX finds the others by itself (TPU VMs, Slurm,
+        Kubernetes); or the address ``HOST:PORT`` of process 0.
+      process_id, num_processes: with an address.
+
+    Raises:
+      UserError: the flags do not fit together, or the others cannot be reached.
+    """
+    numbered = process_id is not None or num_processes is not None
+    if distributed in (OFF, AUTO):
+        if numbered:
+            raise UserError("--process_id and --num_processes go with --distributed=HOST:PORT")
+        arguments = {}
+    elif process_id is None or num_processes is None or ":" not in distributed:
+        raise UserError(
+            f"--distributed={distributed} is not off, auto, or HOST:PORT with --process_id and "
+            "--num_processes"
+        )
+    elif not 0 <= process_id < num_processes:
+        raise UserError(f"--process_id={process_id} is not from 0 to {num_processes - 1}")
+    else:
+        arguments = {
+            "coordinator_address": distributed,
+            "process_id": process_id,
+            "num_processes": num_processes,
+        }
+    if distributed == OFF:
+        return
+    try:
+        jax.distributed.initialize(**arguments)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--distributed={distributed} fails: {reason}") from error
+
+
+def is_first() -> bool:
+    """Whether this is the process that prints and writes logs."""
+    return jax.process_index() == 0
+
+
+def first_decides(value: int) -> int:
+    """The value that process 0 has."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def any_wishes(wish: bool) -> bool:
+    """Whether it is true on any process."""
+    if jax.process_count() == 1:
+        return wish
+    return bool(multihost_utils.process_allgather(np.bool_(wish)).any())
+
+
+@contextmanager
+def first_alone(name: str) -> Iterator[None]:
+    """The body runs on process 0, then on the others: for what is made once and then read."""
+    if not is_first():
+        multihost_utils.sync_global_devices(name)
+    yield
+    if is_first() and jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
