@@ -17,8 +17,7 @@ the maps.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -198,15 +197,32 @@ _linear_cross_connect.defvjp(_linear_forward, _linear_backward)
 # --- The whole layer, with the same derivation carried through Eqs. 1 and 2 ----------------------
 
 
-class Passes(NamedTuple):
-    """One way to compute `gated_cross_connect` and its derivative, as pure functions.
+def gated_cross_connect(xs: Paths, params: GateParams) -> Paths:
+    """The whole cross-connection: Eqs. 1-3 on every input, then Eq. 5 (Algorithm 2).
 
-    ``forward``: ``(xs, params) -> (ys, residuals)``, with m arrays ``[b ... c]`` in and n out.
-    ``backward``: ``(residuals, dys) -> (dxs, dparams)``.
+    The backward pass is the derivation of Section 5 with the pooling and the two dense layers in
+    place of Eq. 7, as a ``jax.custom_vjp``; it keeps ``xs``, ``params`` and arrays of ``[b n]``,
+    ``[b d]`` and ``[b c]``. Differentiating again: as in `linear_cross_connect`.
+
+    Args:
+      xs: m arrays ``[b ... c]``.
+      params: m gates, every array with a leading axis m.
+
+    Returns:
+      n arrays ``[b ... c]`` in the type of ``xs``.
+
+    Raises:
+      ValueError: the inputs differ in shape, or ``params`` are not m gates for c channels.
     """
+    paths = _unstack(xs)
+    _check_paths("gated_cross_connect", paths)
+    _check_params("gated_cross_connect", params, (len(paths), paths[0].shape[-1]))
+    return _like(xs, _gated_cross_connect(paths, params))
 
-    forward: Callable
-    backward: Callable
+
+@jax.custom_vjp
+def _gated_cross_connect(xs, params):
+    return _gated_forward(xs, params)[0]
 
 
 def _gated_forward(xs, params):
@@ -233,42 +249,7 @@ def _gated_backward(residuals, dys):
     return _input_gradients(xs, gates, dys, through_gates), dparams
 
 
-XLA = Passes(_gated_forward, _gated_backward)
-
-
-def gated_cross_connect(xs: Paths, params: GateParams, passes: Passes = XLA) -> Paths:
-    """The whole cross-connection: Eqs. 1-3 on every input, then Eq. 5 (Algorithm 2).
-
-    The backward pass is the derivation of Section 5 with the pooling and the two dense layers in
-    place of Eq. 7, as a ``jax.custom_vjp``; it keeps ``xs``, ``params`` and arrays of ``[b n]``,
-    ``[b d]`` and ``[b c]``. Differentiating again: as in `linear_cross_connect`.
-
-    Args:
-      xs: m arrays ``[b ... c]``.
-      params: m gates, every array with a leading axis m.
-      passes: what computes both ways; `kernels` has others, which are differentiated once only.
-
-    Returns:
-      n arrays ``[b ... c]`` in the type of ``xs``.
-
-    Raises:
-      ValueError: the inputs differ in shape, or ``params`` are not m gates for c channels.
-    """
-    paths = _unstack(xs)
-    _check_paths("gated_cross_connect", paths)
-    _check_params("gated_cross_connect", params, (len(paths), paths[0].shape[-1]))
-    return _like(xs, _gated_cross_connect(passes, paths, params))
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gated_cross_connect(passes, xs, params):
-    return passes.forward(xs, params)[0]
-
-
-_gated_cross_connect.defvjp(
-    lambda passes, xs, params: passes.forward(xs, params),
-    lambda passes, residuals, dys: passes.backward(residuals, dys),
-)
+_gated_cross_connect.defvjp(_gated_forward, _gated_backward)
 
 
 # --- The steps that both backward passes share ---------------------------------------------------

@@ -14,14 +14,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from multipath_jax import kernels, routing
+from multipath_jax import routing
 from multipath_jax.layers import spread
 from multipath_jax.layers.blocks import ConvNorm, DenseLayer
 from multipath_jax.layers.paths import Execution, Parallel, describe, stack_paths
 
 Tensors = Sequence[Array] | Float[Array, "..."]
-
-_PASSES = {"xla": routing.XLA, "pallas": kernels.pallas_passes()}
 
 
 class Gate(nn.Module):
@@ -99,30 +97,21 @@ class CrossConnect(Router):
     Attributes:
       custom_vjp: the backward pass of Section 5, written out; False leaves it to autodiff, with
         the same result.
-      passes: what computes the written-out form: ``"xla"``, or ``"pallas"``, the TPU kernels of
-        `kernels.pallas_passes`, which leave what they cannot take to the former. Gates that are
-        recorded are computed beside them, as ever.
     """
 
     custom_vjp: bool = True
-    passes: str = "xla"
 
     @nn.compact
     def __call__(self, xs: Tensors, train: bool = False) -> Float[Array, "n b *space c"]:
         """m tensors ``[b ... c]`` -> ``[n b ... c]``.
 
         Raises:
-          ValueError: tensors of unequal shapes or without channels, n < 1, or unknown ``passes``.
+          ValueError: tensors of unequal shapes or without channels, or n < 1.
         """
-        if self.passes not in _PASSES:
-            raise ValueError(
-                f"{describe(self)}: passes is {' or '.join(map(repr, _PASSES))}, "
-                f"not {self.passes!r}"
-            )
         xs = self._enter(xs)
         params, gates = self._gate(xs)
         if self.custom_vjp:
-            ys = routing.gated_cross_connect(xs, params, _PASSES[self.passes])
+            ys = routing.gated_cross_connect(xs, params)
         else:
             ys = routing.cross_connect(xs, gates)
         return self._leave(xs, spread.deliver(ys))
