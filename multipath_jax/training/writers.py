@@ -138,7 +138,7 @@ class Log:
         values = values | {"epoch": step / self._plan.steps_per_epoch}
         values["seconds"] = round(self._before + time.monotonic() - self._begun, 2)
         if self._seconds:
-            values["images_per_second"] = round(self._images / self._seconds, 1)
+            values["images_per_second"] = float(f"{self._images / self._seconds:.6g}")
         self._images, self._seconds = 0, 0.0
         for writer in self._writers:
             writer.write(step, values)

@@ -30,8 +30,8 @@ def test_all_devices_share_the_batch():
         ({"batch_size": 33}, "does not divide among 2 devices; use a multiple of 2"),
         ({"mesh.data": 3}, "do not make up the 2 devices"),
         ({"mesh.data": 0}, "do not make up the 2 devices"),
-        ({"mesh.path": 2}, "cannot be spread"),
-        ({"mesh.path": 0}, "cannot be spread"),
+        ({"mesh.path": 4}, "do not make up the 2 devices"),
+        ({"mesh.path": 0}, "mesh.path=0 must be at least 1"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, message):

@@ -1,0 +1,62 @@
+"""A few steps on a mesh of virtual devices, as a program: what they gave goes into a file.
+
+python spread_run.py DATA PATH NETWORK OUT [seed]
+"""
+
+import os
+import sys
+
+DATA, PATH, NETWORK, OUT = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    f"--xla_force_host_platform_device_count={DATA * PATH} --xla_backend_optimization_level=0"
+)
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+from flax import traverse_util  # noqa: E402
+
+from multipath_jax.training.config import default_config  # noqa: E402
+from multipath_jax.training.devices import enable_compilation_cache  # noqa: E402
+from multipath_jax.training.parts import Parts  # noqa: E402
+
+STEPS = 3
+
+
+def main() -> None:
+    config = default_config()
+    config.update_from_flattened_dict(
+        {
+            "model.name": NETWORK,
+            "dataset.data_dir": os.environ["DIGITS"],
+            "batch_size": 32,
+            "mesh.data": DATA,
+            "mesh.path": PATH,
+            "train_for": "4 steps",
+            "schedule.rate": 0.05,
+        }
+    )
+    enable_compilation_cache("auto")
+    parts = Parts(config)
+    carry = parts.fresh_carry(0)
+    order = parts.draw_order(carry.state.rng, 0)
+    runner = parts.runner()
+    runner.compile((carry,), parts.data, (order,))
+    program = runner._function.as_text()
+    (carry,) = runner((carry,), parts.data, (order,), STEPS)
+    state, metrics = jax.device_get((carry.state, carry.metrics))
+    # Momentum is the sum of the gradients: an error in one of them shows in it unscaled.
+    found = {"params": state.params, "stats": state.batch_stats, "momentum": momentum(state)}
+    flat = traverse_util.flatten_dict(found, sep="/")
+    flat |= {f"metric/{name}": value for name, value in metrics.compute()["routing"].items()}
+    flat["metric/loss"] = metrics.compute()["loss"]
+    flat |= {f"test/{k}": v for k, v in parts.evaluate(carry.state.variables).items()}
+    np.savez(OUT, program=program, **flat)
+
+
+def momentum(state) -> dict:
+    return jax.tree.leaves(state.opt_state, is_leaf=lambda leaf: isinstance(leaf, dict))[0]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Paths on several devices: the numbers of one device, and no talk between two routers."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from multipath_jax import create_model
+from multipath_jax.errors import UserError
+from multipath_jax.training import placement
+from multipath_jax.training.config import default_config
+from multipath_jax.training.devices import make_mesh
+from multipath_jax.training.parts import Parts
+
+PROGRAM = pathlib.Path(__file__).with_name("spread_run.py")
+# float32: three steps, sums over 8 devices in another order than over one (6e-8 each).
+TOLERANCE = 3e-5
+BATCH = 32  # that of `spread_run`
+
+
+def run(data_dir, folder, data, path, network):
+    """What `spread_run` found, by name."""
+    out = folder / f"{network}_{data}_{path}.npz"
+    subprocess.run(
+        [sys.executable, PROGRAM, str(data), str(path), network, out],
+        env=os.environ | {"DIGITS": str(data_dir), "XLA_FLAGS": ""},
+        check=True,
+        timeout=600,
+    )
+    return dict(np.load(out))
+
+
+def largest_difference(found, expected):
+    """Over all arrays, in units of the largest entry of each."""
+    assert found.keys() == expected.keys()
+    return max(
+        np.abs(found[key] - expected[key]).max() / max(1e-3, np.abs(expected[key]).max())
+        for key in expected
+        if key != "program"
+    )
+
+
+@pytest.fixture(scope="module")
+def on_one_device(data_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one")
+    found = {}
+
+    def get(network):
+        if network not in found:
+            found[network] = run(data_dir, folder, 1, 1, network)
+        return found[network]
+
+    return get
+
+
+@pytest.mark.parametrize(
+    ("network", "data", "path"),
+    [
+        ("ResNet8-2-CC", 2, 2),
+        pytest.param("ResNet8-4-CC", 8, 1, marks=pytest.mark.slow),
+        pytest.param("ResNet8-4-CC", 4, 2, marks=pytest.mark.slow),
+        pytest.param("ResNet8-4-CC", 2, 4, marks=pytest.mark.slow),
+        pytest.param("ResNet8-2-CP", 2, 2, marks=pytest.mark.slow),
+        pytest.param("BaseCNN-2-CC", 1, 2, marks=pytest.mark.slow),
+        pytest.param("BaseCNN-2-CP", 1, 2, marks=pytest.mark.slow),
+        pytest.param("BaseCNN-2", 1, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_many_devices_compute_what_one_does(data_dir, tmp_path, on_one_device, network, data, path):
+    """Parameters, statistics, gradients (the momentum), loss, gates and the test error."""
+    found = run(data_dir, tmp_path, data, path, network)
+    difference = largest_difference(found, on_one_device(network))
+    print(f"{network} data {data} path {path}: {difference:.1e}")
+    assert difference < TOLERANCE
+    if network.endswith("CC") and path > 1:
+        check_talk(str(found["program"]), network, data, path)
+
+
+def check_talk(program, network, data, path):
+    """Over the path axis: one exchange a router each way, and what belongs to no path."""
+    along_path = [kind for kind, groups in collectives(program) if spans_path(groups, data, path)]
+    routers = len(
+        [layer for layer in create_model(network).layers if isinstance(layer, placement.Router)]
+    )
+    # The first router opens the paths from one tensor, which all devices have.
+    assert along_path.count("reduce-scatter") == routers - 1
+    assert along_path.count("all-gather") == routers - 1
+    # Everything else is a sum for what all paths share (logits, the gradients of the stem and of
+    # the first gate, metrics), and no feature map, whose first axis is the local batch.
+    assert set(along_path) <= {"reduce-scatter", "all-gather", "all-reduce"}
+    summed = [line.split(" all-reduce")[0] for line in program.splitlines() if "all-reduce" in line]
+    assert summed
+    assert not [line for line in summed if re.search(rf"\[{BATCH // data},\d+,\d+", line)]
+
+
+def collectives(program):
+    """The kind of every collective, and which devices it is between."""
+    kinds = "all-reduce|reduce-scatter|all-gather|collective-permute|all-to-all"
+    for line in program.splitlines():
+        if match := re.search(rf" ({kinds})(?:-start)?\(.*replica_groups=(.*)", line):
+            yield match[1], match[2].partition("use_global")[0]
+
+
+def spans_path(groups, data, path):
+    """Whether devices of other paths and of the same part of the batch are in one group.
+
+    Device ``i`` of the mesh has part ``i // path`` of the batch, and paths ``i % path``.
+    """
+    if groups.startswith("mesh["):  # XLA's own sums, over axes that it names by their number
+        return groups.rpartition("{")[2].startswith("'axis_1'")
+    first = [int(number) for number in re.findall(r"\{([\d,]+)\}", groups)[0].split(",")]
+    return len({i % path for i in first}) > 1 and len({i // path for i in first}) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "message"),
+    [
+        ("BaseCNN-3-CC", 2, "the 3 paths of BaseCNN-3-CC do not divide among 2 devices"),
+        ("BaseCNN", 2, "BaseCNN has no parallel paths that only routers connect"),
+        ("NDDR-CNN2", 2, "no parallel paths that only routers connect"),
+        ("Cr-Stitch2", 2, "no parallel paths that only routers connect"),
+        ("BaseCNN-Ensemble", 3, "no parallel paths that only routers connect"),
+    ],
+)
+def test_networks_that_cannot_be_spread_are_refused(name, path, message):
+    with pytest.raises(UserError, match=message):
+        placement.check(create_model(name), name, path)
+    placement.check(create_model(name), name, 1)
+
+
+def is_spec(leaf):
+    return isinstance(leaf, jax.sharding.PartitionSpec)
+
+
+def test_parameters_lie_where_their_paths_do(data_dir):
+    config = default_config()
+    changes = {"model.name": "ResNet8-2-CC", "mesh.data": 1, "mesh.path": 2}
+    config.update_from_flattened_dict(changes | {"dataset.data_dir": str(data_dir)})
+    parts = Parts(config)
+    carry = parts.abstract_carry
+    specs = jax.tree.map(lambda leaf: leaf.sharding.spec, carry.state.params)
+    assert set(jax.tree.leaves(specs["stem"], is_leaf=is_spec)) == {jax.sharding.PartitionSpec()}
+    assert specs["router_1"]["gate"]["w1"] == jax.sharding.PartitionSpec()
+    assert specs["router_2"]["gate"]["w1"] == jax.sharding.PartitionSpec("path")
+    assert specs["dense"]["dense"]["kernel"] == jax.sharding.PartitionSpec("path")
+    momentum = carry.state.opt_state[1][0].trace
+    assert jax.tree.map(lambda leaf: leaf.sharding.spec, momentum) == specs
+
+
+def test_one_group_of_devices_needs_no_placement():
+    model = create_model("BaseCNN")
+    assert placement.Placement(model, make_mesh(default_config())).apply == model.apply
