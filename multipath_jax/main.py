@@ -7,13 +7,12 @@ Exit status: 0 done; 1 the loss is not finite; 2 bad input; 130 interrupted from
 """
 
 import contextlib
-import re
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
 from etils import epath
-from ml_collections import config_flags
 
+from multipath_jax import recipe
 from multipath_jax.errors import UserError
 from multipath_jax.training import checkpoints, processes
 from multipath_jax.training import config as config_lib
@@ -22,7 +21,6 @@ from multipath_jax.training.loop import Result, TrainingFailed, train
 from multipath_jax.training.parts import Parts
 from multipath_jax.training.trials import train_trials
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe: one of the files in configs/.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and logs go.")
 DISTRIBUTED = flags.DEFINE_string(
     "distributed", "off", "Several processes: auto (TPU VMs, Slurm, Kubernetes) or HOST:PORT."
@@ -44,23 +42,23 @@ def main(argv: list[str]) -> int:
         processes.initialize(DISTRIBUTED.value, PROCESS_ID.value, NUM_PROCESSES.value)
         return _evaluate() if MODE.value == "eval" else _train()
     except UserError as error:
-        return _fail(error, 2)
+        return recipe.fail(error, 2)
     except TrainingFailed as error:
-        return _fail(error, 1)
+        return recipe.fail(error, 1)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
 
 
 def _train() -> int:
-    if CONFIG.value is None:
+    if recipe.CONFIG.value is None:
         raise UserError(f"say by which recipe to train: {USAGE}")
-    enable_compilation_cache(CONFIG.value.compilation_cache)
-    if CONFIG.value.trials > 1:
-        for result in train_trials(CONFIG.value, WORKDIR.value):
+    enable_compilation_cache(recipe.CONFIG.value.compilation_cache)
+    if recipe.CONFIG.value.trials > 1:
+        for result in train_trials(recipe.CONFIG.value, WORKDIR.value):
             _report(result)
     else:
-        _report(train(CONFIG.value, WORKDIR.value))
+        _report(train(recipe.CONFIG.value, WORKDIR.value))
     return 0
 
 
@@ -79,7 +77,7 @@ def _evaluate() -> int:
     """Evaluates a workdir's checkpoint by the config stored there, or by one that agrees."""
     workdir = epath.Path(WORKDIR.value).expanduser()
     found = checkpoints.open_existing(workdir)
-    config = CONFIG.value
+    config = recipe.CONFIG.value
     if config is None:
         config = config_lib.read_config(workdir / checkpoints.CONFIG_FILE)
     else:
@@ -97,63 +95,10 @@ def _evaluate() -> int:
     return 0
 
 
-def _parse(argv: list[str]) -> list[str]:
-    """Parses the flags; whatever is wrong with them or the config file ends in one line."""
-    try:
-        for argument in argv[1:]:
-            if match := re.match(r"--?config\.([^=]+)", argument):
-                config_lib.check_key(match[1])
-            if match := re.match(r"--?config=([^:]+)", argument):
-                _check_file(match[1])
-        rest = flags.FLAGS(argv)
-    except Exception as error:  # a config file is a program: anything can happen
-        sys.exit(_fail(_cause(error), 2))
-    if flags.FLAGS["verbosity"].using_default_value:
-        logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant
-    return rest
-
-
-def _check_file(path: str) -> None:
-    try:
-        with open(path):
-            pass
-    except OSError as error:
-        raise UserError(f"the config {path} cannot be read ({error.strerror})") from error
-
-
-def _cause(error: Exception) -> Exception:
-    """What a user can do something about, behind the errors that the flags' parser made of it."""
-    chain = [error]
-    while following := chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(following)
-    root = chain[-1]
-    if ours := [link for link in chain if isinstance(link, UserError)]:
-        return ours[-1]
-    if match := re.search(r'Key "([^"]+)" does not exist', str(root)):
-        return _unknown_key(match[1])
-    if isinstance(error, flags.Error) and "parsing config file" not in str(error):
-        return error
-    return UserError(f"the config file fails: {type(root).__name__}: {root}")
-
-
-def _unknown_key(key: str) -> UserError:
-    try:
-        config_lib.check_key(key)
-    except UserError as error:
-        return error
-    return UserError(f"the config key {key!r} is not where the config file looks for it")
-
-
-def _fail(error: Exception, status: int) -> int:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    print(f"error: {lines[0]}", file=sys.stderr)
-    return status
-
-
 def run() -> None:
     """The entry point."""
     with contextlib.suppress(BrokenPipeError):
-        app.run(main, flags_parser=_parse)
+        app.run(main, flags_parser=recipe.parse)
 
 
 if __name__ == "__main__":

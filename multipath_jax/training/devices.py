@@ -1,6 +1,7 @@
 """The mesh of all devices, where arrays lie on it, and XLA's compilation cache."""
 
 import os
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,20 +15,24 @@ from multipath_jax.errors import UserError
 DATA, PATH = "data", "path"  # the axes of the mesh: a batch is split over the first
 
 
-def make_mesh(config: ConfigDict) -> Mesh:
+def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh ``(data, path)`` of all devices; ``mesh.data=-1`` takes what ``mesh.path`` leaves.
+
+    Args:
+      devices: other ones than those of this machine.
 
     Raises:
       UserError: the axes do not make up the number of devices, or the batch does not divide.
     """
-    data, path, devices = config.mesh.data, config.mesh.path, jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    data, path, count = config.mesh.data, config.mesh.path, len(devices)
     if path < 1:
         raise UserError(f"mesh.path={path} must be at least 1")
-    data = devices // path if data == -1 else data
-    if data < 1 or data * path != devices:
+    data = count // path if data == -1 else data
+    if data < 1 or data * path != count:
         raise UserError(
             f"mesh.data={config.mesh.data} and mesh.path={path} do not make up the "
-            f"{devices} devices of this machine; mesh.data=-1 takes them all"
+            f"{count} devices; mesh.data=-1 takes them all"
         )
     if config.batch_size % data:
         raise UserError(
@@ -35,7 +40,8 @@ def make_mesh(config: ConfigDict) -> Mesh:
             f"use a multiple of {data}"
         )
     # Auto: XLA places what lies between the inputs and the outputs, so models need not know.
-    return jax.make_mesh((data, path), (DATA, PATH), axis_types=(AxisType.Auto, AxisType.Auto))
+    auto = (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh((data, path), (DATA, PATH), axis_types=auto, devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -1,6 +1,6 @@
 """The parts that a config describes: data, network, optimizer, compiled step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 
 import flax.linen as nn
@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from multipath_jax.data import batches_per_epoch, epoch_order, load_dataset, place
-from multipath_jax.evaluation.evaluate import make_evaluator
+from multipath_jax.data import Dataset, batches_per_epoch, epoch_order, load_dataset, place
+from multipath_jax.evaluation.evaluate import Evaluator, make_evaluator
 from multipath_jax.models import create_model
 from multipath_jax.training import devices, placement, processes, schedule, state
 from multipath_jax.training.config import model_options, validate
@@ -39,17 +39,28 @@ class Parts:
       plan: the recipe in steps.
       learning_rate: a function of the step.
       train_step: the pure function ``(state, batch) -> (state, metrics)``.
-      evaluate: ``variables -> {"loss", "error", ...}`` on the test split.
     """
 
-    def __init__(self, config: ConfigDict):
-        """Raises UserError for a config that does not fit the data, the network or the devices."""
+    def __init__(
+        self,
+        config: ConfigDict,
+        dataset: Dataset | None = None,
+        on: Sequence[jax.Device] | None = None,
+    ):
+        """Reads the data set and makes the network; nothing is computed yet.
+
+        Args:
+          dataset: instead of the one that the config names.
+          on: other devices than all of this machine.
+
+        Raises:
+          UserError: the config does not fit the data, the network or the devices.
+        """
         validate(config)
         self.config = config
-        self.mesh = devices.make_mesh(config)
+        self.mesh = devices.make_mesh(config, on)
         self.everywhere = devices.replicated(self.mesh)
-        with processes.first_alone("dataset"):  # it may have to be prepared
-            self.dataset = load_dataset(config.dataset.name, config.dataset.data_dir or None)
+        self.dataset = dataset or _load(config.dataset)
         self.model = make_model(config, self.dataset.num_classes)
         placement.check(self.model, config.model.name, config.mesh.path)
         self.placement = placement.Placement(self.model, self.mesh)
@@ -61,9 +72,12 @@ class Parts:
         prepare = make_prepare(self.dataset, config.dataset.shift, config.dataset.flip)
         self.train_step = make_train_step(self.placement, self.optimizer, prepare)
         self._runners: dict[int, Runner] = {}
-        self.evaluate = make_evaluator(
-            self.placement, self.dataset, config.eval_batch_size, self.mesh
-        )
+
+    @cached_property
+    def evaluate(self) -> Evaluator:
+        """``variables -> {"loss", "error", ...}`` on the test split."""
+        size = self.config.eval_batch_size
+        return make_evaluator(self.placement, self.dataset, size, self.mesh)
 
     @cached_property
     def data(self):
@@ -137,6 +151,11 @@ class Parts:
             return epoch_order(state.stream(rng, state.ORDER), epoch, self.train_size)
 
         return jax.jit(draw, out_shardings=self.everywhere)
+
+
+def _load(config: ConfigDict) -> Dataset:
+    with processes.first_alone("dataset"):  # it may have to be prepared
+        return load_dataset(config.name, config.data_dir or None)
 
 
 def make_model(config: ConfigDict, num_classes: int) -> nn.Module:
