@@ -1,0 +1,152 @@
+"""launch/local.sh: N processes of main, with a stand-in for Python."""
+
+import signal
+import time
+
+import pytest
+import stand_ins
+from stand_ins import LAUNCH, StandIns, alive, wait_until
+
+SCRIPT = LAUNCH / "local.sh"
+
+
+@pytest.fixture
+def programs(tmp_path):
+    made = StandIns(tmp_path, my_python=stand_ins.PYTHON)
+    made.env["PYTHON"] = "my_python"
+    yield made
+    made.end()
+
+
+def flags_of(run):
+    """The flags of main by which a process was started."""
+    assert run["argv"][:3] == ["-u", "-m", "multipath_jax.main"]
+    return run["argv"][3:]
+
+
+def test_each_process_gets_the_flags_and_its_number(programs):
+    done = programs.run(SCRIPT, "3", "--", "--quick", "--config.train_for=2 epochs", "--x='*'")
+    assert (done.returncode, done.stderr) == (0, "")
+    runs = sorted(programs.calls("runs"), key=lambda run: run["index"])
+    address = flags_of(runs[0])[3]
+    assert address.startswith("--distributed=127.0.0.1:")
+    assert int(address.rpartition(":")[2]) > 1023
+    for index, run in enumerate(runs):
+        assert flags_of(run) == [
+            "--quick",
+            "--config.train_for=2 epochs",
+            "--x='*'",
+            address,
+            "--num_processes=3",
+            f"--process_id={index}",
+        ]
+        assert run["env"] == {}
+    assert len(runs) == 3
+    assert sorted(line[:10] for line in done.stdout.splitlines()) == [
+        "[0] flags ",
+        "[1] flags ",
+        "[2] flags ",
+    ]
+
+
+def test_options_set_the_environment(programs):
+    before = {"XLA_FLAGS": "--xla_other=1"}
+    programs.run(SCRIPT, "--cpu", "--devices-per-process=4", "1", "--", "--quick", env=before)
+    assert programs.calls("runs")[0]["env"] == {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_other=1 --xla_force_host_platform_device_count=4",
+    }
+
+
+def test_gpus_are_dealt_out(programs):
+    programs.run(SCRIPT, "2", "--gpus-per-process=2", "--", "--quick")
+    found = {run["index"]: run["env"]["JAX_LOCAL_DEVICE_IDS"] for run in programs.calls("runs")}
+    assert found == {0: "0,1", 1: "2,3"}
+
+
+def test_logs_of_all_and_the_terminal_for_the_first(programs, tmp_path):
+    done = programs.run(SCRIPT, "--logs=logs/here", "2", "--", "--quick", cwd=tmp_path)
+    folder = tmp_path / "logs/here"
+    assert done.stdout.splitlines()[0] == f"local.sh: the logs of all processes are in {folder}"
+    assert [line[:9] for line in done.stdout.splitlines()[1:]] == ["[0] flags"]
+    for index in range(2):
+        assert f"--process_id={index}" in (folder / f"process_{index}.log").read_text()
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_go_to_all_and_their_status_is_given(programs, sent, status):
+    programs.tell(saving=0.3)
+    process = programs.start(SCRIPT, "2")
+    for _ in range(2):
+        assert "flags" in process.stdout.readline()
+    process.send_signal(sent)
+    out, err = process.communicate(timeout=20)
+    assert sorted(out.splitlines()) == [f"[{i}] signal {sent.value}, saved" for i in range(2)]
+    assert (process.returncode, err) == (status, "")
+
+
+def test_one_that_fails_stops_the_others(programs):
+    done = programs.run(SCRIPT, "3", "--", "--fail_in=1")
+    assert (done.returncode, done.stderr) == (7, "")
+    said = [line[:3] for line in done.stdout.splitlines() if line.endswith("signal 15, saved")]
+    # One that had only begun when the signal came had nothing to say.
+    assert set(said) <= {"[0]", "[2]"}
+    assert len(programs.calls("runs")) <= 3
+
+
+def test_those_that_do_not_stop_are_killed(programs):
+    start = time.monotonic()
+    done = programs.run(SCRIPT, "--grace=1", "2", "--", "--fail_in=1", "--stubborn")
+    assert done.returncode == 7
+    assert 0.9 < time.monotonic() - start < 15
+
+
+def test_nothing_is_left_of_a_run_that_was_stopped(programs):
+    process = programs.start(SCRIPT, "2")
+    for _ in range(2):
+        process.stdout.readline()
+    children = programs.run("ps", "-o", "pid=", "--ppid", process.pid).stdout.split()
+    assert len(children) == 4  # two processes, and what passes on the lines of each
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    wait_until(lambda: not any(alive(int(child)) for child in children))
+
+
+def test_help_is_the_header(programs):
+    done = programs.run(SCRIPT, "--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith("Trains with N processes on this machine")
+    assert "--devices-per-process=K" in done.stdout
+    assert "set -euo" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "how many processes?"),
+        (["0"], "N=0: a whole number from 1"),
+        (["2x"], "N=2x: a whole number from 1"),
+        (["-1"], "what is '-1'?"),
+        (["2", "3"], "how many processes, 2 or 3?"),
+        (["2", "--config=x"], "what is '--config=x'?"),
+        (["2", "--devices-per-process=0"], "--devices-per-process=0: a whole number"),
+        (["2", "--gpus-per-process=two"], "--gpus-per-process=two: a whole number"),
+        (["2", "--grace=-1"], "--grace=-1: a whole number"),
+        (["2", "--cpu", "--gpus-per-process=1"], "one of them"),
+        (["2", "--", "--distributed=auto"], "are set here"),
+        (["2", "--", "--quick", "--process_id=1"], "are set here"),
+        (["2", "--logs=/proc/nowhere"], "--logs=/proc/nowhere cannot be made"),
+    ],
+)
+def test_wrong_use_is_one_line(programs, arguments, message):
+    done = programs.run(SCRIPT, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert programs.calls("runs") == []
+
+
+def test_a_python_that_is_not_there(programs):
+    done = programs.run(SCRIPT, "2", env={"PYTHON": "no-such-python"})
+    assert (done.returncode, done.stderr) == (2, "error: PYTHON=no-such-python is no program\n")

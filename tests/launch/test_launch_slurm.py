@@ -1,0 +1,139 @@
+"""launch/slurm.sbatch, with stand-ins for Slurm's programs and Python."""
+
+import re
+import signal
+
+import pytest
+import stand_ins
+from stand_ins import LAUNCH, StandIns, wait_until
+
+SCRIPT = LAUNCH / "slurm.sbatch"
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    made = StandIns(
+        tmp_path,
+        srun=stand_ins.SRUN,
+        scancel=stand_ins.SCANCEL,
+        scontrol=stand_ins.SCONTROL,
+        my_python=stand_ins.PYTHON,
+    )
+    made.env |= {"SLURM_JOB_ID": "7", "PYTHON": "my_python"}
+    yield made
+    made.end()
+
+
+def test_what_it_asks_slurm_for():
+    asked = re.findall(r"^#SBATCH (.*)$", SCRIPT.read_text(), re.MULTILINE)
+    assert {"--requeue", "--signal=B:TERM@120", "--open-mode=append", "--ntasks-per-node=1"} <= set(
+        asked
+    )
+    # Slurm reads them only above the first command.
+    head = SCRIPT.read_text().split("set -euo pipefail")[0]
+    assert head.count("\n#SBATCH ") == len(asked)
+
+
+def test_srun_starts_main_with_the_flags(slurm):
+    done = slurm.run("bash", SCRIPT, "--config=c.py", "--config.train_for=2 epochs", "--quick")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert slurm.calls("srun") == [
+        [
+            "--kill-on-bad-exit=0",
+            *["my_python", "-u", "-m", "multipath_jax.main", "--config=c.py"],
+            *["--config.train_for=2 epochs", "--quick", "--distributed=auto"],
+        ]
+    ]
+    assert slurm.calls("scontrol") == []
+
+
+def test_the_user_s_own_distributed_flag_stays(slurm):
+    slurm.run("bash", SCRIPT, "--quick", "--distributed=off")
+    assert slurm.calls("srun")[0][-2:] == ["--quick", "--distributed=off"]
+
+
+def test_the_virtual_environment_where_it_was_submitted(slurm, tmp_path):
+    own = tmp_path / ".venv/bin/python"
+    own.parent.mkdir(parents=True)
+    own.symlink_to(tmp_path / "bin/my_python")
+    del slurm.env["PYTHON"]
+    slurm.run("bash", SCRIPT, "--quick", env={"SLURM_SUBMIT_DIR": str(tmp_path)})
+    assert slurm.calls("srun")[0][1] == str(own)
+
+
+@pytest.mark.parametrize(
+    ("processes", "gpus", "visible"), [("1", "4", "0,1,2,3"), ("4", "4", None), ("1", "1", None)]
+)
+def test_gpus_of_a_process(slurm, processes, gpus, visible):
+    env = {"SLURM_NTASKS_PER_NODE": processes, "SLURM_GPUS_ON_NODE": gpus}
+    assert slurm.run("bash", SCRIPT, "--quick", env=env).returncode == 0
+    assert slurm.calls("runs")[0]["env"].get("JAX_LOCAL_DEVICE_IDS") == visible
+
+
+def test_cpus_of_a_process(slurm):
+    slurm.run("bash", SCRIPT, "--quick", env={"SLURM_CPUS_PER_TASK": "6"})
+    assert slurm.calls("runs")[0]["env"] == {"SRUN_CPUS_PER_TASK": "6"}
+
+
+def preempt(slurm):
+    """Starts a run, sends the script the signal that Slurm sends, gives what it said."""
+    job = slurm.start("bash", SCRIPT, "--config=c.py")
+    assert "flags" in job.stdout.readline()
+    job.send_signal(signal.SIGTERM)
+    out, _ = job.communicate(timeout=20)
+    return job.returncode, out
+
+
+def test_preempted_the_run_saves_and_is_requeued(slurm):
+    slurm.tell(saving=0.5)
+    status, out = preempt(slurm)
+    assert status == 143
+    # The task was asked, not killed, and was waited for.
+    assert out.index("signal 15, saved") < out.index("back into the queue")
+    assert slurm.calls("scancel") == [["--signal=TERM", "7"]]
+    assert slurm.calls("scontrol") == [["show", "job", "--oneliner", "7"], ["requeue", "7"]]
+
+
+def test_tasks_that_slurm_signalled_itself_are_requeued_too(slurm):
+    job = slurm.start("bash", SCRIPT, "--config=c.py")
+    assert "flags" in job.stdout.readline()
+    pid = int(wait_until(lambda: (slurm.folder / "task").read_text()))
+    slurm.run("kill", "-TERM", pid)
+    job.communicate(timeout=20)
+    assert job.returncode == 143
+    assert slurm.calls("scontrol")[-1] == ["requeue", "7"]
+
+
+def test_what_the_user_cancelled_stays_cancelled(slurm):
+    slurm.tell(job_state="CANCELLED")
+    status, out = preempt(slurm)
+    assert status == 143
+    assert "cancelled" in out
+    assert slurm.calls("scontrol") == [["show", "job", "--oneliner", "7"]]
+
+
+def test_a_run_that_fails_is_not_requeued(slurm):
+    done = slurm.run("bash", SCRIPT, "--fail_in=0")
+    assert done.returncode == 7
+    assert slurm.calls("scontrol") == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "message"),
+    [
+        ([], {}, "say what to train"),
+        (["--quick"], {"SLURM_JOB_ID": ""}, "this is not a Slurm job"),
+        (
+            ["--quick"],
+            {"SLURM_NTASKS_PER_NODE": "3", "SLURM_GPUS_ON_NODE": "8"},
+            "3 processes on a node with 8 GPUs",
+        ),
+    ],
+)
+def test_wrong_use_is_one_line(slurm, arguments, env, message):
+    done = slurm.run("bash", SCRIPT, *arguments, env=env)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert slurm.calls("srun") == []
