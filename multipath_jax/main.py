@@ -3,10 +3,13 @@
     python -m multipath_jax.main --config=configs/digits.py --workdir=runs/digits
     python -m multipath_jax.main --mode=eval --workdir=runs/digits
 
-Exit status: 0 done; 1 the loss is not finite; 2 bad input; 130 interrupted from the keyboard.
+Exit status: 0 done; 1 the loss is not finite; 2 bad input. After SIGINT (Ctrl-C) and SIGTERM the
+run saves a checkpoint within a second or so and ends with 130 or 143; the same command goes on.
+A second Ctrl-C ends it at once.
 """
 
 import contextlib
+import signal
 import sys
 
 from absl import app, flags
@@ -19,6 +22,7 @@ from multipath_jax.training import config as config_lib
 from multipath_jax.training.devices import enable_compilation_cache
 from multipath_jax.training.loop import Result, TrainingFailed, train
 from multipath_jax.training.parts import Parts
+from multipath_jax.training.stopping import Stopping
 from multipath_jax.training.trials import train_trials
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and logs go.")
@@ -54,12 +58,18 @@ def _train() -> int:
     if recipe.CONFIG.value is None:
         raise UserError(f"say by which recipe to train: {USAGE}")
     enable_compilation_cache(recipe.CONFIG.value.compilation_cache)
-    if recipe.CONFIG.value.trials > 1:
-        for result in train_trials(recipe.CONFIG.value, WORKDIR.value):
-            _report(result)
-    else:
-        _report(train(recipe.CONFIG.value, WORKDIR.value))
-    return 0
+    config, workdir = recipe.CONFIG.value, WORKDIR.value
+    with Stopping() as stopping:
+        if config.trials > 1:
+            results = train_trials(config, workdir, stopping)
+        else:
+            results = [train(config, workdir, stopping)]
+    for result in results:
+        _report(result)
+    if results[-1].finished:
+        return 0
+    # The signal may have come to another process of this run.
+    return stopping.exit_status or 128 + signal.SIGTERM
 
 
 def _report(result: Result) -> None:

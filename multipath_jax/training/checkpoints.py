@@ -1,9 +1,11 @@
 """Checkpoints in a workdir: the two latest and the best, written while training goes on."""
 
 import os
+import time
 from typing import NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
@@ -15,11 +17,21 @@ from orbax.checkpoint import checkpoint_managers as policies
 from multipath_jax.errors import UserError
 from multipath_jax.training import config as config_lib
 from multipath_jax.training import processes
+from multipath_jax.training.fingerprint import fingerprint
 from multipath_jax.training.state import TrainState
 from multipath_jax.training.step import Carry
 
 CONFIG_FILE = "config.json"
 FOLDER = "checkpoints"
+DAMAGED = "damaged"
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be gone on from."""
+
+    def __init__(self, step: int, reason: str):
+        first = (reason.strip().splitlines() or ["unreadable"])[0]
+        super().__init__(f"the checkpoint of step {step} is damaged ({first[:200]})")
 
 
 class Checkpoints:
@@ -44,7 +56,7 @@ class Checkpoints:
                 ),
             ]
         )
-        folder = epath.Path(workdir).absolute() / FOLDER
+        self._folder = epath.Path(workdir).absolute() / FOLDER
         options = ocp.CheckpointManagerOptions(
             preservation_policy=kept,
             best_fn=lambda metrics: metrics["error"],  # without one Orbax stores no metrics
@@ -54,7 +66,7 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
         )
         handlers = {name: ocp.PyTreeCheckpointHandler() for name in ("weights", "training")}
-        self._manager = ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+        self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
     @property
     def latest(self) -> int | None:
@@ -85,6 +97,7 @@ class Checkpoints:
         if step == self.latest:
             return
         weights, training = _parts(carry)
+        training["fingerprint"] = fingerprint(carry)
         items = ocp_args.Composite(
             weights=ocp_args.PyTreeSave(weights), training=ocp_args.PyTreeSave(training)
         )
@@ -92,12 +105,57 @@ class Checkpoints:
         self._manager.save(step, args=items, metrics=metrics, force=True)
 
     def restore(self, like: Carry, step: int) -> Carry:
-        """The carry saved at that step; ``like`` gives its shapes and where it lies."""
+        """The carry saved at that step; ``like`` gives its shapes and where it lies.
+
+        Raises:
+          Damaged: it cannot be read, or is not what was saved.
+        """
         weights, training = _parts(like)
+        training["fingerprint"] = jax.ShapeDtypeStruct(
+            (len(jax.tree.leaves(like)),), np.uint32, sharding=like.state.step.sharding
+        )
         items = ocp_args.Composite(weights=_reading(weights), training=_reading(training))
-        found = self._manager.restore(step, args=items)
+        try:
+            found = self._manager.restore(step, args=items)
+        except Exception as error:  # whatever a reader of half a file may raise
+            raise Damaged(step, str(error)) from error
+        expected = found["training"].pop("fingerprint")
         state = like.state.replace(**found["weights"], **found["training"]["state"])
-        return Carry(state, found["training"]["metrics"])
+        carry = Carry(state, found["training"]["metrics"])
+        if not np.array_equal(fingerprint(carry), expected):
+            raise Damaged(step, "its numbers are not those that were saved")
+        return carry
+
+    def restore_newest(self, like: Carry) -> tuple[Carry | None, list[str]]:
+        """The newest carry that is whole, and what to say of it; None if there is no checkpoint.
+
+        Those that are damaged are moved to the workdir's folder ``damaged``.
+
+        Raises:
+          UserError: all are damaged.
+        """
+        said = []
+        while (step := self.latest) is not None:
+            try:
+                carry = self.restore(like, step)
+                return carry, [*said, f"resuming at step {step} of {self._folder.parent}"]
+            except Damaged as damage:
+                said.append(f"{damage}; going back to the one before")
+                self._put_aside(step)
+        if said:
+            raise UserError(
+                f"{said[-1].partition(';')[0]}, and none is left before it; all are in "
+                f"{self._folder.parent / DAMAGED}, and the same command would begin afresh"
+            )
+        return None, []
+
+    def _put_aside(self, step: int) -> None:
+        if processes.is_first():
+            aside = self._folder.parent / DAMAGED
+            aside.mkdir(exist_ok=True)
+            (self._folder / str(step)).rename(aside / f"{step}_{int(time.time())}")
+        processes.wait_for_all("put aside")
+        self._manager.reload()
 
     def shapes(self, step: int) -> dict[tuple[str, ...], PyTree]:
         """The shapes of the saved weights, by flattened key."""

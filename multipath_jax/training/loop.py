@@ -174,10 +174,9 @@ class Run:
 
     def _start(self) -> tuple[Carry, list[str]]:
         """The carry to go on from, and what to say about where it comes from."""
-        latest = self.checkpoints.latest
-        if latest is not None:
-            lines = [f"resuming at step {latest} of {self.workdir}"]
-            return self.checkpoints.restore(self.parts.abstract_carry, latest), lines
+        carry, lines = self.checkpoints.restore_newest(self.parts.abstract_carry)
+        if carry is not None:
+            return carry, lines
         carry = self.parts.fresh_carry(self.config.seed)
         if self.config.init_from:
             transfer = ckpt.initialize_from(self.config.init_from, carry.state)

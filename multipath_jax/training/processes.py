@@ -69,11 +69,17 @@ def any_wishes(wish: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.bool_(wish)).any())
 
 
+def wait_for_all(name: str) -> None:
+    """Returns when every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
 @contextmanager
 def first_alone(name: str) -> Iterator[None]:
     """The body runs on process 0, then on the others: for what is made once and then read."""
     if not is_first():
-        multihost_utils.sync_global_devices(name)
+        wait_for_all(name)
     yield
-    if is_first() and jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+    if is_first():
+        wait_for_all(name)

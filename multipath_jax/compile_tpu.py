@@ -1,0 +1,173 @@
+"""Compiles the training step for a TPU slice, on any Linux machine.
+
+    python -m multipath_jax.compile_tpu --config=configs/cifar.py:ResNet20-4-CC --topology=v5e:4x4
+    ... --config.mesh.path=2 --config.batch_size=1024
+
+Needs libtpu (pip install 'multipath_jax[tpu]'), no TPU. It prints what one chip would do for one
+step: memory against the chip's, operations, bytes, and what the chips exchange. Nothing is run, so
+it says nothing about time. Exit status: 0; 1 what was compiled does not fit the chip; 2 bad input.
+"""
+
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+# Before JAX: libtpu would look for the slice that this machine is part of.
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from jax.experimental import topologies
+
+from multipath_jax import recipe
+from multipath_jax.data import Dataset, Split
+from multipath_jax.errors import UserError
+from multipath_jax.training.cost import peak_bytes
+from multipath_jax.training.devices import placed, split_batch
+from multipath_jax.training.parts import Parts
+from multipath_jax.training.step import Batch
+
+TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x4", "A slice, such as v5e:4x4 or v4:2x2x4.")
+JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
+
+MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # GiB of a chip
+# Training images, their shape, classes: of the data sets that a recipe may name without having.
+KNOWN = {
+    "cifar10": (50_000, (32, 32, 3), 10),
+    "cifar100": (50_000, (32, 32, 3), 100),
+    "imagenet2012": (1_281_167, (224, 224, 3), 1000),
+}
+_TYPES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
+_KINDS = ("all-reduce", "reduce-scatter", "all-gather", "collective-permute", "all-to-all")
+
+
+class Exchange(NamedTuple):
+    """The collectives of one kind in a program: how many, and the bytes of their results."""
+
+    count: int
+    bytes: int
+
+
+def main(argv: Sequence[str]) -> int:
+    """Compiles and prints; gives the exit status."""
+    try:
+        if len(argv) > 1 or recipe.CONFIG.value is None:
+            raise UserError("usage: --config=configs/cifar.py:NAME --topology=v5e:4x4")
+        chip = TOPOLOGY.value.partition(":")[0]
+        if chip not in MEMORY:
+            raise UserError(f"--topology={TOPOLOGY.value}: chips are {', '.join(MEMORY)}")
+        found = measure(recipe.CONFIG.value, slice_of(TOPOLOGY.value))
+    except UserError as error:
+        return recipe.fail(error, 2)
+    print("\n".join(lines(found, TOPOLOGY.value, MEMORY[chip])))
+    if JSON.value:
+        with open(JSON.value, "w") as file:
+            json.dump({"topology": TOPOLOGY.value, **found}, file, indent=2)
+    return int(found["memory"] > MEMORY[chip] << 30)
+
+
+def slice_of(topology: str) -> list[jax.Device]:
+    """The devices of a slice that is not there. Raises UserError where libtpu does not know it."""
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    except Exception as error:  # libtpu's, of many types
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"--topology={topology} cannot be had ({reason}); it needs libtpu: "
+            "pip install 'multipath_jax[tpu]'"
+        ) from error
+
+
+def described(name: str) -> Dataset:
+    """A data set of zeros that takes no memory, of the shapes of the one that is meant."""
+    if name not in KNOWN:
+        raise UserError(f"dataset.name={name}: known without their data are {', '.join(KNOWN)}")
+    count, shape, classes = KNOWN[name]
+    images = np.broadcast_to(np.uint8(0), (count, *shape))
+    split = Split(images, np.broadcast_to(np.int32(0), (count,)))
+    ones = np.ones(shape[-1], np.float32)
+    return Dataset(name, split, split, tuple(map(str, range(classes))), ones, ones)
+
+
+def measure(config: Any, devices: Sequence[jax.Device]) -> dict[str, Any]:
+    """What one chip does for one training step, by the compiler's account."""
+    if config.dtype == "auto":
+        config.dtype = "bfloat16"
+    parts = Parts(config, described(config.dataset.name), devices)
+    state = parts.abstract_carry.state
+    size, split = config.batch_size, split_batch(parts.mesh)
+    batch = Batch(
+        jax.ShapeDtypeStruct((size, *parts.dataset.image_shape), jnp.uint8),
+        jax.ShapeDtypeStruct((size,), jnp.int32),
+    )
+    batch = placed(batch, Batch(split, split))
+    where = parts.placement.sharding(state)
+    step = jax.jit(
+        lambda state, batch: parts.train_step(state, batch),
+        donate_argnums=0,
+        out_shardings=(where, parts.everywhere),
+    )
+    begun = time.monotonic()
+    compiled = step.lower(state, batch).compile()
+    seconds = time.monotonic() - begun
+    costs = compiled.cost_analysis()
+    return {
+        "network": config.model.name,
+        "dtype": config.dtype,
+        "batch_size": size,
+        "mesh": dict(parts.mesh.shape),
+        "compile_seconds": round(seconds, 1),
+        "memory": peak_bytes(compiled),
+        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)),
+        "flops": costs.get("flops"),
+        "bytes": costs.get("bytes accessed"),
+        "exchanged": {k: v._asdict() for k, v in exchanges(compiled.as_text()).items()},
+    }
+
+
+def exchanges(program: str) -> dict[str, Exchange]:
+    """The collectives of a compiled program (HLO text) by kind."""
+    found, chains = {}, set()
+    for line in program.splitlines():
+        match = re.search(rf"= (.*?) ({'|'.join(_KINDS)})(-start)?\(", line)
+        # What goes on behind other work is written once for each piece of that work.
+        chain = re.search(r'chain_id="(\d+)"', line)
+        if match and not (chain and chain[1] in chains):
+            chains |= {chain[1]} if chain else set()
+            sizes = [_bytes(*shape) for shape in re.findall(r"(\w+)\[([\d,]*)\]", match[1])]
+            # What starts an exchange carries its operands beside its results.
+            moved = max(sizes, default=0) if match[3] else sum(sizes)
+            before = found.get(match[2], Exchange(0, 0))
+            found[match[2]] = Exchange(before.count + 1, before.bytes + moved)
+    return found
+
+
+def _bytes(kind: str, dimensions: str) -> int:
+    return _TYPES.get(kind, 0) * math.prod(int(size) for size in dimensions.split(",") if size)
+
+
+def lines(found: dict[str, Any], topology: str, gigabytes: int) -> list[str]:
+    """The figures for people."""
+    mesh = " x ".join(f"{name} {size}" for name, size in found["mesh"].items())
+    text = [
+        f"{found['network']} batch {found['batch_size']} {found['dtype']} on {topology}: {mesh}",
+        f"compiled in {found['compile_seconds']} s; for each chip and step:",
+        f"  memory      {found['memory'] / 2**30:.3f} GiB of {gigabytes} GiB",
+        f"  operations  {(found['flops'] or 0) / 1e9:,.1f} GFLOPs",
+        f"  bytes       {(found['bytes'] or 0) / 1e6:,.0f} MB",
+    ]
+    for kind, exchange in sorted(found["exchanged"].items()):
+        text.append(f"  {kind:<18} {exchange['count']:4}, {exchange['bytes'] / 1e6:,.3f} MB")
+    return text
+
+
+if __name__ == "__main__":
+    app.run(lambda argv: sys.exit(main(argv)), flags_parser=recipe.parse)
