@@ -3,12 +3,13 @@
     python -m multipath_jax.main --config=configs/digits.py --workdir=runs/digits
     python -m multipath_jax.main --mode=eval --workdir=runs/digits
 
-Exit status: 0 done; 1 the loss is not finite; 2 bad input. After SIGINT (Ctrl-C) and SIGTERM the
-run saves a checkpoint within a second or so and ends with 130 or 143; the same command goes on.
-A second Ctrl-C ends it at once.
+Exit status: 0 done; 1 the loss is not finite, or there is no room to write; 2 bad input. After
+SIGINT (Ctrl-C) and SIGTERM the run saves a checkpoint within a second or so and ends with 130 or
+143; the same command goes on. A second Ctrl-C ends it at once.
 """
 
 import contextlib
+import os
 import signal
 import sys
 
@@ -49,6 +50,10 @@ def main(argv: list[str]) -> int:
         return recipe.fail(error, 2)
     except TrainingFailed as error:
         return recipe.fail(error, 1)
+    except (checkpoints.WritingFailed, OSError) as error:
+        recipe.fail(error, 1)
+        sys.stdout.flush()
+        os._exit(1)  # threads that are still writing would have tracebacks to print
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from logging import CRITICAL, getLogger
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -24,7 +25,9 @@ def parse(argv: list[str]) -> list[str]:
     except Exception as error:  # a config file is a program: anything can happen
         sys.exit(fail(_cause(error), 2))
     if flags.FLAGS["verbosity"].using_default_value:
-        logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant
+        # Orbax warns of what is meant, and prints what it also raises, once a thread.
+        logging.set_verbosity(logging.FATAL)
+        getLogger("asyncio").setLevel(CRITICAL)
     return rest
 
 

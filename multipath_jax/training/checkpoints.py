@@ -1,8 +1,14 @@
 """Checkpoints in a workdir: the two latest and the best, written while training goes on."""
 
+import contextlib
+import fcntl
 import os
+import re
+import shutil
+import socket
 import time
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, TextIO
 
 import jax
 import numpy as np
@@ -22,6 +28,7 @@ from multipath_jax.training.state import TrainState
 from multipath_jax.training.step import Carry
 
 CONFIG_FILE = "config.json"
+LOCK_FILE = ".lock"
 FOLDER = "checkpoints"
 DAMAGED = "damaged"
 
@@ -32,6 +39,10 @@ class Damaged(Exception):
     def __init__(self, step: int, reason: str):
         first = (reason.strip().splitlines() or ["unreadable"])[0]
         super().__init__(f"the checkpoint of step {step} is damaged ({first[:200]})")
+
+
+class WritingFailed(RuntimeError):
+    """A checkpoint could not be written, for want of room or rights; those before it are whole."""
 
 
 class Checkpoints:
@@ -56,6 +67,7 @@ class Checkpoints:
                 ),
             ]
         )
+        self._failed = False
         self._folder = epath.Path(workdir).absolute() / FOLDER
         options = ocp.CheckpointManagerOptions(
             preservation_policy=kept,
@@ -102,7 +114,9 @@ class Checkpoints:
             weights=ocp_args.PyTreeSave(weights), training=ocp_args.PyTreeSave(training)
         )
         metrics = None if error is None else {"error": error}
-        self._manager.save(step, args=items, metrics=metrics, force=True)
+        with self._failing():
+            self._check_room(carry)
+            self._manager.save(step, args=items, metrics=metrics, force=True)
 
     def restore(self, like: Carry, step: int) -> Carry:
         """The carry saved at that step; ``like`` gives its shapes and where it lies.
@@ -167,13 +181,38 @@ class Checkpoints:
         return self._manager.restore(step, args=items)["weights"]
 
     def wait(self) -> None:
-        """Returns when all is written."""
-        self._manager.wait_until_finished()
+        """Returns when all is written. Raises WritingFailed."""
+        with self._failing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits until all is written."""
-        self.wait()
-        self._manager.close()
+        """Waits until all is written. Raises WritingFailed, unless something did before."""
+        if not self._failed:
+            self.wait()
+            self._manager.close()
+
+    def _check_room(self, carry: Carry) -> None:
+        """Before it is begun: what runs out of room in the middle ends in noise."""
+        if "://" in os.fspath(self._folder):
+            return
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(carry))
+        free = shutil.disk_usage(self._folder).free
+        if free < needed:
+            raise OSError(f"No space left on device: {needed:,} bytes wanted, {free:,} free")
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Orbax writes in other threads, and tells of what went wrong at the next occasion."""
+        try:
+            yield
+        except Exception as error:  # of many types, with the reason somewhere in the text
+            self._failed = True
+            reason = re.search(r"(No space left on device|Permission denied)[^\[\n]*", str(error))
+            reason = reason[0] if reason else (str(error).splitlines() or [""])[0][:300]
+            raise WritingFailed(
+                f"a checkpoint could not be written to {self._folder} ({reason}); those before it "
+                "are whole, and the same command goes on from them"
+            ) from error
 
 
 def _parts(carry: Carry) -> tuple[dict, dict]:
@@ -213,6 +252,49 @@ def check_workdir(workdir: epath.Path, config: ConfigDict) -> None:
         )
 
 
+@contextlib.contextmanager
+def claimed(workdir: epath.Path) -> Iterator[None]:
+    """The workdir, made if need be, for this run alone.
+
+    The claim is a lock on the file ``.lock``, which the system drops when its process ends, however
+    that may be. Folders in buckets, which know no locks, are not claimed.
+
+    Raises:
+      UserError: another run has it, or it cannot be written.
+    """
+    if not processes.is_first():
+        yield
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        local = "://" not in os.fspath(workdir)
+        lock = open(workdir / LOCK_FILE, "a+") if local else None  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"workdir {workdir} cannot be written ({error.strerror})") from error
+    try:
+        if lock:
+            _lock(lock, workdir)
+        yield
+    finally:
+        if lock:
+            lock.close()
+
+
+def _lock(lock: TextIO, workdir: epath.Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.seek(0)
+        owner = lock.read().strip() or "another process"
+        raise UserError(
+            f"workdir {workdir} is in use by {owner}; end that run first, or use another workdir"
+        ) from error
+    lock.seek(0)
+    lock.truncate()
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    lock.flush()
+
+
 def write_config(workdir: epath.Path, config: ConfigDict) -> None:
     """Stores the config beside the checkpoints, at once or not at all.
 
@@ -223,7 +305,6 @@ def write_config(workdir: epath.Path, config: ConfigDict) -> None:
         return
     path = workdir / CONFIG_FILE
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
         new = path.with_suffix(".new")
         new.write_text(config_lib.to_json(config))
         os.replace(new, path)

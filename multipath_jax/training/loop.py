@@ -88,16 +88,12 @@ def start_run(
       config: that of ``parts``, but for the seed.
       name: in front of what it prints, where there are several.
     """
-    ckpt.write_config(workdir, config)
-    checkpoints = ckpt.Checkpoints(workdir)
-    try:
-        run = Run(parts, config, workdir, checkpoints, name)
-        try:
-            yield run
-        finally:
-            run.log.close()
-    finally:
-        checkpoints.close()
+    with ckpt.claimed(workdir):
+        ckpt.write_config(workdir, config)
+        with contextlib.closing(ckpt.Checkpoints(workdir)) as checkpoints:
+            run = Run(parts, config, workdir, checkpoints, name)
+            with contextlib.closing(run.log):
+                yield run
 
 
 def go(runs: Sequence["Run"], should_stop: Callable[[], bool], until: int | None = None) -> None:

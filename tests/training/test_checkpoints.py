@@ -68,6 +68,7 @@ def test_saving_a_step_again_changes_nothing(parts, workdir):
 
 def test_a_workdir_of_another_recipe_is_refused_untouched(workdir):
     config = default_config()
+    workdir.mkdir()
     ckpt.write_config(workdir, config)
     before = files(workdir)
     config.schedule.rate, config.model.name = 0.2, "BaseCNN"
@@ -84,6 +85,7 @@ def test_the_same_recipe_is_welcome(workdir):
     config = default_config()
     ckpt.check_workdir(workdir, config)
     assert not workdir.exists()
+    workdir.mkdir()
     ckpt.write_config(workdir, config)
     config.log_every, config.dataset.data_dir = "3 steps", "/elsewhere"
     ckpt.check_workdir(workdir, config)
@@ -93,8 +95,8 @@ def test_what_is_no_workdir_is_refused(tmp_path, workdir):
     workdir.write_text("a file")
     with pytest.raises(UserError, match="is no folder"):
         ckpt.check_workdir(workdir, default_config())
-    with pytest.raises(UserError, match="cannot be written"):
-        ckpt.write_config(workdir, default_config())
+    with pytest.raises(UserError, match="cannot be written"), ckpt.claimed(workdir):
+        pass
     other = workdir.parent / "other"
     (other / ckpt.FOLDER).mkdir(parents=True)
     with pytest.raises(UserError, match=r"checkpoints but no config.json"):
@@ -146,3 +148,12 @@ def test_weights_of_nothing_alike_are_refused(parts, source, tmp_path):
     with pytest.raises(UserError, match="has no checkpoint"):
         ckpt.initialize_from(tmp_path / "nowhere", fresh)
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_workdir_is_one_runs_at_a_time(workdir):
+    with ckpt.claimed(workdir):
+        refused = pytest.raises(UserError, match=r"in use by process \d+ on .*another workdir")
+        with refused, ckpt.claimed(workdir):
+            pass
+    with ckpt.claimed(workdir):  # the claim ended with its holder
+        pass
