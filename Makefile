@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: train test test-slow lint format constraints clean
+.PHONY: train test test-slow reproduce-smoke lint format constraints clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +20,11 @@ test: $(READY) lint  ## formatting, lint and the default suite
 
 test-slow: $(READY)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+reproduce-smoke: export JAX_PLATFORMS = cpu
+reproduce-smoke: $(READY)  ## three steps of every row of Tables 2 and 3; DATA_DIR=DIR has CIFAR-10
+	$(BIN)/python -m multipath_jax.reproduce table2 --smoke --data_dir=$(DATA_DIR)
+	$(BIN)/python -m multipath_jax.reproduce table3 --smoke --data_dir=$(DATA_DIR)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

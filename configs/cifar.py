@@ -13,35 +13,17 @@ Error:     in the paper, of BaseCNN-2-CC 7.03 % (6.53 % with epochs=350), of the
 from ml_collections import ConfigDict
 
 from multipath_jax.errors import UserError
-from multipath_jax.training.config import default_config
-
-# Names of residual networks begin so; every other network follows the plain CNNs' protocol.
-RESIDUAL = ("ResNet", "SEResNet", "WRN", "HyperWRN", "BlockDrop", "ConvNet-AIG", "SkipNet")
-DROPS = {200: "80 epochs, 150 epochs", 350: "150 epochs, 250 epochs"}
-DATASETS = ("cifar10", "cifar100")
+from multipath_jax.training import protocol
 
 
 def get_config(arguments: str = "BaseCNN-2-CC") -> ConfigDict:
     """``NAME[,epochs=200|350][,dataset=cifar10|cifar100]``; UserError for anything else."""
     name, options = parse(arguments)
-    residual = name.startswith(RESIDUAL)
-    epochs = options.get("epochs", "350" if residual else "200")
+    epochs = options.get("epochs")
     dataset = options.get("dataset", "cifar10")
-    if epochs not in map(str, DROPS) or dataset not in DATASETS:
+    if epochs not in (None, *map(str, protocol.DROPS)) or dataset not in protocol.DATASETS:
         raise UserError(f"configs/cifar.py:{arguments} is not {get_config.__doc__.split(';')[0]}")
-
-    config = default_config()
-    config.model.name = name
-    config.dataset.name = dataset
-    config.dataset.shift = 4
-    config.dataset.flip = True
-    config.batch_size = 64 if residual else 128
-    config.train_for = f"{epochs} epochs"
-    config.schedule.rate = 0.1
-    config.schedule.drops = DROPS[int(epochs)]
-    # The paper names no weight decay; these are customary.
-    config.optimizer.weight_decay = 1e-4 if residual else 5e-4
-    return config
+    return protocol.cifar(name, None if epochs is None else int(epochs), dataset)
 
 
 def parse(arguments: str) -> tuple[str, dict[str, str]]:

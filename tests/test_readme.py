@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from multipath_jax import summary
+from multipath_jax.reproduce import report
+from multipath_jax.reproduce.ledger import Ledger
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
@@ -24,6 +26,12 @@ def test_the_table_of_networks_is_the_summary_s(capsys):
     summary.main([])
     block = re.search(r"<!-- summary.*?```text\n(.*?)```", README.read_text(), re.DOTALL)
     assert block[1] == capsys.readouterr().out
+
+
+def test_the_errors_are_those_of_the_ledger():
+    lines = Ledger(README.parent / "results").lines()
+    found = report.SECTION.search(README.read_text())
+    assert found[0] == found[1] + report.section(lines) + found[2]
 
 
 def test_there_is_code():

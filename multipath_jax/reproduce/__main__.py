@@ -1,0 +1,137 @@
+"""Trains the rows of a table by the paper's protocol, and says how our figures compare.
+
+    python -m multipath_jax.reproduce table2                          every row, three trials each
+    python -m multipath_jax.reproduce table2 --rows=BaseCNN-2-CC,BaseCNN --minutes=60
+    python -m multipath_jax.reproduce table2 --rows=BaseCNN-2-CC:cifar10_350
+    python -m multipath_jax.reproduce table2 --epochs=20              shortened, and marked as such
+    python -m multipath_jax.reproduce table2 --report                 trains nothing
+
+The same command goes on where it stopped: what is done is in the ledger, and is not done again.
+Exit status: 0 all that was asked for is done; 1 a loss was not finite; 2 bad input; 3 the minutes
+are spent; 130 or 143 after Ctrl-C or SIGTERM, 0 if all was done by then.
+"""
+
+import argparse
+import os
+import signal
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import logging
+from etils import epath
+
+from multipath_jax import cli
+from multipath_jax.errors import UserError
+from multipath_jax.models import paper
+from multipath_jax.reproduce import protocol, report, sample
+from multipath_jax.reproduce.campaign import Place, train_all
+from multipath_jax.reproduce.ledger import Ledger
+from multipath_jax.training.stopping import Stopping
+
+TABLES = {"table2": 2, "table3": 3, "table4": 4}
+# A few steps of every network: whether it trains, not how well.
+SMOKE = {
+    "dataset.name": sample.NAME,
+    "train_for": "3 steps",
+    "schedule.drops": "",
+    "batch_size": "4",
+    "schedule.rate": "0.01",
+    "eval_batch_size": "16",
+}
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags. Raises UserError for one that is unknown or has a value that cannot be."""
+    parser = cli.Parser(
+        "python -m multipath_jax.reproduce",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("table", choices=TABLES, metavar="table2|table3|table4")
+    parser.add_argument("--rows", metavar="NAME[:column],...", help="default: all of the table")
+    parser.add_argument("--trials", type=int, metavar="N", help="seeds 0 to N-1; default: 3")
+    parser.add_argument("--epochs", type=float, metavar="E", help="shorten to so many epochs")
+    parser.add_argument("--minutes", type=float, metavar="M", help="stop after so many minutes")
+    parser.add_argument("--workdir", metavar="DIR", help="of the runs; default: runs/reproduce")
+    parser.add_argument("--data_dir", default="", metavar="DIR", help="where TFDS finds CIFAR")
+    parser.add_argument("--results", metavar="DIR", help="of the ledger; default: results")
+    parser.add_argument("--report", action="store_true", help="print and draw; train nothing")
+    parser.add_argument("--smoke", action="store_true", help="three steps of every row")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the config"
+    )
+    flags = parser.parse_args(argv)
+    if flags.trials is not None and flags.trials < 1:
+        raise UserError(f"--trials={flags.trials} must be at least 1")
+    if flags.minutes is not None and not flags.minutes > 0:
+        raise UserError(f"--minutes={flags.minutes:g} must be positive")
+    if flags.smoke and (flags.report or flags.epochs is not None):
+        raise UserError("--smoke goes with neither --report nor --epochs")
+    flags.changes = protocol.parse_changes(flags.set)
+    names = [name.strip() for name in (flags.rows or "").split(",")]
+    flags.pairs = protocol.select(TABLES[flags.table], [name for name in names if name])
+    return flags
+
+
+def main(argv: Sequence[str]) -> int:
+    """Does what the flags ask for; gives the exit status."""
+    flags = parse(argv)
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant
+    with Stopping(flags.minutes or float("inf")) as stopping:
+        try:
+            if flags.report:
+                return _report(flags)
+            return _smoke(flags, stopping) if flags.smoke else _train(flags, stopping)
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on from the last checkpoints")
+            return stopping.exit_status or 128 + signal.SIGINT
+
+
+def _report(flags: argparse.Namespace) -> int:
+    """Prints the rows asked for; writes all of them."""
+    ledger = Ledger(flags.results or "results")
+    lines = ledger.lines()
+    print(report.text(lines, _rows(flags)))
+    for path in report.write(lines, ledger.path.parent, Path("README.md")):
+        print(f"wrote {path}")
+    return 0
+
+
+def _train(flags: argparse.Namespace, stopping: Stopping) -> int:
+    """The rows asked for; the last line says where they stand."""
+    changes = {"dataset.data_dir": flags.data_dir} | flags.changes
+    campaigns = [protocol.campaign(*pair, changes, flags.epochs) for pair in flags.pairs]
+    place = _place(flags.workdir or "runs/reproduce", flags.results or "results")
+    outcome = train_all(campaigns, flags.trials or 3, place, stopping)
+    print(f"\n{report.text(place.ledger.lines(), _rows(flags))}\n\n{outcome.text}")
+    return outcome.status
+
+
+def _smoke(flags: argparse.Namespace, stopping: Stopping) -> int:
+    """Every row once, or those asked for, on a small data set, with a ledger of its own."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(flags.workdir or temporary).expanduser()
+        changes = SMOKE | {"dataset.data_dir": str(folder / "data")} | flags.changes
+        campaigns = [protocol.campaign(row, "cifar10", changes) for row in _rows(flags)]
+        source = sample.prepare(folder / "data", flags.data_dir)
+        print(f"the images are those of {source}")
+        place = _place(folder, flags.results or folder / "results")
+        outcome = train_all(campaigns, flags.trials or 1, place, stopping)
+        print(f"\n{outcome.text}")
+        return outcome.status
+
+
+def _rows(flags: argparse.Namespace) -> list[paper.Row]:
+    """The rows asked for, in the table's order."""
+    asked = {row for row, _ in flags.pairs}
+    return [row for row in paper.rows(TABLES[flags.table]) if row in asked]
+
+
+def _place(workdir: os.PathLike | str, results: os.PathLike | str) -> Place:
+    return Place(epath.Path(workdir).expanduser().absolute(), Ledger(results))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,284 @@
+"""Training the trials of a row, and entering those that have come to their end in the ledger."""
+
+import contextlib
+import dataclasses
+import datetime
+import fcntl
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from multipath_jax.data.prepared import open_prepared
+from multipath_jax.errors import UserError
+from multipath_jax.models import paper
+from multipath_jax.models.complexity import Complexity, complexity
+from multipath_jax.reproduce import protocol
+from multipath_jax.reproduce.ledger import Ledger, Line, identity
+from multipath_jax.reproduce.protocol import Campaign
+from multipath_jax.training import checkpoints, parts
+from multipath_jax.training import config as config_lib
+from multipath_jax.training.devices import compute_dtype, enable_compilation_cache
+from multipath_jax.training.loop import Result, TrainingFailed
+from multipath_jax.training.schedule import parse_duration
+from multipath_jax.training.stopping import Stopping
+from multipath_jax.training.trials import train_trials
+from multipath_jax.training.writers import read_metrics
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "multipath_jax")
+LOCK_FILE = "lock"
+BUDGET_SPENT = 3  # the exit status
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """Where a trial stands that has not come to its end."""
+
+    seed: int
+    step: int
+    total: int
+
+    def __str__(self) -> str:
+        return f"seed {self.seed}, at step {self.step} of {self.total}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where trials are trained and entered."""
+
+    workdir: epath.Path
+    ledger: Ledger
+
+    def folder(self, campaign: Campaign) -> epath.Path:
+        """Of all trials of a campaign."""
+        return self.workdir / campaign.folder
+
+    def trial(self, campaign: Campaign, seed: int) -> epath.Path:
+        """The workdir of one trial."""
+        return self.folder(campaign) / f"seed_{seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a command ended: its exit status, and where everything stands, in a line."""
+
+    status: int
+    text: str
+
+
+def train_all(
+    campaigns: Sequence[Campaign], trials: int, place: Place, stopping: Stopping
+) -> Outcome:
+    """Trains what is not done, one campaign after another; one that fails holds up no other.
+
+    Raises:
+      UserError: before anything is trained, where possible.
+    """
+    for campaign in campaigns:
+        check(campaign, open_seeds(campaign, trials, place.ledger), place)
+    place.ledger.prepare()
+    enable_compilation_cache(campaigns[0].config.compilation_cache)
+    failures, stopped = [], ""
+    for campaign in campaigns:
+        if stopping():
+            break
+        try:
+            position = run(campaign, trials, place, stopping)
+        except TrainingFailed as error:
+            failures.append(f"{campaign.name}: {error}")
+            print(f"error: {failures[-1]}", file=sys.stderr, flush=True)
+            continue
+        if position:
+            stopped = f" with {campaign.name}, {position}"
+            break
+    total = trials * len(campaigns)
+    left = sum(len(open_seeds(campaign, trials, place.ledger)) for campaign in campaigns)
+    stands = f"{total - left} of {total} trials are done"
+    if not left:
+        return Outcome(0, stands)
+    if stopping():
+        why = f"stopped by {stopping.signal.name}" if stopping.signal else "the minutes are spent"
+        return Outcome(
+            stopping.exit_status or BUDGET_SPENT,
+            f"{stands}; {why}; the same command goes on{stopped}",
+        )
+    return Outcome(1, f"{stands}; failed: {'; '.join(failures)}")
+
+
+def open_seeds(campaign: Campaign, trials: int, ledger: Ledger) -> list[int]:
+    """The seeds below ``trials`` that the ledger does not have."""
+    recipe = protocol.config_hash(config_lib.flatten(campaign.config))
+    done = {identity(line) for line in ledger.lines()}
+    return [
+        seed
+        for seed in range(trials)
+        if (campaign.row.model, campaign.column, seed, recipe) not in done
+    ]
+
+
+def check(campaign: Campaign, seeds: Sequence[int], place: Place) -> None:
+    """Raises UserError for what would fail later: an option, or a workdir of another recipe."""
+    parts.make_model(campaign.config, campaign.row.num_classes)
+    for seed in seeds:
+        checkpoints.check_workdir(place.trial(campaign, seed), campaign.of_seed(seed))
+
+
+def run(
+    campaign: Campaign, trials: int, place: Place, should_stop: Callable[[], bool]
+) -> Position | None:
+    """Trains the seeds below ``trials`` that are not done, and enters each in the ledger.
+
+    Returns:
+      Where it stopped, if it was asked to; None if all is done.
+
+    Raises:
+      TrainingFailed: a loss is not finite; what came to its end before is in the ledger.
+      UserError: another process trains them.
+    """
+    with alone(place.folder(campaign)):
+        # A kill may have come between the end of a trial and its line.
+        enter(campaign, open_seeds(campaign, trials, place.ledger), place)
+        for seeds in _neighbours(open_seeds(campaign, trials, place.ledger)):
+            print(f"\n== {campaign.name}, seeds {_listed(seeds)}", flush=True)
+            try:
+                results = train_seeds(campaign, seeds, place, should_stop)
+            finally:
+                enter(campaign, seeds, place)
+            for seed, result in zip(seeds, results, strict=False):
+                if not result.finished:
+                    return Position(seed, result.step, result.total)
+    return None
+
+
+def train_seeds(
+    campaign: Campaign, seeds: Sequence[int], place: Place, should_stop: Callable[[], bool]
+) -> list[Result]:
+    """Trains neighbouring seeds until their end, or until asked to stop."""
+    config = campaign.of_seed(seeds[0])
+    config.trials = len(seeds)
+    return train_trials(config, place.folder(campaign), should_stop)
+
+
+def _neighbours(seeds: Sequence[int]) -> list[list[int]]:
+    """``[0, 1, 3]`` as ``[[0, 1], [3]]``."""
+    numbered = itertools.groupby(enumerate(seeds), key=lambda pair: pair[1] - pair[0])
+    return [[seed for _, seed in group] for _, group in numbered]
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
+
+
+@contextlib.contextmanager
+def alone(folder: epath.Path) -> Iterator[None]:
+    """Holds a folder for this process. Raises UserError if another one does, or no one can."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror})") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise UserError(f"another process trains in {folder}; give it other --rows") from error
+    finally:
+        os.close(file)  # and with it the lock
+
+
+# The ledger's lines
+
+
+def enter(campaign: Campaign, seeds: Sequence[int], place: Place) -> None:
+    """Enters those trials in the ledger that have come to their end."""
+    for seed in seeds:
+        workdir = place.trial(campaign, seed)
+        if not is_finished(workdir):
+            continue
+        line = entry(campaign, seed, workdir)
+        if place.ledger.append(line):
+            error, lowest = line["final_error"], line["best_error"]
+            print(
+                f"{campaign.name}, seed {seed}: test error {error:.2f} % after the last epoch, "
+                f"{lowest:.2f} % after the best; entered in {place.ledger.path}",
+                flush=True,
+            )
+
+
+def is_finished(workdir: epath.Path) -> bool:
+    """Whether a run has written all that it was to write."""
+    lines = read_metrics(workdir)
+    if not lines or not (workdir / checkpoints.FOLDER).exists():
+        return False
+    found = checkpoints.Checkpoints(workdir, read_only=True)
+    latest = found.latest
+    found.close()
+    config = config_lib.read_config(workdir / checkpoints.CONFIG_FILE)
+    step, epoch = lines[-1]["step"], lines[-1]["epoch"]
+    total = parse_duration("train_for", config.train_for).steps(round(step / epoch))
+    return step == latest == total
+
+
+def entry(campaign: Campaign, seed: int, workdir: epath.Path) -> Line:
+    """The ledger's line of a trial that has come to its end; the device is that of now."""
+    config = config_lib.read_config(workdir / checkpoints.CONFIG_FILE)
+    flat, lines = config_lib.flatten(config), read_metrics(workdir)
+    errors = [line["test/error"] for line in lines if "test/error" in line]
+    size = size_of(config)
+    row, column = campaign.row, campaign.column
+    return {
+        "tables": sorted({other.table for other in paper.rows(model=row.model)}),
+        "network": row.network,
+        "model": row.model,
+        "column": column,
+        "seed": seed,
+        "config": flat,
+        "hash": protocol.config_hash(flat),
+        "params": size.params,
+        "multiply_adds": size.multiply_adds,
+        "epochs": lines[-1]["epoch"],
+        "final_error": errors[-1],
+        "best_error": min(errors),
+        "errors": errors,
+        "images_per_second": images_per_second(lines, config.batch_size),
+        "wall_seconds": lines[-1].get("seconds"),
+        "shortened": protocol.is_shortened(row, column, flat),
+        "altered": protocol.alterations(row, column, flat),
+        "dtype": compute_dtype(config.dtype).name,
+        "device": device(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def size_of(config: ConfigDict) -> Complexity:
+    """Of the network, for the images and classes that it is trained on."""
+    builder = open_prepared(config.dataset.name, config.dataset.data_dir or None)
+    features = builder.info.features
+    model = parts.make_model(config, features["label"].num_classes)
+    return complexity(model, features["image"].shape)
+
+
+def images_per_second(lines: Sequence[dict[str, Any]], batch_size: int) -> float:
+    """Of the whole run, evaluation not counted, from the lines of its ``metrics.jsonl``."""
+    before, images, seconds = 0, 0, 0.0
+    for line in lines:
+        if line.get("images_per_second"):
+            count = (line["step"] - before) * batch_size
+            images, seconds = images + count, seconds + count / line["images_per_second"]
+        before = line["step"]
+    return float(f"{images / seconds:.6g}")
+
+
+def device() -> str:
+    """What the program runs on, in words."""
+    kind = jax.devices()[0].device_kind
+    if kind == "cpu":
+        return f"{os.cpu_count()} CPU cores"
+    return f"{jax.device_count()} x {kind}" if jax.device_count() > 1 else kind

@@ -1,0 +1,235 @@
+"""Which recipe a row of a table is trained by, and what of it was changed."""
+
+import copy
+import dataclasses
+import difflib
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from multipath_jax.errors import UserError
+from multipath_jax.models import paper
+from multipath_jax.training import config as config_lib
+from multipath_jax.training import protocol as recipes
+from multipath_jax.training.schedule import parse_duration, parse_durations
+
+# The recipe of a column, from the network's name.
+RECIPES: dict[str, Callable[[str], ConfigDict]] = {
+    "cifar10": recipes.cifar,
+    "cifar10_350": lambda name: recipes.cifar(name, 350),
+    "cifar100": lambda name: recipes.cifar(name, dataset="cifar100"),
+}
+# What a trial may choose and still be the protocol's: what changes no result, but for starting
+# from other weights, and the type of the computation.
+CHOSEN = {*config_lib.FREE_KEYS, "seed", "trials", "dtype"} - {"init_from"}
+# A recipe without what is chosen, but with the type: what two runs of one trial have in common.
+UNHASHED = CHOSEN - {"dtype"}
+DEFAULTS = config_lib.flatten(config_lib.default_config())
+# Keys that a flag of its own sets.
+FLAGS = {
+    "model.name": "--rows",
+    "train_for": "--epochs",
+    "trials": "--trials",
+    "seed": "--trials (the seeds are 0, 1, ...)",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Campaign:
+    """The trials of one row in one column.
+
+    Attributes:
+      config: the recipe, with the changes asked for; its seed is that of the first trial.
+      folder: of the trials' workdirs, within that of all campaigns.
+    """
+
+    row: paper.Row
+    column: str
+    config: ConfigDict
+    folder: str
+
+    @property
+    def name(self) -> str:
+        """As it is called in print."""
+        return f"{self.row.network}, {paper.COLUMNS[self.column]}"
+
+    def of_seed(self, seed: int) -> ConfigDict:
+        """The config of one trial."""
+        config = copy.deepcopy(self.config)
+        config.seed = seed
+        return config
+
+
+def recipe(row: paper.Row, column: str) -> ConfigDict:
+    """The config by which the paper trains a row's network for one column.
+
+    Raises:
+      UserError: there is no recipe for it yet.
+    """
+    if row.table == 4:
+        return imagenet(row)
+    return RECIPES[column](row.model)
+
+
+def imagenet(row: paper.Row) -> ConfigDict:
+    """The recipe of Table 4, one run for its four columns. Raises UserError: it is missing."""
+    raise UserError(
+        f"{row.network} of Table 4 cannot be trained yet: the ImageNet recipe is missing"
+    )
+
+
+# Which rows
+
+
+def select(table: int, names: Sequence[str] = ()) -> list[tuple[paper.Row, str]]:
+    """Rows and columns, CIFAR-10 at the protocol's own length before all else.
+
+    Args:
+      names: of rows, by network or model, each with ``:column`` or for all its columns; none are
+        all rows. Rows come in this order, else in the table's.
+
+    Raises:
+      UserError: a row or a column that the table does not have.
+    """
+    if names:
+        found = [pair for name in names for pair in _named(table, name)]
+    else:
+        found = [(row, column) for row in paper.rows(table) for column in row.errors]
+    return sorted(dict.fromkeys(found), key=lambda pair: pair[1] != "cifar10")
+
+
+def _named(table: int, text: str) -> list[tuple[paper.Row, str]]:
+    """The columns of one row: ``NAME`` or ``NAME:column``."""
+    name, colon, column = text.partition(":")
+    known = {key: row for row in paper.rows(table) for key in (row.model, row.network)}
+    if name not in known:
+        raise UserError(_unknown_row(table, name, known))
+    row = known[name]
+    if colon and column not in row.errors:
+        raise UserError(f"--rows: {name} has no column {column!r}; it has {', '.join(row.errors)}")
+    return [(row, column)] if colon else [(row, column) for column in row.errors]
+
+
+def _unknown_row(table: int, name: str, known: Mapping[str, paper.Row]) -> str:
+    elsewhere = [row.table for row in paper.ROWS if name in (row.model, row.network)]
+    if elsewhere:
+        return f"--rows: {name} is a row of table{elsewhere[0]}, not of table{table}"
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+    return f"--rows: table{table} has no row {name!r}; the nearest is {nearest}"
+
+
+# How they are trained
+
+
+def campaign(
+    row: paper.Row, column: str, changes: Mapping[str, str], epochs: float | None = None
+) -> Campaign:
+    """The trials of a row in a column, by its recipe as changed.
+
+    Args:
+      changes: text by key of the config.
+      epochs: fewer than the protocol's, if given.
+
+    Raises:
+      UserError: a change or a number of epochs that cannot be.
+    """
+    config = recipe(row, column)
+    folder = column
+    if epochs is not None:
+        shorten(config, epochs)
+        short = is_shortened(row, column, config_lib.flatten(config))
+        folder += f"-{epochs:g}epochs" if short else ""
+    override(config, changes)
+    if altered := alterations(row, column, config_lib.flatten(config)):
+        values = {key: config_lib.flatten(config)[key] for key in altered}
+        folder += f"-altered-{_digest(values)[:6]}"
+    config_lib.validate(config)
+    return Campaign(row, column, config, f"{folder}/{row.model}")
+
+
+def shorten(config: ConfigDict, epochs: float) -> None:
+    """Trains for so many epochs, the rate's drops moved by the same factor.
+
+    Raises:
+      UserError: none, or more than the protocol's.
+    """
+    whole = parse_duration("train_for", config.train_for).number
+    if not 0.01 <= epochs <= whole:
+        raise UserError(
+            f"--epochs={epochs:g} must be from 0.01 to the protocol's {whole:g}; it shortens"
+        )
+    drops = parse_durations("schedule.drops", config.schedule.drops)
+    scaled = [f"{drop.number * epochs / whole:.6g} epochs" for drop in drops]
+    config.train_for = f"{epochs:g} epochs"
+    config.schedule.drops = ", ".join(scaled)
+
+
+def override(config: ConfigDict, changes: Mapping[str, str]) -> None:
+    """Sets keys from text. Raises UserError for a key or a value that cannot be."""
+    for key, text in changes.items():
+        config_lib.check_key(key)
+        old = config_lib.flatten(config)[key]
+        try:
+            value = {"True": True, "False": False}[text] if type(old) is bool else type(old)(text)
+        except (ValueError, KeyError) as error:
+            kind = type(old).__name__
+            raise UserError(f"--set {key}={text}: the value must be of type {kind}") from error
+        config.update_from_flattened_dict({key: value})
+
+
+def parse_changes(items: Sequence[str]) -> dict[str, str]:
+    """``KEY=VALUE`` items as a dict. Raises UserError for another form, or a flag's own key."""
+    changes = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise UserError(f"--set {item}: write KEY=VALUE, such as --set dtype=bfloat16")
+        if key in FLAGS:
+            raise UserError(f"--set {key}: that is what {FLAGS[key]} is for")
+        changes[key] = value
+    return changes
+
+
+# What was changed
+
+
+def is_shortened(row: paper.Row, column: str, flat: Mapping[str, Any]) -> bool:
+    """Whether a flattened config trains for less than the protocol; a number of steps does."""
+    asked = parse_duration("train_for", flat["train_for"])
+    whole = parse_duration("train_for", recipe(row, column).train_for)
+    return asked.unit != whole.unit or asked.number < whole.number
+
+
+def alterations(row: paper.Row, column: str, flat: Mapping[str, Any]) -> list[str]:
+    """The keys in which a flattened config is not the protocol's, beyond being shortened.
+
+    Keys that came into the program after the config was written had today's defaults.
+    """
+    wanted = recipe(row, column)
+    if is_shortened(row, column, flat):
+        asked = parse_duration("train_for", flat["train_for"])
+        if asked.unit == "epochs":
+            shorten(wanted, asked.number)
+        else:
+            wanted.train_for = flat["train_for"]
+    wanted, default = config_lib.flatten(wanted), config_lib.flatten(config_lib.default_config())
+    return [
+        key for key in wanted if key not in CHOSEN and flat.get(key, default[key]) != wanted[key]
+    ]
+
+
+def config_hash(flat: Mapping[str, Any]) -> str:
+    """Twelve digits that two configs share if they are one recipe, whatever their seeds.
+
+    Keys that came into the program after a config was written had today's defaults.
+    """
+    found = DEFAULTS | flat
+    return _digest({key: found[key] for key in DEFAULTS if key not in UNHASHED})
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,244 @@
+"""Whole campaigns of a small network on the digits: interrupted, killed, and never done twice."""
+
+import itertools
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import small
+from etils import epath
+from small import tiny
+
+from multipath_jax.data import load_dataset
+from multipath_jax.errors import UserError
+from multipath_jax.reproduce import campaign as campaign_lib
+from multipath_jax.reproduce.__main__ import main
+from multipath_jax.training import loop, parts
+from multipath_jax.training.stopping import Stopping
+from multipath_jax.training.writers import METRICS_FILE
+
+CLOCK = {"wall_seconds", "images_per_second", "date"}  # what differs from run to run
+SETTINGS = ("dataset.name=digits", "dataset.flip=False", "schedule.rate=0.5", "log_every=5 steps",
+            "eval_every=2 epochs", "checkpoint_every=7 steps", "tensorboard=off",
+            "compilation_cache=")  # fmt: skip
+TOTAL = 66  # six epochs of eleven batches of 128
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tfds")
+    load_dataset("digits", folder)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_model():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "create_model", tiny.create_model)
+        yield
+
+
+@pytest.fixture
+def three_steps(monkeypatch):
+    """A run looks up after every three steps."""
+    monkeypatch.setattr(loop.Pace, "steps", lambda _, limit: min(limit, 3))
+
+
+def command(folder, data_dir, *more, rows="BaseCNN", trials=1):
+    """The arguments of a campaign of six epochs a trial."""
+    arguments = ["table2", f"--rows={rows}", f"--trials={trials}", "--epochs=6"]
+    arguments += [f"--workdir={folder / 'runs'}", f"--results={folder / 'results'}"]
+    return [*arguments, f"--data_dir={data_dir}", *(f"--set={one}" for one in SETTINGS), *more]
+
+
+def ledger(folder):
+    path = folder / "results" / "ledger.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def timeless(lines):
+    return [{key: line[key] for key in line.keys() - CLOCK} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data_dir, tmp_path_factory):
+    """The folder of a campaign of one trial that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert main(command(folder, data_dir)) == 0
+    return folder
+
+
+def runs(folder):
+    """The workdirs of the trials."""
+    return sorted(epath.Path(path) for path in folder.glob("runs/*/*/seed_*"))
+
+
+def metrics(folder):
+    (workdir,) = runs(folder)
+    lines = [json.loads(line) for line in (workdir / METRICS_FILE).read_text().splitlines()]
+    return [{key: line[key] for key in line.keys() - {"seconds", *CLOCK}} for line in lines]
+
+
+def test_a_finished_trial_has_its_line(undisturbed):
+    (line,) = ledger(undisturbed)
+    assert (line["tables"], line["network"], line["column"]) == ([2], "BaseCNN", "cifar10")
+    assert (line["seed"], line["epochs"], line["shortened"]) == (0, 6, True)
+    assert line["altered"] == ["dataset.flip", "dataset.name", "schedule.rate"]
+    errors = [line["test/error"] for line in metrics(undisturbed) if "test/error" in line]
+    assert line["errors"] == errors
+    assert len(errors) == 3
+    assert (line["final_error"], line["best_error"]) == (errors[-1], min(errors))
+    # conv 3x3x1x8 + 8, norm 2x8, router 1 on 8 channels to 2, router 2 from 2 paths to 3, head.
+    gates = (8 * 16 + 16 + 16 * 2 + 2) + 2 * (8 * 16 + 16 + 16 * 3 + 3)
+    assert line["params"] == 80 + 16 + gates + 8 * 8 * 8 * 10 + 10
+    assert line["images_per_second"] > 0
+    assert 0 < line["wall_seconds"] < 600
+    assert set(line["versions"]) == {"jax", "jaxlib", "flax", "optax", "multipath_jax"}
+    assert line["config"]["optimizer.weight_decay"] == 5e-4
+    (workdir,) = runs(undisturbed)
+    assert workdir.name == "seed_0"
+    assert workdir.parent.name == "BaseCNN"
+    assert workdir.parent.parent.name.startswith("cifar10-6epochs-altered-")
+
+
+def test_images_per_second_are_of_the_whole_run():
+    lines = [
+        {"step": 10, "images_per_second": 50.0},  # 10 batches of 5 images: a second
+        {"step": 40, "images_per_second": 10.0},  # 30 batches: 15 seconds
+        {"step": 40},  # an evaluation alone
+    ]
+    assert campaign_lib.images_per_second(lines, 5) == 12.5  # 200 images
+
+
+def test_what_is_done_is_not_done_again(undisturbed, data_dir, tmp_path, monkeypatch, capsys):
+    """Neither where the ledger has it, nor where a kill came before its line was written."""
+    folder = tmp_path / "copy"
+    shutil.copytree(undisturbed, folder)
+    monkeypatch.setattr(campaign_lib, "train_trials", None)
+    before = ledger(folder)
+    assert main(command(folder, data_dir)) == 0
+    assert ledger(folder) == before
+    (folder / "results" / "ledger.jsonl").unlink()
+    assert main(command(folder, data_dir)) == 0
+    assert timeless(ledger(folder)) == timeless(before)
+    assert capsys.readouterr().out.splitlines()[-1] == "1 of 1 trials are done"
+    # The ledger alone is enough.
+    shutil.rmtree(folder / "runs")
+    assert main(command(folder, data_dir)) == 0
+
+
+def test_only_the_seeds_that_are_open_are_trained(undisturbed, data_dir, tmp_path, monkeypatch):
+    folder = tmp_path / "copy"
+    shutil.copytree(undisturbed, folder)
+    asked = []
+
+    def train_trials(config, workdir, should_stop):
+        asked.append((config.seed, config.trials, os.fspath(workdir)))
+        return [loop.Result(TOTAL, TOTAL, {}, None, [])] * config.trials
+
+    monkeypatch.setattr(campaign_lib, "train_trials", train_trials)
+    main(command(folder, data_dir, trials=3))
+    (workdir,) = runs(folder)
+    assert asked == [(1, 2, os.fspath(workdir.parent))]
+
+
+@pytest.mark.usefixtures("three_steps")
+def test_spent_minutes_stop_at_a_checkpoint_and_the_same_command_goes_on(
+    undisturbed, data_dir, tmp_path, monkeypatch, capsys
+):
+    for lookups in (6, 3):
+        asked = itertools.count()
+        with monkeypatch.context() as patch:
+            spent = property(lambda _, asked=asked, end=lookups: next(asked) >= end)
+            patch.setattr(Stopping, "budget_spent", spent)
+            assert main(command(tmp_path, data_dir, "--minutes=60")) == 3
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last.startswith("0 of 1 trials are done; the minutes are spent; the same command")
+        assert ledger(tmp_path) == []
+    assert "BaseCNN, CIFAR-10, seed 0, at step " in last
+    assert last.endswith(f" of {TOTAL}")
+    assert main(command(tmp_path, data_dir)) == 0
+    assert timeless(ledger(tmp_path)) == timeless(ledger(undisturbed))
+    assert metrics(tmp_path) == metrics(undisturbed)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_stop_at_a_checkpoint(data_dir, tmp_path, monkeypatch, capsys, number, status):
+    def steps(_, limit):
+        signal.raise_signal(number)
+        return 3
+
+    monkeypatch.setattr(loop.Pace, "steps", steps)
+    assert main(command(tmp_path, data_dir)) == status
+    printed = capsys.readouterr().out
+    assert "stopped at step 3" in printed
+    name = signal.Signals(number).name
+    assert f"stopped by {name}; the same command goes on with BaseCNN" in printed.splitlines()[-1]
+
+
+def test_a_killed_campaign_ends_like_an_undisturbed_one(undisturbed, data_dir, tmp_path):
+    """kill -9 in the middle of a trial; then the same command."""
+    process = subprocess.Popen(
+        [sys.executable, small.__file__, *command(tmp_path, data_dir)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=dict(os.environ),
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    written = f"runs/*/*/seed_0/{METRICS_FILE}"
+    while not any(path.read_text().count("\n") > 5 for path in tmp_path.glob(written)):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, "the run does not get on"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert ledger(tmp_path) == []
+    assert len(metrics(tmp_path)) < len(metrics(undisturbed))
+    assert main(command(tmp_path, data_dir)) == 0
+    assert timeless(ledger(tmp_path)) == timeless(ledger(undisturbed))
+    assert metrics(tmp_path) == metrics(undisturbed)
+
+
+def test_a_loss_that_is_not_finite_holds_up_no_other_row(data_dir, tmp_path, monkeypatch, capsys):
+    honest = campaign_lib.train_trials
+
+    def train_trials(config, *more):
+        if config.model.name == "BaseCNN":
+            config.schedule.rate = 1e30
+        return honest(config, *more)
+
+    monkeypatch.setattr(campaign_lib, "train_trials", train_trials)
+    assert main(command(tmp_path, data_dir, rows="BaseCNN,WideCNN")) == 1
+    assert [line["model"] for line in ledger(tmp_path)] == ["WideCNN"]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("1 of 2 trials are done; failed: BaseCNN, CIFAR-10: the loss of step")
+
+
+def test_another_process_is_not_disturbed(undisturbed, data_dir):
+    (workdir,) = runs(undisturbed)
+    with (
+        campaign_lib.alone(workdir.parent),
+        pytest.raises(UserError, match="another process trains in"),
+    ):
+        main(command(undisturbed, data_dir))
+    assert main(command(undisturbed, data_dir)) == 0
+
+
+def test_a_report_trains_nothing(undisturbed, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(campaign_lib, "train_trials", None)
+    pathlib.Path("README.md").write_text("<!-- reproduce: x -->\n<!-- /reproduce -->\n")
+    shutil.copytree(undisturbed / "results", "results")
+    assert main(["table3", "--report"]) == 0
+    printed = capsys.readouterr().out
+    assert "ResNet20-2-CC" in printed
+    assert printed.endswith("wrote results/tradeoff.png\nwrote README.md\n")
+    assert "6 of 200 epochs" in pathlib.Path("README.md").read_text()

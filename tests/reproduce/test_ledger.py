@@ -1,0 +1,108 @@
+"""The ledger keeps every line whole, whoever writes and whatever is killed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from made_up import line
+
+from multipath_jax.errors import UserError
+from multipath_jax.reproduce import ledger as ledger_lib
+from multipath_jax.reproduce.ledger import Ledger
+
+# Imports once, then a fork for each writer. All write seeds 0 to 9, and ten of their own.
+WRITERS = """
+import json, os, sys
+from multipath_jax.reproduce.ledger import Ledger
+like = json.loads(sys.argv[2])
+children = []
+for writer in range(8):
+    child = os.fork()
+    if not child:
+        for seed in (*range(10), *range(100 * (writer + 1), 100 * (writer + 1) + 10)):
+            Ledger(sys.argv[1]).append(like | {"seed": seed, "padding": "x" * 20000})
+        os._exit(0)
+    children.append(child)
+assert all(os.waitpid(child, 0)[1] == 0 for child in children)
+"""
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return Ledger(tmp_path / "results")
+
+
+def test_eight_writers_lose_no_line_and_double_none(ledger):
+    like = json.dumps(line("BaseCNN", "cifar10", 0, 9.0))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", WRITERS, str(ledger.path.parent), like]
+    subprocess.run(command, env=environment, check=True)
+    own = [100 * (writer + 1) + seed for writer in range(8) for seed in range(10)]
+    assert sorted(found["seed"] for found in ledger.lines()) == [*range(10), *own]
+    assert {len(found["padding"]) for found in ledger.lines()} == {20000}
+
+
+def test_a_line_cut_short_is_ignored_and_then_repaired(ledger):
+    first, second, third = (line("BaseCNN", "cifar10", seed, 9.0) for seed in range(3))
+    ledger.append(first)
+    ledger.append(second)
+    whole = ledger.path.read_bytes()
+    for length in (1, 50, len(whole) // 2 - 2):
+        ledger.path.write_bytes(whole + whole[:length])
+        assert ledger.lines() == [first, second]
+        assert ledger.append(third)
+        assert ledger.lines() == [first, second, third]
+        assert ledger.path.read_bytes().count(b"\n") == 3
+
+
+def test_a_last_line_without_its_end_is_kept(ledger):
+    first, second = (line("BaseCNN", "cifar10", seed, 9.0) for seed in range(2))
+    ledger.append(first)
+    ledger.path.write_bytes(ledger.path.read_bytes().rstrip(b"\n"))
+    assert ledger.lines() == [first]
+    assert ledger.append(second)
+    assert ledger.lines() == [first, second]
+
+
+def test_a_trial_is_entered_once(ledger):
+    assert ledger.append(line("BaseCNN", "cifar10", 0, 9.0))
+    assert not ledger.append(line("BaseCNN", "cifar10", 0, 8.0))
+    others = [
+        line("BaseCNN", "cifar10", 1, 8.0),
+        line("WideCNN", "cifar10", 0, 8.0),
+        line("BaseCNN", "cifar10", 0, 8.0, epochs=20.0),
+        line("BaseCNN", "cifar10", 0, 8.0, changes={"batch_size": "64"}),
+        line("BaseCNN", "cifar10", 0, 8.0, changes={"dtype": "bfloat16"}),
+    ]
+    assert all(ledger.append(other) for other in others)
+    again = line("BaseCNN", "cifar10", 0, 8.0, changes={"eval_every": "2 epochs"})
+    assert not ledger.append(again)  # that changes no result
+
+
+def test_a_key_that_came_later_changes_no_identity(ledger):
+    older = line("BaseCNN", "cifar10", 0, 9.0)
+    del older["config"]["optimizer.weight_decay"]  # 5e-4, the default of today
+    ledger.append(older)
+    assert not ledger.append(line("BaseCNN", "cifar10", 0, 9.0))
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(ledger, monkeypatch):
+    ledger.append(line("BaseCNN", "cifar10", 0, 9.0))
+    before = ledger.path.read_bytes()
+    honest = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger_lib.os, "write", lambda file, text: honest(file, text[:100]))
+        with pytest.raises(OSError, match="a part of the line"):
+            ledger.append(line("BaseCNN", "cifar10", 1, 9.0))
+    assert ledger.path.read_bytes() == before
+
+
+def test_what_is_no_trial_is_named(ledger):
+    ledger.append(line("BaseCNN", "cifar10", 0, 9.0))
+    ledger.path.write_bytes(ledger.path.read_bytes() + b"<<<<<<< ours\n")
+    with pytest.raises(UserError, match=r"line 2 of .* is no trial"):
+        ledger.lines()
+    assert Ledger(ledger.path.parent / "none").lines() == []

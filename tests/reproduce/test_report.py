@@ -1,0 +1,136 @@
+"""The report's figures, against figures computed by hand."""
+
+import re
+
+import pytest
+from made_up import line
+
+from multipath_jax.models import paper
+from multipath_jax.reproduce import report
+from multipath_jax.reproduce.plot import FAMILIES, family_of
+
+BASE = paper.rows(model="BaseCNN")[0]
+ROUTED = paper.rows(model="BaseCNN-2-CC")[0]
+THREE = [
+    line("BaseCNN", "cifar10", seed, error, best=error - 0.125)
+    for seed, error in enumerate((9.5, 9.0, 9.25))
+]
+FALSE = line("BaseCNN", "cifar10", 5, 1.0, epochs=20.0)
+
+
+def cells(lines, row, start):
+    """The line of a report that begins so, cut where two spaces or more are."""
+    (found,) = [text for text in report.text(lines, [row]).splitlines() if text.startswith(start)]
+    return re.split(r"\s{2,}", found)
+
+
+def test_best_mean_and_deviation():
+    found = report.figures(THREE, BASE, "cifar10")
+    assert found.best == 9.0
+    assert found.mean == 9.25
+    assert found.deviation == pytest.approx(0.25)  # sqrt((0.25^2 + 0 + 0.25^2) / 2)
+    assert found.lowest == 8.875
+    assert cells(THREE, BASE, "BaseCNN") == [
+        "BaseCNN", "CIFAR-10", "9.26", "9.00", "9.25", "0.25", "8.88", "3",
+        "1.23", "0.55", "38.9", "2:00", "a device, float32",
+    ]  # fmt: skip
+
+
+def test_one_trial_has_no_deviation():
+    assert report.figures(THREE[:1], BASE, "cifar10").deviation is None
+    assert cells(THREE[:1], BASE, "BaseCNN")[3:7] == ["9.50", "9.50", "9.38", "1"]
+
+
+def test_rows_without_a_run_are_open():
+    assert cells(THREE, ROUTED, "BaseCNN-2-CC  CIFAR-10  ") == [
+        "BaseCNN-2-CC", "CIFAR-10", "7.03", "open", "1.11",
+    ]  # fmt: skip
+    for table, errors in ((2, 26), (3, 34), (4, 34)):
+        rows = paper.rows(table)
+        assert len(re.findall(r"  open  ", report.text([], rows))) == errors
+
+
+@pytest.mark.parametrize(
+    "lying",
+    [
+        FALSE,
+        FALSE | {"shortened": False},  # the config tells
+        line("BaseCNN", "cifar10", 5, 1.0, changes={"batch_size": "64"}),
+        line("BaseCNN", "cifar10", 5, 1.0, changes={"batch_size": "64"}) | {"altered": []},
+        line("BaseCNN", "cifar10", 5, 1.0) | {"shortened": True},
+    ],
+)
+def test_shortened_and_altered_trials_never_count(lying):
+    assert report.figures([lying], BASE, "cifar10") is None
+    assert report.figures([*THREE, lying], BASE, "cifar10").best == 9.0
+    counted, rest = report.text([*THREE, lying], [BASE]).split("NOT the protocol's figures")
+    assert "1.00" not in counted
+    assert "1.00" in rest
+    assert report.points([*THREE, lying]) == report.points(THREE)
+
+
+def test_how_a_trial_was_shortened_or_altered_is_said():
+    altered = line("BaseCNN", "cifar10", 5, 2.0, changes={"batch_size": "64"}, epochs=10.0)
+    rest = report.text([FALSE, altered], [BASE]).split("NOT the protocol's figures")[1]
+    assert re.search(r"BaseCNN +CIFAR-10 +20 of 200 epochs +1.00 ", rest)
+    assert re.search(r"BaseCNN +CIFAR-10 +10 of 200 epochs, batch_size=64 +2.00 ", rest)
+
+
+def test_types_of_computation_are_not_mixed():
+    half = [line("BaseCNN", "cifar10", seed, 8.0, dtype="bfloat16") for seed in (0, 1)]
+    assert report.figures([*THREE, *half], BASE, "cifar10").errors == [9.5, 9.0, 9.25]
+    assert report.figures([*THREE[:2], *half], BASE, "cifar10").errors == [9.5, 9.0]  # later?
+
+
+def test_columns_are_not_mixed():
+    lines = [line("BaseCNN-2-CC", "cifar10_350", 0, 6.0), line("BaseCNN-2-CC", "cifar10", 0, 7.0)]
+    assert report.figures(lines, ROUTED, "cifar10").errors == [7.0]
+    assert report.figures(lines, ROUTED, "cifar10_350").errors == [6.0]
+
+
+def test_files(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- reproduce: how -->\nold\n<!-- /reproduce -->\nafter\n")
+    written = report.write(THREE, tmp_path / "results", readme)
+    assert written == [tmp_path / "results" / "tradeoff.png", readme]
+    assert written[0].read_bytes().startswith(b"\x89PNG")
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- reproduce: how -->\nOf the 94 errors")
+    assert text.endswith("</details>\n<!-- /reproduce -->\nafter\n")
+    assert "Tables 2 to 4, 1 have" in text
+    assert report.text(THREE, paper.ROWS) in text
+    report.write(THREE, tmp_path / "results", readme)
+    assert readme.read_text() == text
+    readme.write_text("no markers")
+    assert report.write(THREE, tmp_path / "results", readme) == written[:1]
+    assert readme.read_text() == "no markers"
+
+
+def test_the_picture_has_the_papers_points_and_ours():
+    panels = report.points(THREE)
+    assert list(panels) == [
+        "Table 2: CIFAR-10",
+        "Table 3: CIFAR-10",
+        "Table 3: CIFAR-100",
+    ]
+    assert [len(panel) for panel in panels.values()] == [21, 19, 15]
+    (ours,) = [point for point in panels["Table 2: CIFAR-10"] if point.spread]
+    assert (ours.label, ours.params, ours.error) == ("BaseCNN", 1.234567, 9.0)
+    assert ours.spread == (9.25, pytest.approx(0.25))
+    looks = [style[:2] for style in FAMILIES.values()]
+    assert all(len(set(column)) == len(FAMILIES) for column in zip(*looks, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("model", "family"),
+    [
+        ("BaseCNN-3", "single"),
+        ("BaseCNN-3-CP", "CP"),
+        ("ResNet32-4-CC", "CC"),
+        ("SEResNet110", "adaptive"),
+        ("WRN-40-2", "single"),
+        ("HyperWRN40-2", "adaptive"),
+    ],
+)
+def test_families(model, family):
+    assert family_of(model) == family

@@ -1,0 +1,145 @@
+"""Which rows are trained, and by which recipe."""
+
+import pytest
+
+from multipath_jax.errors import UserError
+from multipath_jax.models import paper
+from multipath_jax.reproduce import protocol
+from multipath_jax.training import config as config_lib
+
+
+def row(model):
+    return paper.rows(model=model)[0]
+
+
+def names(pairs):
+    return [(row.model, column) for row, column in pairs]
+
+
+def test_cifar10_comes_before_all_other_columns():
+    pairs = names(protocol.select(2))
+    assert pairs[:20] == [(row.model, "cifar10") for row in paper.rows(2)]
+    routed = [f"BaseCNN-{m}-{kind}" for kind in ("CP", "CC") for m in (2, 3, 4)]
+    assert pairs[20:] == [(name, "cifar10_350") for name in routed]
+    columns = [column for _, column in names(protocol.select(3))]
+    assert columns == ["cifar10"] * 19 + ["cifar100"] * 15
+
+
+def test_rows_are_picked_by_network_model_or_column_in_the_order_asked():
+    picked = names(protocol.select(2, ["BaseCNN-2-CC", "BaseCNN Ensemble", "VGG16", "VGG16"]))
+    assert picked == [
+        ("BaseCNN-2-CC", "cifar10"),
+        ("BaseCNN-Ensemble", "cifar10"),
+        ("VGG16", "cifar10"),
+        ("BaseCNN-2-CC", "cifar10_350"),
+    ]
+    assert names(protocol.select(3, ["ResNet110:cifar100"])) == [("ResNet110", "cifar100")]
+    assert names(protocol.select(2, ["CapsNet"])) == [("CapsNet", "cifar10")]  # quoted, but trained
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "message"),
+    [
+        (2, "BaseCNN-2-CD", "the nearest is BaseCNN-2-C"),
+        (2, "ResNet20", "a row of table3"),
+        (2, "BaseCNN:cifar100", "it has cifar10"),
+    ],
+)
+def test_a_row_that_cannot_be_trained_is_refused(table, name, message):
+    with pytest.raises(UserError, match=message):
+        protocol.select(table, [name])
+
+
+def test_a_row_without_a_recipe_is_refused():
+    with pytest.raises(UserError, match=r"ResNet18 of Table 4 .* the ImageNet recipe is missing"):
+        protocol.campaign(row("ResNet18"), "top1", {})
+
+
+@pytest.mark.parametrize(
+    ("model", "column", "epochs", "folder", "train_for", "drops"),
+    [
+        ("BaseCNN", "cifar10", None, "cifar10", "200 epochs", "80 epochs, 150 epochs"),
+        ("BaseCNN", "cifar10", 200.0, "cifar10", "200 epochs", "80 epochs, 150 epochs"),
+        ("BaseCNN", "cifar10", 20.0, "cifar10-20epochs", "20 epochs", "8 epochs, 15 epochs"),
+        (
+            "BaseCNN-2-CC",
+            "cifar10_350",
+            7.0,
+            "cifar10_350-7epochs",
+            "7 epochs",
+            "3 epochs, 5 epochs",
+        ),
+        (
+            "ResNet110",
+            "cifar100",
+            0.7,
+            "cifar100-0.7epochs",
+            "0.7 epochs",
+            "0.3 epochs, 0.5 epochs",
+        ),
+    ],
+)
+def test_a_campaign_trains_by_the_recipe_or_a_shorter_one(
+    model, column, epochs, folder, train_for, drops
+):
+    campaign = protocol.campaign(row(model), column, {}, epochs)
+    assert campaign.folder == f"{folder}/{model}"
+    assert (campaign.config.train_for, campaign.config.schedule.drops) == (train_for, drops)
+    assert campaign.config.dataset.name == ("cifar100" if column == "cifar100" else "cifar10")
+    flat = config_lib.flatten(campaign.config)
+    assert protocol.alterations(row(model), column, flat) == []
+    assert protocol.is_shortened(row(model), column, flat) == (epochs not in (None, 200))
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value", "altered"),
+    [
+        ("batch_size", "64", 64, True),
+        ("optimizer.weight_decay", "1e-4", 1e-4, True),
+        ("dataset.flip", "False", False, True),
+        ("model.options", "execution=grouped", "execution=grouped", True),
+        ("init_from", "elsewhere", "elsewhere", True),  # free while a run goes on; not here
+        ("schedule.drops", "90 epochs", "90 epochs", True),
+        ("dtype", "bfloat16", "bfloat16", False),
+        ("dispatch", "step", "step", False),
+        ("dataset.data_dir", "/data", "/data", False),
+    ],
+)
+@pytest.mark.parametrize("epochs", [None, 20.0])
+def test_what_alters_a_trial_is_marked_and_kept_apart(key, text, value, altered, epochs):
+    changed = protocol.campaign(row("BaseCNN"), "cifar10", {key: text}, epochs)
+    plain = protocol.campaign(row("BaseCNN"), "cifar10", {}, epochs)
+    flat = config_lib.flatten(changed.config)
+    assert flat[key] == value
+    assert protocol.alterations(row("BaseCNN"), "cifar10", flat) == [key] * altered
+    assert (changed.folder != plain.folder) == altered
+
+
+def test_steps_are_a_shorter_training():
+    changes = {"train_for": "3 steps", "schedule.drops": ""}
+    flat = config_lib.flatten(protocol.campaign(row("BaseCNN"), "cifar10", changes).config)
+    assert protocol.is_shortened(row("BaseCNN"), "cifar10", flat)
+    assert protocol.alterations(row("BaseCNN"), "cifar10", flat) == ["schedule.drops"]
+
+
+@pytest.mark.parametrize("epochs", [0.0, -1.0, 201.0, float("nan")])
+def test_epochs_only_shorten(epochs):
+    with pytest.raises(UserError, match="protocol's 200"):
+        protocol.campaign(row("BaseCNN"), "cifar10", {}, epochs)
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ("batch", "KEY=VALUE"),
+        ("seed=3", "--trials"),
+        ("train_for=2 epochs", "--epochs"),
+        ("bach_size=3", "'batch_size'"),
+        ("batch_size=many", "of type int"),
+        ("dataset.flip=yes", "of type bool"),
+        ("batch_size=0", "at least 1"),
+    ],
+)
+def test_a_change_that_cannot_be_is_refused(item, message):
+    with pytest.raises(UserError, match=message):
+        protocol.campaign(row("BaseCNN"), "cifar10", protocol.parse_changes([item]))
