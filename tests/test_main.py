@@ -58,6 +58,54 @@ CASES = {
         [DIGITS, "--workdir=RUN", "--config.init_from=FOLDER"],
         "has no checkpoint",
     ),
+    "workdir cannot be made": ([DIGITS, "--workdir=/proc/run"], "cannot be written"),
+}
+# Values of the config that no run can have, each with what the error says.
+VALUES = {
+    "batch_size=-64": "at least 1",
+    "eval_batch_size=0": "at least 1",
+    "trials=0": "at least 1",
+    "seed=-1": "from 0 to 4294967295",
+    "dtype=float16": "none of auto, float32, bfloat16",
+    "dispatch=scan": "none of auto, loop, step",
+    "side_by_side=yes": "none of auto, on, off",
+    "tensorboard=yes": "none of auto, on, off",
+    "profile=5": "write '100-110'",
+    "profile=1-99999": "reaches past the",
+    "log_every=0 steps": "is no duration",
+    "checkpoint_every=often": "is no duration",
+    "eval_every=-1 epochs": "is no duration",
+    "schedule.rate=0": "must be positive",
+    "schedule.rate=nan": "must be positive",
+    "schedule.factor=-1": "must be positive",
+    "schedule.drops=9 epochs, 8 epochs": "must rise",
+    "optimizer.momentum=1": "below 1",
+    "optimizer.weight_decay=-1": "at least 0",
+    "dataset.shift=-1": "at least 0",
+    "dataset.name=digitz": "digitz",
+    "model.name=BaseCNN-0-CC": "BaseCNN-0-CC",
+    "model.name=ResNet21-2-CC": "6k+2",
+    "model.options=execution": "name=value",
+    "model.options=exekution=grouped": "exekution",
+    "model.options=execution=sideways": "sideways",
+    "model.options=num_classes=11": "num_classes",
+    "mesh.data=3": "do not make up the 1 devices",
+    "mesh.data=0": "do not make up the 1 devices",
+    "mesh.path=2": "do not make up the 1 devices",
+    "mesh.path=0": "must be at least 1",
+}
+CASES |= {
+    value: ([DIGITS, "--workdir=RUN", f"--config.{value}"], said) for value, said in VALUES.items()
+}
+# Several processes that cannot come together.
+CASES |= {
+    "no address": ([DIGITS, "--workdir=RUN", "--distributed=nowhere"], "HOST:PORT"),
+    "no number of processes": ([DIGITS, "--workdir=RUN", "--distributed=h:1"], "--num_processes"),
+    "a number but no address": ([DIGITS, "--workdir=RUN", "--process_id=0"], "HOST:PORT"),
+    "a process too many": (
+        [DIGITS, "--workdir=RUN", "--distributed=h:1", "--process_id=2", "--num_processes=2"],
+        "not from 0 to 1",
+    ),
 }
 
 

@@ -86,7 +86,8 @@ def _ratios(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def _scale(axes: Axes, values: Sequence[float]) -> None:
-    low, high = min(values) / 1.1, max(values) * 1.1
+    # A difference of two times can be less than nothing, which a logarithm has no place for.
+    low, high = min(value for value in values if value > 0) / 1.1, max(values) * 1.1
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     inside = [tick for tick in TICKS if low <= tick <= high]

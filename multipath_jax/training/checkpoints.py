@@ -31,6 +31,7 @@ CONFIG_FILE = "config.json"
 LOCK_FILE = ".lock"
 FOLDER = "checkpoints"
 DAMAGED = "damaged"
+MARGIN = 1_000_000  # bytes beside the numbers: some dozens of files, and the log
 
 
 class Damaged(Exception):
@@ -195,7 +196,7 @@ class Checkpoints:
         """Before it is begun: what runs out of room in the middle ends in noise."""
         if "://" in os.fspath(self._folder):
             return
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(carry))
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(carry)) + MARGIN
         free = shutil.disk_usage(self._folder).free
         if free < needed:
             raise OSError(f"No space left on device: {needed:,} bytes wanted, {free:,} free")

@@ -1,0 +1,154 @@
+"""kill -9 at random moments, signals, damage, no room: nothing is lost, and nothing is silent."""
+
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import warnings
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+
+def weights(workdir):
+    """Every number of the last checkpoint, by its key, read without the package."""
+    folder = pathlib.Path(workdir).absolute() / "checkpoints"
+    last = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    found = {}
+    for item in ("weights", "training"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it is read as NumPy arrays, wherever they lay
+            tree = ocp.PyTreeCheckpointer().restore(folder / str(last) / item)
+        for path, leaf in ocp.utils.jax.tree_util.tree_flatten_with_path(tree)[0]:
+            found[f"{item}{path}"] = np.asarray(leaf)
+    return last, found
+
+
+def lines(workdir):
+    clock = {"images_per_second", "seconds"}
+    text = (pathlib.Path(workdir) / "metrics.jsonl").read_text()
+    return [
+        {key: value for key, value in json.loads(line).items() if key not in clock}
+        for line in text.splitlines()
+    ]
+
+
+def assert_same_end(workdir, other):
+    (step, found), (expected_step, expected) = weights(workdir), weights(other)
+    assert step == expected_step
+    assert found.keys() == expected.keys()
+    for key in expected:
+        np.testing.assert_array_equal(found[key], expected[key], err_msg=key)
+    assert lines(workdir) == lines(other)
+
+
+def campaign(program, tmp_path, kills, steps, seed, longest):
+    """Kills a run so often, each time a moment after its step was compiled; then lets it end."""
+    changes = {"train_for": f"{steps} steps"}
+    status, output = program(tmp_path / "whole", **changes).end()
+    assert status == 0, output
+    moments = random.Random(seed)
+    done, in_mid_write = 0, 0
+    while done < kills:
+        run = program(tmp_path / "killed", **changes)
+        run.wait_for("compiled the training step")
+        status, output = run.send(signal.SIGKILL, after=moments.uniform(0.0, longest))
+        if status == 0:
+            raise AssertionError(f"ended after {done} kills: more steps are needed\n{output}")
+        assert status == -signal.SIGKILL
+        done += 1
+        left = (tmp_path / "killed" / "checkpoints").iterdir()
+        in_mid_write += any("tmp" in path.name for path in left)
+    status, output = program(tmp_path / "killed", **changes).end()
+    assert status == 0, output
+    assert "resuming at step" in output
+    print(f"{done} kills, {in_mid_write} of them while a checkpoint was being written")
+    assert_same_end(tmp_path / "killed", tmp_path / "whole")
+    return in_mid_write
+
+
+def test_two_kills_change_nothing(program, tmp_path):
+    campaign(program, tmp_path, kills=2, steps=100, seed=0, longest=3.0)
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_nothing(program, tmp_path):
+    assert campaign(program, tmp_path, kills=20, steps=600, seed=1, longest=2.5) > 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_first_and_the_run_goes_on(program, tmp_path, number):
+    changes = {"train_for": "40 steps", "checkpoint_every": "1000 steps"}
+    run = program(tmp_path / "run", **changes, log_every="1 step")
+    run.wait_for("step 2/40")
+    status, output = run.send(number)
+    assert status == 128 + number, output
+    assert "stopped at step" in output
+    assert "Traceback" not in output
+    step = weights(tmp_path / "run")[0]
+    assert 2 <= step < 40
+    status, output = program(tmp_path / "run", **changes, log_every="1 step").end()
+    assert status == 0
+    assert f"resuming at step {step} of" in output
+    assert program(tmp_path / "whole", **changes, log_every="1 step").end()[0] == 0
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_second_run_on_one_workdir_is_refused(program, tmp_path):
+    run = program(tmp_path / "run", train_for="5000 steps")
+    run.wait_for("compiled the training step")
+    status, output = program(tmp_path / "run", train_for="5000 steps").end()
+    assert status == 2
+    assert f"in use by process {run.process.pid} on" in output.splitlines()[-1]
+    assert run.process.poll() is None  # and goes on
+    assert run.send(signal.SIGTERM)[0] == 143
+
+
+def test_a_loss_that_is_not_finite_ends_with_its_own_status(program, tmp_path):
+    status, output = program(
+        tmp_path / "run", **{"train_for": "30 steps", "schedule.rate": 1e30}
+    ).end()
+    assert status == 1
+    assert "is not finite" in output.splitlines()[-1]
+    assert "Traceback" not in output
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own with room for a checkpoint or two."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if not shutil.which("mount") or os.geteuid() != 0:
+        pytest.skip("only root can make a small file system")
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder])
+    if made.returncode:
+        pytest.skip("this machine lets nobody make a small file system")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
+    program, small_disk, tmp_path
+):
+    changes = {"train_for": "12 steps", "checkpoint_every": "4 steps"}
+    filler = small_disk / "filler"
+    free = shutil.disk_usage(small_disk).free
+    filler.write_bytes(
+        b"x" * (free - 1_260_000)
+    )  # a checkpoint takes 230,000, and a million is wanted
+    status, output = program(small_disk / "run", **changes).end()
+    assert status == 1, output
+    assert "No space left on device" in output.splitlines()[-1]
+    assert "Traceback" not in output
+    kept = weights(small_disk / "run")[0]
+    assert kept == 4
+    filler.unlink()
+    status, output = program(small_disk / "run", **changes).end()
+    assert status == 0, output
+    assert f"resuming at step {kept} of" in output
+    assert program(tmp_path / "whole", **changes).end()[0] == 0
+    assert_same_end(small_disk / "run", tmp_path / "whole")

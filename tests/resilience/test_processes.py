@@ -1,0 +1,125 @@
+"""Several real processes on this machine, joined over Gloo, against one."""
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from runs import ROOT, Program
+from test_campaign import lines, weights
+
+ONE_DEVICE = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+RECIPE = {"train_for": "12 steps", "checkpoint_every": "4 steps", "log_every": "4 steps"}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def together(program):
+    """Starts so many processes of one run, on one device each."""
+
+    def start(workdir, count, **changes):
+        if count == 1:
+            return [program(workdir, environment=ONE_DEVICE, **RECIPE | changes)]
+        address = f"127.0.0.1:{free_port()}"
+        flags = [f"--distributed={address}", f"--num_processes={count}"]
+        return [
+            program(
+                workdir,
+                environment=ONE_DEVICE,
+                flags=[*flags, f"--process_id={number}"],
+                **RECIPE | changes,
+            )
+            for number in range(count)
+        ]
+
+    return start
+
+
+def ended(runs):
+    """Waits for all; the output of the first."""
+    ends = [run.end() for run in runs]
+    assert [status for status, _ in ends] == [0] * len(runs), ends
+    return ends[0][1]
+
+
+def assert_close(workdir, other):
+    """Another number of devices adds up in another order: some units of float32's 6e-8 a step."""
+    (step, found), (expected_step, expected) = weights(workdir), weights(other)
+    assert step == expected_step == 12
+    checked = 0
+    for key, value in expected.items():
+        if "fingerprint" not in key:
+            np.testing.assert_allclose(found[key], value, rtol=1e-4, atol=1e-5, err_msg=key)
+            checked += 1
+    assert checked > 30
+
+
+@pytest.fixture(scope="module")
+def one(data_dir, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    status, output = Program(data_dir, workdir, ONE_DEVICE, **RECIPE).end()
+    assert status == 0, output
+    return workdir
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_several_processes_are_one_run(together, one, tmp_path, count):
+    runs = together(tmp_path / "run", count)
+    others = [run.end() for run in runs[1:]]
+    status, output = runs[0].end()
+    assert status == 0, output
+    assert_close(tmp_path / "run", one)
+    assert [line["step"] for line in lines(tmp_path / "run")] == [4, 8, 12]
+    for status, said in others:  # the first alone prints and writes
+        assert status == 0
+        assert "step 4/12" not in said
+        assert "wrote" not in said
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_goes_on(together, one, tmp_path):
+    """Two, then one, then two."""
+    workdir = tmp_path / "run"
+    for count, until in ((2, 4), (1, 8), (2, 12)):
+        runs = together(workdir, count, **RECIPE)
+        if until < 12:
+            runs[0].wait_for(f"step {until}/12")
+            for run in runs:
+                run.process.send_signal(signal.SIGTERM)
+            assert {run.end()[0] for run in runs} <= {0, 143}
+        else:
+            assert "resuming at step" in ended(runs)
+    assert_close(workdir, one)
+
+
+def test_a_signal_to_one_process_stops_all_at_one_step(together, tmp_path):
+    runs = together(tmp_path / "run", 2, train_for="5000 steps", log_every="1 step")
+    runs[0].wait_for("step 2/5000")
+    runs[1].process.send_signal(signal.SIGTERM)  # not to the one that writes
+    ends = [run.end() for run in runs]
+    assert [status for status, _ in ends] == [143, 143], ends
+    assert "stopped at step" in ends[0][1]
+    step, _ = weights(tmp_path / "run")
+    assert f"stopped at step {step};" in ends[0][1]
+
+
+@pytest.mark.slow
+def test_local_sh_really_trains(data_dir, tmp_path):
+    command = [ROOT / "launch" / "local.sh", "--cpu", "2", "--"]
+    command += [f"--config={ROOT / 'configs' / 'digits.py'}", f"--workdir={tmp_path / 'run'}"]
+    command += ["--config.model.name=ResNet8-2-CC", "--config.train_for=3 steps"]
+    command += ["--config.schedule.drops=", f"--config.dataset.data_dir={data_dir}"]
+    environment = os.environ | {"PYTHON": sys.executable} | ONE_DEVICE
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "[0] step 3/3" in done.stdout
+    assert pathlib.Path(tmp_path, "run", "metrics.jsonl").read_text().count("\n") == 1
