@@ -78,7 +78,9 @@ def base_cnn(paths: int, num_classes: int) -> MultiPath:
         inputs, channels = paths, features
 
     def dense(inputs, outputs):
-        return nn.Sequential(nn.Flatten(), nn.Linear(inputs, outputs), nn.ReLU())
+        return nn.Sequential(
+            nn.Flatten(), nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU()
+        )
 
     return MultiPath(
         [

@@ -62,16 +62,18 @@ class ConvStage(nn.Module):
 
 
 class Dense(nn.Module):
-    """A dense layer over the flattened input."""
+    """A dense layer over the flattened input; with BatchNorm and ReLU, if it is a hidden one."""
 
     features: int
     relu: bool
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b *rest"], _: bool) -> Float[Array, "b f"]:
+    def __call__(self, x: Float[Array, "b *rest"], train: bool) -> Float[Array, "b f"]:
         x = nn.Dense(self.features, dtype=self.dtype)(x.reshape(len(x), -1))
-        return nn.relu(x) if self.relu else x
+        if not self.relu:
+            return x
+        return nn.relu(nn.BatchNorm(not train, momentum=0.9, dtype=self.dtype)(x))
 
 
 class BaseCNN(nn.Module):

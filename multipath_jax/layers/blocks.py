@@ -28,6 +28,23 @@ def max_pool_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     return jnp.maximum(rows[:, :, 0:width:2], rows[:, :, 1:width:2])
 
 
+def batch_norm(
+    train: bool,
+    dtype: DTypeLike,
+    scale_init: nn.initializers.Initializer = nn.initializers.ones,
+) -> nn.BatchNorm:
+    """BatchNorm as all layers here have it, over the whole batch, on however many devices."""
+    return nn.BatchNorm(
+        not train,
+        momentum=0.9,
+        epsilon=1e-5,
+        scale_init=scale_init,
+        dtype=dtype,
+        axis_name=spread.batch_axis(),
+        name="norm",
+    )
+
+
 class ConvNorm(nn.Module):
     """Convolution, BatchNorm and, unless told otherwise, ReLU.
 
@@ -71,15 +88,7 @@ class ConvNorm(nn.Module):
             dtype=self.dtype,
             name="conv",
         )(x)
-        x = nn.BatchNorm(
-            not train,
-            momentum=0.9,
-            epsilon=1e-5,
-            scale_init=self.scale_init,
-            dtype=self.dtype,
-            axis_name=spread.batch_axis(),
-            name="norm",
-        )(x)
+        x = batch_norm(train, self.dtype, self.scale_init)(x)
         return nn.relu(x) if self.relu else x
 
 
@@ -110,17 +119,19 @@ class ConvStage(nn.Module):
 
 
 class DenseLayer(nn.Module):
-    """A dense layer over the flattened input and, unless told otherwise, ReLU.
+    """A dense layer over the flattened input, BatchNorm if asked and, unless told otherwise, ReLU.
 
     Attributes:
       features: output features.
       relu: whether the output is rectified.
       dtype: of the computation.
+      norm: whether BatchNorm comes between the two.
     """
 
     features: int
     relu: bool = True
     dtype: DTypeLike = jnp.float32
+    norm: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *rest"], train: bool = False) -> Float[Array, "b f"]:
@@ -128,4 +139,6 @@ class DenseLayer(nn.Module):
         x = nn.Dense(self.features, kernel_init=init, dtype=self.dtype, name="dense")(
             x.reshape(len(x), -1)
         )
+        if self.norm:
+            x = batch_norm(train, self.dtype)(x)
         return nn.relu(x) if self.relu else x

@@ -199,4 +199,4 @@ class DenseCrossPredict(_CrossPredict):
 
     def predictor(self, features: int) -> nn.Module:
         """The dense layer that makes one input's predictions."""
-        return DenseLayer(features, relu=False, dtype=self.dtype, name="prediction")
+        return DenseLayer(features, False, self.dtype, norm=True, name="prediction")

@@ -52,8 +52,8 @@ def vgg(
 def _layers(structure, num_classes, dtype) -> Iterator[nn.Module]:
     for number, features in enumerate(STRUCTURES[structure], start=1):
         yield ConvStage(features, pool=True, dtype=dtype, name=f"stage_{number}")
-    yield DenseLayer(DENSE, dtype=dtype, name="dense_1")
-    yield DenseLayer(DENSE, dtype=dtype, name="dense_2")
+    yield DenseLayer(DENSE, dtype=dtype, norm=True, name="dense_1")
+    yield DenseLayer(DENSE, dtype=dtype, norm=True, name="dense_2")
     yield DenseLayer(num_classes, relu=False, dtype=dtype, name="dense_3")
 
 

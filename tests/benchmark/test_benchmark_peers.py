@@ -148,7 +148,11 @@ def load_gates(torch, router, gate):
 
 
 def load_paths(torch, paths, own, stacked):
-    kinds = {"conv": torch.nn.Conv2d, "norm": torch.nn.BatchNorm2d, "dense": torch.nn.Linear}
+    kinds = {
+        "conv": torch.nn.Conv2d,
+        "norm": torch.nn.modules.batchnorm._BatchNorm,
+        "dense": torch.nn.Linear,
+    }
     for i, path in enumerate(paths):
         for kind, arrays in modules(own).items():
             theirs = [module for module in path.modules() if isinstance(module, kinds[kind])]

@@ -63,3 +63,12 @@ def test_dense_layer_flattens_what_it_gets():
     out, variables = DenseLayer(7, relu=False).init_with_output(jax.random.key(0), X)
     kernel = variables["params"]["dense"]["kernel"]
     np.testing.assert_allclose(out, X.reshape(2, -1) @ kernel, rtol=1e-4, atol=1e-5)
+
+
+def test_dense_layer_normalizes_what_it_gets():
+    layer = DenseLayer(7, relu=False, norm=True)
+    out, variables = layer.init_with_output(jax.random.key(0), X, train=False)
+    assert set(variables["params"]) == {"dense", "norm"}
+    normal, _ = layer.apply(variables, X, train=True, mutable=["batch_stats"])
+    assert out.shape == normal.shape == (2, 7)
+    np.testing.assert_allclose(normal.mean(0), 0, atol=1e-5)  # of the batch, in float32

@@ -43,7 +43,7 @@ def test_cross_stitch_adds_one_number_per_pair_of_paths(x):
 @pytest.mark.parametrize("shortcut", ["", "-shortcut"])
 def test_nddr_takes_any_number_of_paths(x, shortcut):
     conv = 3 * 3 * (3 * 32 + 32 * 32 + 64 * 64 + 128 * 128) + 3 * (32 + 32 + 64 + 128)
-    dense = (8 * 8 * 128 * 32 + 32) + (32 * 10 + 10)
+    dense = (8 * 8 * 128 * 32 + 32) + 2 * 32 + (32 * 10 + 10)  # BatchNorm in the hidden one
     fused = sum(x * c * f + 3 * f for c, f in ((32, 64), (64, 128), (32, 32)))
     joined = (32 + 64 + 128) * 128 + 3 * 128 if shortcut else 0
     assert count(f"NDDR-CNN{x}{shortcut}") == x * (conv + dense + fused) + joined

@@ -27,7 +27,8 @@ def of_conv(k, c, f):
 def of_base_cnn(classes=10):
     convs = [(3, 32), (32, 32), (32, 64), (64, 64), (64, 128), (128, 128)]
     dense = [(8 * 8 * 128, 32), (32, 32), (32, classes)]
-    return sum(of_conv(3, *conv) for conv in convs) + sum(c * f + f for c, f in dense)
+    norms = 2 * (32 + 32)  # of the hidden dense layers
+    return sum(of_conv(3, *conv) for conv in convs) + sum(c * f + f for c, f in dense) + norms
 
 
 def of_gate(c, n, d=16):
@@ -55,6 +56,7 @@ def test_cross_predictions_replace_four_layers(x):
         + x * (of_conv(3, 32, 32) + of_conv(3, 64, 64) + of_conv(3, 128, 128))
     )
     dense = x * ((8 * 8 * 128 * 32 + 32) + (32 * x * 32 + x * 32) + (32 * 10 + 10))
+    dense += x * (2 * 32 + 2 * x * 32)  # their BatchNorm
     gates = of_gate(3, x) + sum(x * of_gate(c, x) for c in (32, 64, 32))
     assert count(multipath_jax.create_model(f"BaseCNN-{x}-CP")) == convs + dense + gates
 

@@ -34,7 +34,8 @@ def of_vgg13(size, classes):
     """Convolutions with bias and BatchNorm; dense layers over what five poolings leave."""
     flat = (size // 32) ** 2 * 256
     convs = sum(9 * c * f + 3 * f for c, f in VGG13)
-    return convs + sum(c * f + f for c, f in ((flat, 256), (256, 256), (256, classes)))
+    norms = 2 * (256 + 256)  # of the hidden dense layers
+    return convs + norms + sum(c * f + f for c, f in ((flat, 256), (256, 256), (256, classes)))
 
 
 def of_gate(c, n, d=16):
@@ -44,8 +45,8 @@ def of_gate(c, n, d=16):
 def test_vgg16_has_table_2_s_size():
     # 13 convolutions with BatchNorm, 14.723M, and Section 7's two dense layers of 256: 14.92M.
     # Without them it would be 14.73M, with two of 512 15.25M; printed 14.9.
-    assert count("VGG16", 32) == 14_922_826
-    assert abs(14.922826 - 14.9) <= 0.05
+    assert count("VGG16", 32) == 14_923_850
+    assert abs(14.923850 - 14.9) <= 0.05
 
 
 @pytest.mark.parametrize("size", [32, 64, 224])
