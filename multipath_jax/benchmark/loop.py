@@ -29,9 +29,8 @@ NETWORK = "BaseCNN-2-CC"
 CIFAR_EXAMPLES = 50_000  # an epoch of the paper's
 WARM_UP = 3  # calls of the loop that are left out: it finds out how many steps a second takes
 
-# The ways in which data reach the step, each with the keys of the config that choose it. A loader
-# that streams is another entry here.
-LOADERS = {"resident": {}}
+# The ways in which data reach the step, each with the keys of the config that choose it.
+LOADERS = {"resident": {}, "streamed": {"dataset.streamed": True}}
 
 
 def run_config(problem: Problem, data_dir: str, **changes) -> dict:

@@ -15,6 +15,7 @@ from multipath_jax.training.schedule import parse_duration, parse_durations, par
 # logs and checkpoints go and how often, or how the devices share the work, but not the recipe.
 FREE_KEYS = (
     "dataset.data_dir",
+    "dataset.streamed",
     "log_every",
     "eval_every",
     "checkpoint_every",
@@ -57,6 +58,7 @@ def default_config() -> ConfigDict:
     config.dataset = ConfigDict()
     config.dataset.name = "digits"  # digits, cifar10, cifar100, or any prepared TFDS data set
     config.dataset.data_dir = ""  # of TFDS; "" is TFDS's own default
+    config.dataset.streamed = False  # from the host's memory, rather than resident on the devices
     config.dataset.shift = 0  # augmentation: the largest shift in pixels, each way
     config.dataset.flip = False  # augmentation: whether to mirror half of the images
     config.batch_size = 128  # over all devices; BatchNorm's statistics are of the whole batch

@@ -9,7 +9,15 @@ import jax.numpy as jnp
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from multipath_jax.data import Dataset, batches_per_epoch, epoch_order, load_dataset, place
+from multipath_jax.data import (
+    Dataset,
+    ResidentData,
+    Split,
+    batches_per_epoch,
+    epoch_order,
+    load_dataset,
+    place,
+)
 from multipath_jax.evaluation.evaluate import Evaluator, make_evaluator
 from multipath_jax.models import create_model
 from multipath_jax.training import devices, placement, processes, schedule, state
@@ -19,11 +27,13 @@ from multipath_jax.training.step import (
     Batch,
     Carry,
     Runner,
+    counted,
     make_prepare,
     make_train_step,
     resident_step,
     side_by_side,
 )
+from multipath_jax.training.stream import StreamRunner
 
 
 class Parts:
@@ -71,7 +81,7 @@ class Parts:
         self.optimizer = state.make_optimizer(config.optimizer, self.learning_rate)
         prepare = make_prepare(self.dataset, config.dataset.shift, config.dataset.flip)
         self.train_step = make_train_step(self.placement, self.optimizer, prepare)
-        self._runners: dict[int, Runner] = {}
+        self._runners: dict[int, Runner | StreamRunner] = {}
 
     @cached_property
     def evaluate(self) -> Evaluator:
@@ -80,25 +90,32 @@ class Parts:
         return make_evaluator(self.placement, self.dataset, size, self.mesh)
 
     @cached_property
-    def data(self):
-        """The training split, on the devices."""
-        return place(self.dataset.train, self.everywhere)
+    def data(self) -> ResidentData | Split:
+        """The training split: on the devices or, if it is streamed, in the host's memory."""
+        train = self.dataset.train
+        return train if self.config.dataset.streamed else place(train, self.everywhere)
 
-    def runner(self, trials: int = 1) -> Runner:
+    def runner(self, trials: int = 1) -> Runner | StreamRunner:
         """Runs many steps over `data`, of a tuple of so many runs side by side; made once."""
         if trials not in self._runners:
             self._runners[trials] = self._make_runner(trials)
         return self._runners[trials]
 
-    def _make_runner(self, trials: int) -> Runner:
+    def _make_runner(self, trials: int) -> Runner | StreamRunner:
         split = devices.split_batch(self.mesh)
-        step = resident_step(
-            self.train_step, self.config.batch_size, self.plan.steps_per_epoch, split
-        )
+        size, per_epoch = self.config.batch_size, self.plan.steps_per_epoch
+        where = (self.placement.sharding(self.abstract_carry),) * trials
+        if self.config.dataset.streamed:
+            step = counted(self.train_step)
+
+            def steps(carries, batches):
+                return tuple(map(step, carries, batches))
+
+            return StreamRunner(steps, where, split, size, per_epoch)
+        step = resident_step(self.train_step, size, per_epoch, split)
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
         loop = {"loop": True, "step": False, "auto": not on_cpu}[self.config.dispatch]
-        where = self.placement.sharding(self.abstract_carry)
-        return Runner(side_by_side(step), (where,) * trials, loop)
+        return Runner(side_by_side(step), where, loop)
 
     @cached_property
     def _create(self):

@@ -113,6 +113,16 @@ def make_train_step(
     return train_step
 
 
+def counted(train_step: Step) -> Callable[[Carry, Batch], Carry]:
+    """The step of a carry: adds up the metrics."""
+
+    def step(carry: Carry, batch: Batch) -> Carry:
+        state, metrics = train_step(carry.state, batch)
+        return Carry(state, carry.metrics.merge(metrics))
+
+    return step
+
+
 def resident_step(
     train_step: Step, batch_size: int, steps_per_epoch: int, sharding: Sharding
 ) -> Callable[[Carry, ResidentData, Array], Carry]:
@@ -126,8 +136,7 @@ def resident_step(
         index = carry.state.step % steps_per_epoch
         batch = Batch(*batch_at(data, order, index, batch_size))
         batch = jax.lax.with_sharding_constraint(batch, sharding)
-        state, metrics = train_step(carry.state, batch)
-        return Carry(state, carry.metrics.merge(metrics))
+        return counted(train_step)(carry, batch)
 
     return step
 
