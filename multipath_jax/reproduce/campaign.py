@@ -34,6 +34,7 @@ from multipath_jax.training.writers import read_metrics
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "multipath_jax")
 LOCK_FILE = "lock"
 BUDGET_SPENT = 3  # the exit status
+EVERY_EPOCH = config_lib.default_config().checkpoint_every
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +91,7 @@ def train_all(
             break
         try:
             position = run(campaign, trials, place, stopping)
-        except TrainingFailed as error:
+        except (TrainingFailed, checkpoints.WritingFailed) as error:
             failures.append(f"{campaign.name}: {error}")
             print(f"error: {failures[-1]}", file=sys.stderr, flush=True)
             continue
@@ -162,6 +163,9 @@ def train_seeds(
     """Trains neighbouring seeds until their end, or until asked to stop."""
     config = campaign.of_seed(seeds[0])
     config.trials = len(seeds)
+    if jax.default_backend() != "cpu" and config.checkpoint_every == EVERY_EPOCH:
+        # An epoch takes about a second there, and a checkpoint a twentieth of one.
+        config.checkpoint_every = "10 epochs"
     return train_trials(config, place.folder(campaign), should_stop)
 
 

@@ -17,8 +17,11 @@ from small import tiny
 
 from multipath_jax.data import load_dataset
 from multipath_jax.errors import UserError
+from multipath_jax.models import paper
 from multipath_jax.reproduce import campaign as campaign_lib
+from multipath_jax.reproduce import protocol
 from multipath_jax.reproduce.__main__ import main
+from multipath_jax.reproduce.ledger import Ledger
 from multipath_jax.training import loop, parts
 from multipath_jax.training.stopping import Stopping
 from multipath_jax.training.writers import METRICS_FILE
@@ -242,3 +245,15 @@ def test_a_report_trains_nothing(undisturbed, tmp_path, monkeypatch, capsys):
     assert "ResNet20-2-CC" in printed
     assert printed.endswith("wrote results/tradeoff.png\nwrote README.md\n")
     assert "6 of 200 epochs" in pathlib.Path("README.md").read_text()
+
+
+@pytest.mark.parametrize(("platform", "cadence"), [("cpu", "1 epoch"), ("gpu", "10 epochs")])
+def test_epochs_of_a_second_are_not_all_saved(tmp_path, monkeypatch, platform, cadence):
+    row = paper.rows(2, "BaseCNN")[0]
+    campaign = protocol.campaign(row, "cifar10", {})
+    seen = []
+    monkeypatch.setattr(campaign_lib, "train_trials", lambda config, *_: [seen.append(config)][:0])
+    monkeypatch.setattr(campaign_lib.jax, "default_backend", lambda: platform)
+    place = campaign_lib.Place(epath.Path(tmp_path), Ledger(tmp_path))
+    campaign_lib.train_seeds(campaign, [4, 5], place, lambda: False)
+    assert [(c.checkpoint_every, c.seed, c.trials) for c in seen] == [(cadence, 4, 2)]
