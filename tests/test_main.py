@@ -89,9 +89,9 @@ VALUES = {
     "model.options=exekution=grouped": "exekution",
     "model.options=execution=sideways": "sideways",
     "model.options=num_classes=11": "num_classes",
-    "mesh.data=3": "do not make up the 1 devices",
-    "mesh.data=0": "do not make up the 1 devices",
-    "mesh.path=2": "do not make up the 1 devices",
+    "mesh.data=3": "do not make up the 2 devices",
+    "mesh.data=0": "do not make up the 2 devices",
+    "mesh.path=4": "do not make up the 2 devices",
     "mesh.path=0": "must be at least 1",
 }
 CASES |= {

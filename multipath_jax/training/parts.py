@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
+from typing import get_args
 
 import flax.linen as nn
 import jax
@@ -18,7 +19,9 @@ from multipath_jax.data import (
     load_dataset,
     place,
 )
+from multipath_jax.errors import UserError
 from multipath_jax.evaluation.evaluate import Evaluator, make_evaluator
+from multipath_jax.layers import Execution
 from multipath_jax.models import create_model
 from multipath_jax.training import devices, placement, processes, schedule, state
 from multipath_jax.training.config import model_options, validate
@@ -178,6 +181,13 @@ def _load(config: ConfigDict) -> Dataset:
 def make_model(config: ConfigDict, num_classes: int) -> nn.Module:
     """The network of a config. Raises UserError for an unknown name or option."""
     options = model_options(config.model.options)
+    if "num_classes" in options:
+        raise UserError("model.options: num_classes is not a choice; the data set decides it")
+    if options.get("execution", "unrolled") not in get_args(Execution):
+        raise UserError(
+            f"model.options: execution={options['execution']} is none of "
+            f"{', '.join(get_args(Execution))}"
+        )
     dtype = devices.compute_dtype(config.dtype)
     if dtype != jnp.float32:  # the default of every network, and all that some can do
         options["dtype"] = dtype
