@@ -9,8 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from runs import ROOT, Program
-from test_campaign import lines, weights
+from runs import ROOT, Program, lines, weights
 
 ONE_DEVICE = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
 RECIPE = {"train_for": "12 steps", "checkpoint_every": "4 steps", "log_every": "4 steps"}

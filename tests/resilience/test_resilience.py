@@ -1,51 +1,13 @@
 """kill -9 at random moments, signals, damage, no room: nothing is lost, and nothing is silent."""
 
-import json
 import os
-import pathlib
 import random
 import shutil
 import signal
 import subprocess
 
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
 import pytest
-
-
-def weights(workdir):
-    """Every number of the last checkpoint, by its key, read without the package."""
-    folder = pathlib.Path(workdir).absolute() / "checkpoints"
-    last = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
-    found = {}
-    reader = ocp.PyTreeCheckpointer()
-    for item in ("weights", "training"):
-        path = folder / str(last) / item
-        shapes = reader.metadata(path).item_metadata.tree
-        arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-        tree = reader.restore(path, restore_args=arrays)
-        for key, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-            found[f"{item}{key}"] = np.asarray(leaf)
-    return last, found
-
-
-def lines(workdir):
-    clock = {"images_per_second", "seconds"}
-    text = (pathlib.Path(workdir) / "metrics.jsonl").read_text()
-    return [
-        {key: value for key, value in json.loads(line).items() if key not in clock}
-        for line in text.splitlines()
-    ]
-
-
-def assert_same_end(workdir, other):
-    (step, found), (expected_step, expected) = weights(workdir), weights(other)
-    assert step == expected_step
-    assert found.keys() == expected.keys()
-    for key in expected:
-        np.testing.assert_array_equal(found[key], expected[key], err_msg=key)
-    assert lines(workdir) == lines(other)
+from runs import assert_same_end, weights
 
 
 def campaign(program, tmp_path, kills, steps, seed, longest):
@@ -82,7 +44,9 @@ def test_twenty_kills_change_nothing(program, tmp_path):
     assert campaign(program, tmp_path, kills=20, steps=600, seed=1, longest=2.5) > 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_first_and_the_run_goes_on(program, tmp_path, number):
     changes = {"train_for": "40 steps", "checkpoint_every": "1000 steps"}
     run = program(tmp_path / "run", **changes, log_every="1 step")
