@@ -153,7 +153,7 @@ def _bare_step(parts: Parts) -> CompiledStep:
         lambda array: jax.device_put(
             array[:count].reshape(BATCHES, -1, *array.shape[1:]), split_batch(parts.mesh, axis=1)
         ),
-        Batch(*parts.data),
+        Batch(parts.data.images, parts.data.labels),
     )
     return CompiledStep(parts.train_step, parts.fresh_carry(0).state, batches, parts.runner().loop)
 
