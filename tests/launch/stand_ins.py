@@ -50,8 +50,6 @@ RUN = """
 def train():
     index = next((int(a.split("=")[1]) for a in argv if a.startswith("--process_id=")), 0)
     names = ["XLA_FLAGS", "JAX_PLATFORMS", "JAX_LOCAL_DEVICE_IDS", "SRUN_CPUS_PER_TASK"]
-    record("runs", {"argv": argv, "cwd": os.getcwd(), "index": index,
-                    "env": {name: os.environ[name] for name in names if name in os.environ}})
 
     def stop(number, frame):
         time.sleep(told("saving", 0))
@@ -60,8 +58,14 @@ def train():
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN if "--stubborn" in argv else stop)
+    # Whoever reads of this run may send it a signal.
+    record("runs", {"argv": argv, "cwd": os.getcwd(), "index": index,
+                    "env": {name: os.environ[name] for name in names if name in os.environ}})
     print("flags", json.dumps(argv[argv.index("multipath_jax.main") + 1 :]), flush=True)
     if f"--fail_in={index}" in argv:
+        all = next(int(a.split("=")[1]) for a in argv if a.startswith("--num_processes="))
+        while len((HERE / "runs.jsonl").read_text().splitlines()) < all:
+            time.sleep(0.05)
         sys.exit(7)
     while "--quick" not in argv:
         time.sleep(0.05)
