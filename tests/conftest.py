@@ -21,6 +21,16 @@ jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/mult
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """A TFDS directory with the digits, prepared once."""
+    from multipath_jax.data import load_dataset
+
+    folder = tmp_path_factory.mktemp("tfds")
+    load_dataset("digits", folder)
+    return folder
+
+
 @pytest.fixture
 def x64():
     """Float64 for one test: derivatives are compared to 1e-10 there."""

@@ -14,6 +14,7 @@ are spent; 130 or 143 after Ctrl-C or SIGTERM, 0 if all was done by then.
 import argparse
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,6 +88,11 @@ def main(argv: Sequence[str]) -> int:
         except KeyboardInterrupt:
             print("interrupted; the same command goes on from the last checkpoints")
             return stopping.exit_status or 128 + signal.SIGINT
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # no room for a line of the ledger, or for a figure
+            print(f"error: {error}; the same command goes on when there is room", file=sys.stderr)
+            return 1
 
 
 def _report(flags: argparse.Namespace) -> int:

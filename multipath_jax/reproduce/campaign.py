@@ -1,13 +1,11 @@
 """Training the trials of a row, and entering those that have come to their end in the ledger."""
 
-import contextlib
 import dataclasses
 import datetime
-import fcntl
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -16,7 +14,6 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from multipath_jax.data.prepared import open_prepared
-from multipath_jax.errors import UserError
 from multipath_jax.models import paper
 from multipath_jax.models.complexity import Complexity, complexity
 from multipath_jax.reproduce import protocol
@@ -32,7 +29,6 @@ from multipath_jax.training.trials import train_trials
 from multipath_jax.training.writers import read_metrics
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "multipath_jax")
-LOCK_FILE = "lock"
 BUDGET_SPENT = 3  # the exit status
 EVERY_EPOCH = config_lib.default_config().checkpoint_every
 
@@ -142,7 +138,7 @@ def run(
       TrainingFailed: a loss is not finite; what came to its end before is in the ledger.
       UserError: another process trains them.
     """
-    with alone(place.folder(campaign)):
+    with checkpoints.claimed(place.folder(campaign)):
         # A kill may have come between the end of a trial and its line.
         enter(campaign, open_seeds(campaign, trials, place.ledger), place)
         for seeds in _neighbours(open_seeds(campaign, trials, place.ledger)):
@@ -177,23 +173,6 @@ def _neighbours(seeds: Sequence[int]) -> list[list[int]]:
 
 def _listed(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds))
-
-
-@contextlib.contextmanager
-def alone(folder: epath.Path) -> Iterator[None]:
-    """Holds a folder for this process. Raises UserError if another one does, or no one can."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror})") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise UserError(f"another process trains in {folder}; give it other --rows") from error
-    finally:
-        os.close(file)  # and with it the lock
 
 
 # The ledger's lines
@@ -236,13 +215,15 @@ def entry(campaign: Campaign, seed: int, workdir: epath.Path) -> Line:
     errors = [line["test/error"] for line in lines if "test/error" in line]
     size = size_of(config)
     row, column = campaign.row, campaign.column
+    # Without what changes no result, such as a folder of this machine.
+    told = {key: value for key, value in flat.items() if key not in config_lib.FREE_KEYS}
     return {
         "tables": sorted({other.table for other in paper.rows(model=row.model)}),
         "network": row.network,
         "model": row.model,
         "column": column,
         "seed": seed,
-        "config": flat,
+        "config": told,
         "hash": protocol.config_hash(flat),
         "params": size.params,
         "multiply_adds": size.multiply_adds,

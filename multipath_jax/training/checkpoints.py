@@ -124,7 +124,9 @@ class Checkpoints:
 
         Raises:
           Damaged: it cannot be read, or is not what was saved.
+          UserError: it is whole, but of another network.
         """
+        self._check_shapes(like.state.variables, step)
         weights, training = _parts(like)
         training["fingerprint"] = jax.ShapeDtypeStruct(
             (len(jax.tree.leaves(like)),), np.uint32, sharding=like.state.step.sharding
@@ -140,6 +142,22 @@ class Checkpoints:
         if not np.array_equal(fingerprint(carry), expected):
             raise Damaged(step, "its numbers are not those that were saved")
         return carry
+
+    def _check_shapes(self, variables: PyTree, step: int) -> None:
+        """The config is the same, or it would not have come so far: the program is another one."""
+        try:
+            found = self.shapes(step)
+        except Exception as error:  # as above
+            raise Damaged(step, str(error)) from error
+        own = traverse_util.flatten_dict(variables)
+        for key in sorted(own.keys() | found.keys()):
+            shapes = [tuple(tree[key].shape) if key in tree else "missing" for tree in (found, own)]
+            if shapes[0] != shapes[1]:
+                raise UserError(
+                    f"the checkpoint of step {step} in {self._folder} is of another network: "
+                    f"{'/'.join(key)} is {shapes[0]} there and {shapes[1]} here; go on with the "
+                    "version of this program that wrote it, or use another workdir"
+                )
 
     def restore_newest(self, like: Carry) -> tuple[Carry | None, list[str]]:
         """The newest carry that is whole, and what to say of it; None if there is no checkpoint.
@@ -162,6 +180,8 @@ class Checkpoints:
                 f"{said[-1].partition(';')[0]}, and none is left before it; all are in "
                 f"{self._folder.parent / DAMAGED}, and the same command would begin afresh"
             )
+        if (aside := self._folder.parent / DAMAGED).exists():
+            return None, [f"beginning afresh, for all checkpoints were damaged: see {aside}"]
         return None, []
 
     def _put_aside(self, step: int) -> None:

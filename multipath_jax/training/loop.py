@@ -58,7 +58,9 @@ def never() -> bool:
 def train(
     config: ConfigDict, workdir: epath.PathLike, should_stop: Callable[[], bool] = never
 ) -> Result:
-    """Trains by the config, from the newest checkpoint of the workdir if it has one.
+    """Trains one run by the config, from the newest checkpoint of the workdir if it has one.
+
+    Of ``config.trials`` it is the first; `trials.train_trials` trains them all.
 
     Args:
       should_stop: asked about once a second; True ends the run with a checkpoint, from which the
@@ -176,13 +178,13 @@ class Run:
         carry = self.parts.fresh_carry(self.config.seed)
         if self.config.init_from:
             transfer = ckpt.initialize_from(self.config.init_from, carry.state)
-            lines = [
+            lines += [
                 f"starting from the weights of {self.config.init_from}",
                 f"missing there, so fresh: {', '.join(transfer.missing) or 'none'}",
                 f"extra there, so unused: {', '.join(transfer.extra) or 'none'}",
             ]
-            return carry._replace(state=transfer.state), lines
-        return carry, []
+            carry = carry._replace(state=transfer.state)
+        return carry, lines
 
     def order(self) -> Array:
         """The order of the training split in this epoch: int32 ``[n]``, drawn once an epoch."""

@@ -90,16 +90,16 @@ class Placement:
         names = [name for name in names if name not in ("params", "batch_stats")]
         return PartitionSpec(PATH) if names and names[0] in self._stacked else PartitionSpec()
 
-    def _apply(self, variables: PyTree, images: PyTree, *, rngs: Any = None, **options) -> Any:
-        """As ``model.apply``; random streams are not for networks in parallel paths."""
-        del rngs
+    def _apply(
+        self, variables: PyTree, images: PyTree, *, rngs: Any = None, labels: Any = None, **options
+    ) -> Any:
+        """As ``model.apply``; no network that can be spread has a use for streams and labels."""
+        del rngs, labels
 
         def local(variables, images):
             with spread.over_devices(DATA, PATH):
                 return self._model.apply(variables, images, **options)
 
-        labels = options.pop("labels", None)  # for losses of a network's own
-        del labels
         whole = jax.eval_shape(lambda v, x: self._model.apply(v, x, **options), variables, images)
         outputs = jax.tree_util.tree_map_with_path(self._output_spec, whole)
         inputs = jax.tree_util.tree_map_with_path(lambda path, _: self._spec(path), variables)

@@ -14,15 +14,15 @@ import pytest
 import small
 from etils import epath
 from small import tiny
+from workdirs import lines
 
-from multipath_jax.data import load_dataset
 from multipath_jax.errors import UserError
 from multipath_jax.models import paper
 from multipath_jax.reproduce import campaign as campaign_lib
 from multipath_jax.reproduce import protocol
 from multipath_jax.reproduce.__main__ import main
 from multipath_jax.reproduce.ledger import Ledger
-from multipath_jax.training import loop, parts
+from multipath_jax.training import checkpoints, loop, parts
 from multipath_jax.training.stopping import Stopping
 from multipath_jax.training.writers import METRICS_FILE
 
@@ -31,13 +31,6 @@ SETTINGS = ("dataset.name=digits", "dataset.flip=False", "schedule.rate=0.5", "l
             "eval_every=2 epochs", "checkpoint_every=7 steps", "tensorboard=off",
             "compilation_cache=")  # fmt: skip
 TOTAL = 66  # six epochs of eleven batches of 128
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tfds")
-    load_dataset("digits", folder)
-    return folder
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -65,8 +58,8 @@ def ledger(folder):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def timeless(lines):
-    return [{key: line[key] for key in line.keys() - CLOCK} for line in lines]
+def timeless(entries):
+    return [{key: entry[key] for key in entry.keys() - CLOCK} for entry in entries]
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +77,7 @@ def runs(folder):
 
 def metrics(folder):
     (workdir,) = runs(folder)
-    lines = [json.loads(line) for line in (workdir / METRICS_FILE).read_text().splitlines()]
-    return [{key: line[key] for key in line.keys() - {"seconds", *CLOCK}} for line in lines]
+    return lines(workdir)
 
 
 def test_a_finished_trial_has_its_line(undisturbed):
@@ -111,12 +103,12 @@ def test_a_finished_trial_has_its_line(undisturbed):
 
 
 def test_images_per_second_are_of_the_whole_run():
-    lines = [
+    logged = [
         {"step": 10, "images_per_second": 50.0},  # 10 batches of 5 images: a second
         {"step": 40, "images_per_second": 10.0},  # 30 batches: 15 seconds
         {"step": 40},  # an evaluation alone
     ]
-    assert campaign_lib.images_per_second(lines, 5) == 12.5  # 200 images
+    assert campaign_lib.images_per_second(logged, 5) == 12.5  # 200 images
 
 
 def test_what_is_done_is_not_done_again(undisturbed, data_dir, tmp_path, monkeypatch, capsys):
@@ -210,6 +202,22 @@ def test_a_killed_campaign_ends_like_an_undisturbed_one(undisturbed, data_dir, t
     assert metrics(tmp_path) == metrics(undisturbed)
 
 
+def test_a_ledger_without_room_is_one_line(undisturbed, data_dir, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "copy"
+    shutil.copytree(undisturbed, folder)
+    before = ledger(folder)
+    (folder / "results" / "ledger.jsonl").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("os.write", lambda *_: 3)  # bytes of the line
+        assert main(command(folder, data_dir)) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.endswith("the same command goes on when there is room\n")
+    assert ledger(folder) == []
+    assert main(command(folder, data_dir)) == 0
+    assert timeless(ledger(folder)) == timeless(before)
+
+
 def test_a_loss_that_is_not_finite_holds_up_no_other_row(data_dir, tmp_path, monkeypatch, capsys):
     honest = campaign_lib.train_trials
 
@@ -228,8 +236,8 @@ def test_a_loss_that_is_not_finite_holds_up_no_other_row(data_dir, tmp_path, mon
 def test_another_process_is_not_disturbed(undisturbed, data_dir):
     (workdir,) = runs(undisturbed)
     with (
-        campaign_lib.alone(workdir.parent),
-        pytest.raises(UserError, match="another process trains in"),
+        checkpoints.claimed(workdir.parent),
+        pytest.raises(UserError, match="is in use by process"),
     ):
         main(command(undisturbed, data_dir))
     assert main(command(undisturbed, data_dir)) == 0

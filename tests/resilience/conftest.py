@@ -4,15 +4,6 @@ import pytest
 from runs import Program
 
 
-@pytest.fixture(scope="session")
-def data_dir(tmp_path_factory):
-    from multipath_jax.data import load_dataset
-
-    folder = tmp_path_factory.mktemp("tfds")
-    load_dataset("digits", folder)
-    return folder
-
-
 @pytest.fixture
 def program(data_dir):
     started = []

@@ -1,18 +1,12 @@
 """Runs of the small network as processes of their own, which can be killed."""
 
-import json
 import os
 import pathlib
 import subprocess
 import sys
 import time
 
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
-
 ROOT = pathlib.Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "training"))  # tiny
 
 RECIPE = {
     "dataset.shift": 1,
@@ -28,18 +22,23 @@ RECIPE = {
 class Program:
     """`multipath_jax.main` with `tiny.Tiny` as its network."""
 
-    def __init__(self, data_dir, workdir, environment=None, flags=(), **changes):
+    def __init__(
+        self, data_dir, workdir, environment=None, flags=(), seconds_a_step=None, **changes
+    ):
         config = RECIPE | {"dataset.data_dir": data_dir} | changes
         command = [sys.executable, str(ROOT / "tests" / "training" / "tiny.py")]
         command += [f"--workdir={workdir}", f"--config={ROOT / 'configs' / 'digits.py'}"]
         command += [f"--config.{key}={value}" for key, value in config.items()]
         command += flags
+        environment = {"PYTHONUNBUFFERED": "1"} | (environment or {})
+        if seconds_a_step:
+            environment["SECONDS_A_STEP"] = str(seconds_a_step)
         self.process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"} | (environment or {}),
+            env=os.environ | environment,
         )
 
     def wait_for(self, text):
@@ -61,37 +60,3 @@ class Program:
         """Waits for its end; the exit status and the rest of the output."""
         output, _ = self.process.communicate(timeout=240)
         return self.process.returncode, output
-
-
-def weights(workdir):
-    """Every number of the last checkpoint, by its key, read without the package."""
-    folder = pathlib.Path(workdir).absolute() / "checkpoints"
-    last = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
-    found = {}
-    reader = ocp.PyTreeCheckpointer()
-    for item in ("weights", "training"):
-        path = folder / str(last) / item
-        shapes = reader.metadata(path).item_metadata.tree
-        arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-        tree = reader.restore(path, restore_args=arrays)
-        for key, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-            found[f"{item}{key}"] = np.asarray(leaf)
-    return last, found
-
-
-def lines(workdir):
-    clock = {"images_per_second", "seconds"}
-    text = (pathlib.Path(workdir) / "metrics.jsonl").read_text()
-    return [
-        {key: value for key, value in json.loads(line).items() if key not in clock}
-        for line in text.splitlines()
-    ]
-
-
-def assert_same_end(workdir, other):
-    (step, found), (expected_step, expected) = weights(workdir), weights(other)
-    assert step == expected_step
-    assert found.keys() == expected.keys()
-    for key in expected:
-        np.testing.assert_array_equal(found[key], expected[key], err_msg=key)
-    assert lines(workdir) == lines(other)

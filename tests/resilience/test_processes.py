@@ -9,7 +9,8 @@ import sys
 
 import numpy as np
 import pytest
-from runs import ROOT, Program, lines, weights
+from runs import ROOT, Program
+from workdirs import lines, saved
 
 ONE_DEVICE = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
 RECIPE = {"train_for": "12 steps", "checkpoint_every": "4 steps", "log_every": "4 steps"}
@@ -52,7 +53,7 @@ def ended(runs):
 
 def assert_close(workdir, other):
     """Another number of devices adds up in another order: some units of float32's 6e-8 a step."""
-    (step, found), (expected_step, expected) = weights(workdir), weights(other)
+    (step, found), (expected_step, expected) = saved(workdir), saved(other)
     assert step == expected_step == 12
     checked = 0
     for key, value in expected.items():
@@ -86,17 +87,19 @@ def test_several_processes_are_one_run(together, one, tmp_path, count):
 
 @pytest.mark.slow
 def test_another_number_of_processes_goes_on(together, one, tmp_path):
-    """Two, then one, then two."""
+    """Two, then one, then two, each stopped by a signal long before the end but the last."""
     workdir = tmp_path / "run"
-    for count, until in ((2, 4), (1, 8), (2, 12)):
-        runs = together(workdir, count, **RECIPE)
-        if until < 12:
-            runs[0].wait_for(f"step {until}/12")
-            for run in runs:
-                run.process.send_signal(signal.SIGTERM)
-            assert {run.end()[0] for run in runs} <= {0, 143}
-        else:
-            assert "resuming at step" in ended(runs)
+    stops = []
+    for count in (2, 1):
+        runs = together(workdir, count, log_every="1 step", seconds_a_step=0.5)
+        runs[0].wait_for(f"step {len(stops) * 4 + 2}/12")
+        for run in runs:
+            run.process.send_signal(signal.SIGTERM)
+        ends = [run.end() for run in runs]
+        assert [status for status, _ in ends] == [143] * count, ends
+        stops.append(saved(workdir)[0])
+    assert 2 <= stops[0] < stops[1] < 12
+    assert f"resuming at step {stops[1]} of" in ended(together(workdir, 2))
     assert_close(workdir, one)
 
 
@@ -107,7 +110,7 @@ def test_a_signal_to_one_process_stops_all_at_one_step(together, tmp_path):
     ends = [run.end() for run in runs]
     assert [status for status, _ in ends] == [143, 143], ends
     assert "stopped at step" in ends[0][1]
-    step, _ = weights(tmp_path / "run")
+    step, _ = saved(tmp_path / "run")
     assert f"stopped at step {step};" in ends[0][1]
 
 

@@ -7,41 +7,45 @@ import signal
 import subprocess
 
 import pytest
-from runs import assert_same_end, weights
+from workdirs import assert_same_end, saved
+
+SPACING = 40  # steps from one kill to the next; a log every 5
 
 
-def campaign(program, tmp_path, kills, steps, seed, longest):
-    """Kills a run so often, each time a moment after its step was compiled; then lets it end."""
-    changes = {"train_for": f"{steps} steps"}
+def campaign(program, tmp_path, kills, seed):
+    """Kills a run so often, a moment after it has come some steps further; then lets it end.
+
+    Gives how often a checkpoint was being written then: one is begun after every step.
+    """
+    changes = {"train_for": f"{SPACING * (kills + 1)} steps"}
     status, output = program(tmp_path / "whole", **changes).end()
     assert status == 0, output
     moments = random.Random(seed)
-    done, in_mid_write = 0, 0
-    while done < kills:
+    in_mid_write = 0
+    for number in range(kills):
         run = program(tmp_path / "killed", **changes)
-        run.wait_for("compiled the training step")
-        status, output = run.send(signal.SIGKILL, after=moments.uniform(0.0, longest))
-        if status == 0:
-            raise AssertionError(f"ended after {done} kills: more steps are needed\n{output}")
-        assert status == -signal.SIGKILL
-        done += 1
+        run.wait_for(f"step {number * SPACING + 5 * moments.randint(1, 3)}/")
+        status, output = run.send(signal.SIGKILL, after=moments.uniform(0.0, 0.05))
+        assert status == -signal.SIGKILL, output
         left = (tmp_path / "killed" / "checkpoints").iterdir()
         in_mid_write += any("tmp" in path.name for path in left)
     status, output = program(tmp_path / "killed", **changes).end()
     assert status == 0, output
     assert "resuming at step" in output
-    print(f"{done} kills, {in_mid_write} of them while a checkpoint was being written")
-    assert_same_end(tmp_path / "killed", tmp_path / "whole")
+    print(f"{kills} kills, {in_mid_write} of them while a checkpoint was being written")
     return in_mid_write
 
 
 def test_two_kills_change_nothing(program, tmp_path):
-    campaign(program, tmp_path, kills=2, steps=100, seed=0, longest=3.0)
+    campaign(program, tmp_path, kills=2, seed=0)
+    assert_same_end(tmp_path / "killed", tmp_path / "whole")
 
 
 @pytest.mark.slow
 def test_twenty_kills_change_nothing(program, tmp_path):
-    assert campaign(program, tmp_path, kills=20, steps=600, seed=1, longest=2.5) > 0
+    in_mid_write = campaign(program, tmp_path, kills=20, seed=1)
+    assert_same_end(tmp_path / "killed", tmp_path / "whole")
+    assert in_mid_write > 0
 
 
 @pytest.mark.parametrize(
@@ -55,7 +59,7 @@ def test_a_signal_saves_first_and_the_run_goes_on(program, tmp_path, number):
     assert status == 128 + number, output
     assert "stopped at step" in output
     assert "Traceback" not in output
-    step = weights(tmp_path / "run")[0]
+    step = saved(tmp_path / "run")[0]
     assert 2 <= step < 40
     status, output = program(tmp_path / "run", **changes, log_every="1 step").end()
     assert status == 0
@@ -110,7 +114,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
     assert status == 1, output
     assert "No space left on device" in output.splitlines()[-1]
     assert "Traceback" not in output
-    kept = weights(small_disk / "run")[0]
+    kept = saved(small_disk / "run")[0]
     assert kept in (4, 8)
     filler.unlink()
     status, output = program(small_disk / "run", **changes).end()

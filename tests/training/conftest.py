@@ -1,18 +1,10 @@
-"""The digits, prepared once, and a small network in place of those of the paper."""
+"""A small network in place of those of the paper."""
 
 import pytest
 import tiny
 from etils import epath
 
-from multipath_jax.data import load_dataset
 from multipath_jax.training import parts
-
-
-@pytest.fixture(scope="session")
-def data_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tfds")
-    load_dataset("digits", folder)
-    return folder
 
 
 @pytest.fixture

@@ -8,23 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from workdirs import final
 
 from multipath_jax.errors import UserError
 from multipath_jax.training import checkpoints as ckpt
-from multipath_jax.training import loop
+from multipath_jax.training import loop, parts
 from multipath_jax.training.fingerprint import fingerprint
-from multipath_jax.training.parts import Parts
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
 
 
 def recipe(data_dir, **changes):
     return tiny.tiny_config(data_dir, **{"train_for": "2 epochs", "schedule.drops": ""} | changes)
-
-
-def final(workdir, config):
-    checkpoints = ckpt.open_existing(workdir)
-    return checkpoints.restore(Parts(config).abstract_carry, checkpoints.latest)
 
 
 def data_files(folder):
@@ -85,13 +80,23 @@ def test_a_damaged_checkpoint_is_gone_behind(data_dir, workdir, whole, damage, m
     jax.tree.map(np.testing.assert_array_equal, final(workdir, recipe(data_dir)), whole)
 
 
-def test_a_run_never_begins_afresh_by_itself(data_dir, workdir, monkeypatch):
+def test_a_run_never_begins_afresh_silently(data_dir, workdir, monkeypatch, capsys):
     folder = stopped(data_dir, workdir, monkeypatch)
     for step in ("7", "9"):
         flip(folder / step)
     with pytest.raises(UserError, match=r"step 7 is damaged .*none is left before it"):
         loop.train(recipe(data_dir), workdir)
     assert len(list((workdir / ckpt.DAMAGED).iterdir())) == 2
+    loop.train(recipe(data_dir), workdir)
+    assert "beginning afresh, for all checkpoints were damaged" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_another_network_is_not_called_damaged(data_dir, workdir, monkeypatch):
+    folder = stopped(data_dir, workdir, monkeypatch)
+    monkeypatch.setattr(parts, "create_model", lambda *_: tiny.Tiny(features=4))
+    with pytest.raises(UserError, match=r"norm/mean is \(8,\) there and \(4,\) here; go on with"):
+        loop.train(recipe(data_dir), workdir)
+    assert (folder / "9").exists()
 
 
 def test_any_bit_of_any_number_shows():

@@ -1,11 +1,6 @@
 """Whole runs of a small routed network on the digits."""
 
-import os
 import pathlib
-import signal
-import subprocess
-import sys
-import time
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 from etils import epath
+from workdirs import assert_same_end, final, lines
 
 from multipath_jax.errors import UserError
 from multipath_jax.training import checkpoints as ckpt
@@ -20,36 +16,16 @@ from multipath_jax.training import config as config_lib
 from multipath_jax.training import loop
 from multipath_jax.training.curves import CURVES_FILE
 from multipath_jax.training.parts import Parts
-from multipath_jax.training.writers import METRICS_FILE, read_metrics
+from multipath_jax.training.writers import METRICS_FILE
 
 TOTAL = 66  # six epochs of eleven batches of 128 of the 1,442 training digits
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
 
 
-def final(workdir, config):
-    """The carry of the last checkpoint."""
-    checkpoints = ckpt.open_existing(workdir)
-    return checkpoints.restore(Parts(config).abstract_carry, checkpoints.latest)
-
-
 def files(folder):
     paths = pathlib.Path(folder).rglob("*")
     return {path: path.read_bytes() for path in paths if path.is_file()}
-
-
-def lines(workdir):
-    """metrics.jsonl without what depends on the clock."""
-    return [
-        {key: line[key] for key in line.keys() - {"images_per_second", "seconds"}}
-        for line in read_metrics(workdir)
-    ]
-
-
-def assert_same_run(workdir, other, config):
-    """Bit for bit: weights, statistics, momentum, metrics since the last log, and the logs."""
-    jax.tree.map(np.testing.assert_array_equal, final(workdir, config), final(other, config))
-    assert lines(workdir) == lines(other)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +80,7 @@ def test_a_run_that_stops_and_goes_on_is_the_same_run(undisturbed, workdir, caps
     assert "stopped at step 3; the same command goes on" in printed
     assert f"resuming at step {second.step} of" in printed
     assert (last.step, last.test, last.best_error) == (TOTAL, result.test, result.best_error)
-    assert_same_run(workdir, whole, config)
+    assert_same_end(workdir, whole)
 
 
 def test_an_evaluation_saves_only_the_best_so_far(data_dir, workdir, monkeypatch):
@@ -131,44 +107,6 @@ def test_a_run_that_has_ended_is_left_alone(undisturbed, capsys):
     assert "has ended at step 66" in capsys.readouterr().out
     assert again.test == result.test
     assert lines(workdir) == before
-
-
-def start(workdir, config, changes):
-    """The same run as a process of its own, on as many devices."""
-    command = [sys.executable, str(pathlib.Path(tiny.__file__)), f"--workdir={workdir}"]
-    command += [f"--config={pathlib.Path(tiny.__file__).parents[2] / 'configs' / 'digits.py'}"]
-    flat, default = map(config_lib.flatten, (config, changes))
-    command += [f"--config.{key}={value}" for key, value in flat.items() if default[key] != value]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=dict(os.environ), text=True
-    )
-
-
-def kill_after(process, workdir, count):
-    """kill -9 as soon as the metrics have so many lines."""
-    path = workdir / METRICS_FILE
-    deadline = time.monotonic() + 120
-    while not path.exists() or path.read_text().count("\n") < count:
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline, "the run does not get on"
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-
-
-def test_a_killed_run_goes_on_to_the_same_end(undisturbed, workdir):
-    """kill -9 in the middle of writing checkpoints; then the rest, twice."""
-    whole, config, _ = undisturbed
-    digits = pathlib.Path(tiny.__file__).parents[2] / "configs" / "digits.py"
-    defaults = {}
-    exec(compile(digits.read_text(), digits, "exec"), defaults)
-    for count in (2, 8):
-        kill_after(start(workdir, config, defaults["get_config"]()), workdir, count)
-    left = lines(workdir)
-    assert len(left) < len(lines(whole))
-    loop.train(config, workdir)
-    assert_same_run(workdir, whole, config)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(data_dir, workdir):

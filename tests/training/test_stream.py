@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from workdirs import final
 
-from multipath_jax.training import checkpoints as ckpt
 from multipath_jax.training import loop, trials
 from multipath_jax.training.parts import Parts
 from multipath_jax.training.stream import StreamRunner
@@ -16,11 +16,6 @@ pytestmark = pytest.mark.usefixtures("tiny_model")
 def recipe(data_dir, streamed, **changes):
     changes = {"train_for": "3 epochs", "schedule.drops": "", **changes}
     return tiny.tiny_config(data_dir, **{"dataset.streamed": streamed} | changes)
-
-
-def final(workdir, config):
-    checkpoints = ckpt.open_existing(workdir)
-    return checkpoints.restore(Parts(config).abstract_carry, checkpoints.latest)
 
 
 @pytest.fixture(scope="module")

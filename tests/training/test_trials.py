@@ -5,13 +5,12 @@ import numpy as np
 import pytest
 import tiny
 from etils import epath
+from workdirs import final, lines
 
 from multipath_jax.errors import UserError
 from multipath_jax.training import checkpoints as ckpt
 from multipath_jax.training import config as config_lib
 from multipath_jax.training import loop, trials
-from multipath_jax.training.parts import Parts
-from multipath_jax.training.writers import read_metrics
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
 SEEDS = (5, 6)
@@ -21,18 +20,6 @@ def recipe(data_dir, **changes):
     return tiny.tiny_config(
         data_dir, **{"train_for": "2 epochs", "schedule.drops": "1 epoch", "seed": 5} | changes
     )
-
-
-def final(workdir, config):
-    checkpoints = ckpt.open_existing(workdir)
-    return checkpoints.restore(Parts(config).abstract_carry, checkpoints.latest)
-
-
-def lines(workdir):
-    return [
-        {key: line[key] for key in line.keys() - {"images_per_second", "seconds"}}
-        for line in read_metrics(workdir)
-    ]
 
 
 @pytest.fixture(scope="module")

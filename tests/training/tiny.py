@@ -1,16 +1,18 @@
 """A routed network small enough to train whole runs in tests.
 
-As a program it is `multipath_jax.main` with that network in place of every other.
+As a program it is `multipath_jax.main` with that network in place of every other; SECONDS_A_STEP
+in its environment slows it down, so that a signal finds it in the middle.
 """
 
 import os
 import sys
+import time
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from multipath_jax.layers import CrossConnect
-from multipath_jax.training import parts
+from multipath_jax.training import loop, parts
 from multipath_jax.training.config import default_config
 
 
@@ -18,10 +20,11 @@ class Tiny(nn.Module):
     """One convolution, two routers, one dense layer: every kind of parameter there is."""
 
     num_classes: int = 10
+    features: int = 8
 
     @nn.compact
     def __call__(self, images, train=False, labels=None):
-        x = nn.Conv(8, (3, 3), name="conv")(images)
+        x = nn.Conv(self.features, (3, 3), name="conv")(images)
         x = nn.relu(nn.BatchNorm(not train, momentum=0.9, name="norm")(x))
         xs = CrossConnect(2, name="router_1")(x[None], train=train)
         xs = CrossConnect(3, name="router_2")(jnp.tanh(xs), train=train)
@@ -52,9 +55,20 @@ def tiny_config(data_dir, **changes):
     return config
 
 
+def slow_down(seconds):
+    """Every step takes so long, and is looked after by itself."""
+
+    def measured(pace, steps, _):
+        time.sleep(seconds)
+
+    loop.Pace.measured = measured
+
+
 if __name__ == "__main__":
     from multipath_jax import main
 
     parts.create_model = create_model
+    if seconds := os.environ.get("SECONDS_A_STEP"):
+        slow_down(float(seconds))
     main.run()
     sys.exit(0)
