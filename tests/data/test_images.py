@@ -1,0 +1,205 @@
+import io
+import struct
+import threading
+import tracemalloc
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from multipath_jax.data import images
+from multipath_jax.data.images import BadImage, decode, encode, square
+
+
+def _encoded(image: Image.Image, kind: str, **options) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, format=kind, **options)
+    return stream.getvalue()
+
+
+def _photo(width: int = 24, height: int = 16) -> Image.Image:
+    """Smooth colours: what JPEG is made for."""
+    y, x = np.mgrid[:height, :width] / (height, width)[0]
+    pixels = np.stack([x / x.max(), y / y.max(), 1 - x / x.max()], -1) * 255
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def _pixels(encoded: bytes) -> np.ndarray:
+    image = decode(encoded)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def _reason(encoded: bytes) -> str:
+    with pytest.raises(BadImage) as caught:
+        decode(encoded)
+    message = str(caught.value)
+    assert message
+    assert "\n" not in message
+    return message
+
+
+def _png(width: int, height: int) -> bytes:
+    """The header and the first bytes of a PNG of any size."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000)))
+
+
+@pytest.mark.parametrize("kind", ["png", "bmp", "webp"])
+def test_colours_are_kept(kind):
+    options = {"lossless": True} if kind == "webp" else {}
+    np.testing.assert_array_equal(_pixels(_encoded(_photo(), kind, **options)), _photo())
+
+
+def test_grey_of_8_and_1_bits():
+    grey = _photo().convert("L")
+    expected = np.repeat(np.asarray(grey)[..., None], 3, -1)
+    np.testing.assert_array_equal(_pixels(_encoded(grey, "png")), expected)
+    binary = _pixels(_encoded(grey.convert("1"), "png"))
+    assert set(np.unique(binary)) == {0, 255}
+
+
+def test_of_16_bits_the_upper_8_are_kept():
+    values = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
+    pixels = _pixels(_encoded(Image.fromarray(values), "png"))
+    np.testing.assert_array_equal(pixels[..., 1], values >> 8)
+
+
+def test_palette():
+    paletted = _photo().quantize(16)
+    np.testing.assert_array_equal(_pixels(_encoded(paletted, "gif")), paletted.convert("RGB"))
+
+
+def test_cmyk_jpeg():
+    # Cyan and yellow ink are green light.
+    green = _pixels(_encoded(Image.new("CMYK", (16, 16), (255, 0, 255, 0)), "jpeg"))
+    # JPEG rounds, even where all is of one colour.
+    np.testing.assert_allclose(green, np.full_like(green, [0, 255, 0]), atol=3)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_is_shown_on_white(mode):
+    image = Image.new("RGBA", (4, 4), (0, 0, 0, 255))
+    image.paste((255, 0, 0, 0), (0, 0, 2, 4))  # a colour that nobody sees
+    pixels = _pixels(_encoded(image.convert(mode), "png"))
+    np.testing.assert_array_equal(pixels[:, :2], 255)
+    np.testing.assert_array_equal(pixels[:, 2:], 0)
+
+
+def test_the_content_counts_and_not_the_name():
+    """ImageNet has a PNG whose name ends in .JPEG; `decode` is never told a name."""
+    np.testing.assert_array_equal(_pixels(_encoded(_photo(), "png")), _photo())
+
+
+def test_turned_photographs_are_turned_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    turned = _pixels(_encoded(_photo(24, 16), "jpeg", quality=100, exif=exif, subsampling=0))
+    assert turned.shape == (24, 16, 3)
+    upright = np.rot90(np.asarray(_photo(24, 16)), -1)
+    np.testing.assert_allclose(turned.astype(int), upright, atol=6)  # JPEG's own loss
+
+
+def test_damaged_exif_is_no_damage_to_the_picture():
+    encoded = _encoded(_photo(), "jpeg", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")
+    assert _pixels(encoded).shape == (16, 24, 3)
+
+
+def test_draft_decodes_smaller_but_not_below_the_side():
+    encoded = _encoded(_photo(640, 400), "jpeg")
+    assert decode(encoded).size == (640, 400)
+    assert decode(encoded, draft=200).size == (320, 200)
+    assert decode(encoded, draft=201).size == (640, 400)
+    assert decode(_encoded(_photo(640, 400), "png"), draft=10).size == (640, 400)
+
+
+def test_draft_shows_the_same_picture():
+    encoded = _encoded(_photo(640, 400), "jpeg", quality=95)
+    fine, draft = (np.asarray(square(decode(encoded, d), 64), int) for d in (None, 192))
+    assert np.abs(fine - draft).mean() < 1  # of 255
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [b"", b"a text file\n", b"\xff\xd8\xff", _encoded(Image.new("RGB", (4, 4)), "tiff")],
+    ids=["empty", "text", "three bytes of a JPEG", "TIFF"],
+)
+def test_no_image(encoded):
+    assert _reason(encoded).startswith("not an image of a known kind (JPEG, PNG")
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "gif", "bmp", "webp"])
+@pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
+def test_cut_off(kind, part):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
+    encoded = _encoded(noise, kind)
+    _reason(encoded[: int(part * len(encoded))])
+
+
+def test_cut_off_jpeg_says_so():
+    encoded = _encoded(_photo(640, 400), "jpeg")
+    assert "truncated" in _reason(encoded[: len(encoded) // 2])
+
+
+@pytest.mark.parametrize("side", [10_001, 12_000, 30_000])
+def test_too_many_pixels_are_refused_before_decoding(side):
+    encoded = _png(side, side)
+    tracemalloc.start()
+    reason = _reason(encoded)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "more than 100,000,000 pixels" in reason
+    assert peak < 1e6
+
+
+def test_as_many_pixels_as_allowed(monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 24 * 16)
+    assert _pixels(_encoded(_photo(24, 16), "png")).shape == (16, 24, 3)
+    assert _reason(_encoded(_photo(24, 17), "png")) == "24 x 17, more than 384 pixels"
+
+
+def test_a_large_image_is_refused_before_decoding(monkeypatch):
+    """A PNG that is cut off right after its header is still called too large."""
+    assert "more than" in _reason(_png(20_000, 20_000)[:60])
+
+
+def test_filters_of_warnings_stay_as_they_were_with_many_threads():
+    encoded = [_encoded(_photo(), "jpeg", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")] * 50
+    before = list(warnings.filters)
+    threads = [threading.Thread(target=lambda: list(map(decode, encoded))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert warnings.filters == before
+
+
+def test_square_gives_up_proportions():
+    image = square(_photo(60, 20), 16)
+    assert image.size == (16, 16)
+    pixels = np.asarray(image, int)
+    assert pixels[8, 0, 0] < 20 < 235 < pixels[8, -1, 0]  # all of the width is there
+
+
+def test_square_does_not_alias():
+    # Stripes finer than the result can show become their mean; without a filter they would flicker.
+    stripes = np.zeros((256, 256, 3), np.uint8)
+    stripes[:, ::2] = 255
+    inner = np.asarray(square(Image.fromarray(stripes), 51), int)[2:-2, 2:-2]
+    np.testing.assert_allclose(inner, 127.5, atol=2)
+
+
+def test_encode_is_jpeg_of_quality_95():
+    photo = square(_photo(), 64)
+    image = Image.open(io.BytesIO(encode(photo)))
+    assert image.format == "JPEG"
+    reference = Image.open(io.BytesIO(_encoded(photo, "jpeg", quality=95)))
+    assert image.quantization == reference.quantization
