@@ -1,7 +1,6 @@
 import io
 import struct
 import threading
-import tracemalloc
 import warnings
 import zlib
 
@@ -89,7 +88,8 @@ def test_cmyk_jpeg():
 def test_what_is_transparent_is_shown_on_white(mode):
     image = Image.new("RGBA", (4, 4), (0, 0, 0, 255))
     image.paste((255, 0, 0, 0), (0, 0, 2, 4))  # a colour that nobody sees
-    pixels = _pixels(_encoded(image.convert(mode), "png"))
+    image = image.quantize(4) if mode == "P" else image.convert(mode)
+    pixels = _pixels(_encoded(image, "png"))
     np.testing.assert_array_equal(pixels[:, :2], 255)
     np.testing.assert_array_equal(pixels[:, 2:], 0)
 
@@ -152,23 +152,15 @@ def test_cut_off_jpeg_says_so():
 @pytest.mark.parametrize("side", [10_001, 12_000, 30_000])
 def test_too_many_pixels_are_refused_before_decoding(side):
     encoded = _png(side, side)
-    tracemalloc.start()
-    reason = _reason(encoded)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert "more than 100,000,000 pixels" in reason
-    assert peak < 1e6
+    assert "more than 100,000,000 pixels" in _reason(encoded)
+    # Decoding what is cut off right after its header would fail for another reason.
+    assert "more than 100,000,000 pixels" in _reason(encoded[:60])
 
 
 def test_as_many_pixels_as_allowed(monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 24 * 16)
     assert _pixels(_encoded(_photo(24, 16), "png")).shape == (16, 24, 3)
     assert _reason(_encoded(_photo(24, 17), "png")) == "24 x 17, more than 384 pixels"
-
-
-def test_a_large_image_is_refused_before_decoding(monkeypatch):
-    """A PNG that is cut off right after its header is still called too large."""
-    assert "more than" in _reason(_png(20_000, 20_000)[:60])
 
 
 def test_filters_of_warnings_stay_as_they_were_with_many_threads():
