@@ -1,0 +1,85 @@
+"""Labels of ILSVRC2012's validation images that are not sorted into folders.
+
+Any of these:
+    ILSVRC2012_devkit_t12.tar.gz      the development kit, as published
+    LOC_val_solution.csv              Kaggle's: "ILSVRC2012_val_00000001,n01751748 85 1 499 272"
+    val_labels.txt                    lines "ILSVRC2012_val_00000001.JPEG n01751748", or a WNID a
+                                      line, in the order of the images' names
+"""
+
+import io
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+
+from multipath_jax.data.files import open_tar
+from multipath_jax.errors import UserError
+
+FILES = ("ILSVRC2012_devkit_t12.tar.gz", "LOC_val_solution.csv", "val_labels.txt")
+WNID = re.compile(r"n\d{8}")
+_HELP = f"use {', '.join(FILES)} as `python -m multipath_jax.prepare --help` describes them"
+
+
+def label_file(source: pathlib.Path) -> pathlib.Path:
+    """The first of `FILES` in a folder. Raises UserError where there is none."""
+    for name in FILES:
+        if (source / name).exists():
+            return source / name
+    raise UserError(
+        f"the validation images in {source} need labels; put {' or '.join(FILES)} there, or name "
+        "such a file with --val_labels"
+    )
+
+
+def read_labels(path: pathlib.Path, names: Sequence[str]) -> list[str]:
+    """The WNID of each of the images with these names, which are in their sorted order.
+
+    Raises:
+      UserError: the file cannot be understood, or does not fit the images.
+    """
+    rows = _devkit_rows(path) if path.name.endswith((".tar.gz", ".tgz")) else _text_rows(path)
+    if all(len(row) == 1 for row in rows):
+        if len(rows) != len(names):
+            raise UserError(f"{path} holds {len(rows)} labels for {len(names)} images; {_HELP}")
+        return [row[0] for row in rows]
+    by_stem = {os.path.splitext(row[0])[0]: row[-1] for row in rows}
+    stems = [os.path.splitext(name)[0] for name in names]
+    for name, stem in zip(names, stems, strict=True):
+        if stem not in by_stem:
+            raise UserError(f"{path} holds no label for {name}; {_HELP}")
+    return [by_stem[stem] for stem in stems]
+
+
+def _text_rows(path: pathlib.Path) -> list[tuple[str, ...]]:
+    """(name, WNID) or (WNID,) of each line."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); {_HELP}") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        fields = line.replace(",", " ").split()[:2]
+        if not fields or fields[0] == "ImageId":  # the heading of Kaggle's file
+            continue
+        if not WNID.fullmatch(fields[-1]):
+            raise UserError(f"line {number} of {path} names no WNID: {line[:80]!r}; {_HELP}")
+        rows.append(tuple(fields))
+    return rows
+
+
+def _devkit_rows(path: pathlib.Path) -> list[tuple[str]]:
+    """(WNID,) of each line of the development kit, which counts the classes in its own order."""
+    import scipy.io  # needed only here
+
+    with open_tar(path, mode="r:gz") as tar:
+        content = {os.path.basename(m.name): tar.extractfile(m).read() for m in tar if m.isfile()}
+    try:
+        synsets = scipy.io.loadmat(io.BytesIO(content["meta.mat"]), squeeze_me=True)["synsets"]
+        ids = content["ILSVRC2012_validation_ground_truth.txt"].split()
+        wnids = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets}
+        return [(wnids[int(number)],) for number in ids]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is not the development kit as published ({error!r}); {_HELP}"
+        ) from error
