@@ -21,7 +21,7 @@ from etils import epath
 from google.protobuf.json_format import ParseError
 from tensorflow_datasets.core import read_only_builder
 
-from multipath_jax.data import digits
+from multipath_jax.data import digits, imagenet
 from multipath_jax.errors import UserError
 
 _DOWNLOADED = ("cifar10", "cifar100")  # prepared here when missing; other sets by their users
@@ -152,7 +152,10 @@ def one_line(error: Exception) -> str:
 
 def _how_to_get(name: str, data_dir: epath.Path) -> str:
     """What to do about a data set that is not there: prepare it, or correct its name."""
-    base = _base_name(name)
+    base, config = _base_name(name), name.partition(":")[0].partition("/")[2]
+    if base == imagenet.NAME and config in ("", *imagenet.CONFIGS):
+        command = imagenet.command(config, data_dir)
+        return f"{data_dir} holds no data set {name!r}; prepare it with: {command}"
     if variants := _folders(data_dir / base):
         return (
             f"{data_dir / base} holds no {name!r}, only {', '.join(variants)}; choose one of these"

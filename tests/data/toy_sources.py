@@ -29,14 +29,10 @@ def write_imagenet(folder: pathlib.Path, wnids=WNIDS, train: int = 5, val: int =
             parent = folder / split / wnid
             parent.mkdir(parents=True)
             for index in range(count):
-                seed = hash_of(split, c, index)
+                seed = 10_000 * (split == "val") + 100 * c + index
                 name = name_of(wnid, index) if split == "train" else val_name(c * count + index)
                 (parent / name).write_bytes(photo(seed))
     return folder
-
-
-def hash_of(split: str, c: int, index: int) -> int:
-    return 10_000 * (split == "val") + 100 * c + index
 
 
 def val_name(number: int) -> str:

@@ -1,0 +1,60 @@
+"""ILSVRC2012 at 256x256 pixels as a TFDS data set, prepared once from the published files."""
+
+import os
+import pathlib
+import shlex
+
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import dataset_builder
+
+from multipath_jax.data import imagenet_source, shards
+
+NAME = "imagenet256"
+CONFIGS = ("full", "subset100")
+_CLASSES = {"subset100": 100}  # the paper's subset, Section 6.4
+
+
+class Imagenet256(dataset_builder.FileReaderBuilder):
+    """ILSVRC2012's training and validation images, rescaled as in the paper's Section 6.1.
+
+    The classes are the WNIDs in their sorted order; `subset100` has the first 100 of them. It is
+    prepared by `python -m multipath_jax.prepare imagenet` and read by TFDS, without TensorFlow.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [
+        tfds.core.BuilderConfig(name="full", description="All classes."),
+        tfds.core.BuilderConfig(name="subset100", description="The first 100 classes."),
+    ]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="ILSVRC2012, every image rescaled to 256x256 pixels, JPEG quality 95.",
+            homepage="https://image-net.org/challenges/LSVRC/2012",
+            features=shards.features(),
+            supervised_keys=("image", "label"),
+        )
+
+    def _download_and_prepare(self, dl_manager, download_config=None):
+        raise NotImplementedError(f"prepare it with: {command(self.builder_config.name)}")
+
+
+def builder(config: str, data_dir: str | os.PathLike) -> Imagenet256:
+    """The data set in a folder of TFDS's, prepared or not."""
+    data_dir = os.fspath(pathlib.Path(data_dir).expanduser())
+    return Imagenet256(config=config, data_dir=data_dir, file_format="array_record")
+
+
+def find(
+    config: str, source: str | os.PathLike, val_labels: str | os.PathLike | None = None
+) -> imagenet_source.Source:
+    """The images that a config is made of; arguments and errors as in `imagenet_source.find`."""
+    return imagenet_source.find(source, _CLASSES.get(config), val_labels)
+
+
+def command(config: str, data_dir: str | os.PathLike | None = None) -> str:
+    """What to type to prepare it."""
+    config = f" --config={config}" if config in CONFIGS[1:] else ""
+    folder = "" if data_dir is None else f" --data_dir={shlex.quote(os.fspath(data_dir))}"
+    return f"python -m multipath_jax.prepare imagenet --source=DIR{folder}{config}"

@@ -1,0 +1,208 @@
+"""A TFDS data set prepared in shards: there at once or not at all, and resumable.
+
+TFDS's own preparation uses one core and, when interrupted, starts again from nothing. Here the
+finished shards wait, until all are there:
+
+    .../imagenet256/full/incomplete.1.0.0/
+        lock            held by the one process that prepares
+        data/           becomes .../imagenet256/full/1.0.0
+        done/*.json     what is in each finished shard, and of which files it was made
+
+A shard is finished when its note in `done` is there. It stays as long as its files stay what they
+were, so that after an interruption, or after a bad image was replaced, only the others are written.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import pathlib
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import dataset_builder
+
+from multipath_jax.data import shards
+from multipath_jax.data.files import ImageFile
+from multipath_jax.data.shards import Done, OnBad, Shard
+from multipath_jax.errors import UserError
+
+BYTES_PER_IMAGE = 36_000  # measured: 35,400 each over 100 photographs, one of each class
+LEFT_OUT = "left_out.txt"
+
+# Some ten seconds of a core: that much is lost by an interruption. The 651 files of ImageNet can
+# all be open at once under the usual limit of 1,024.
+_IMAGES_PER_SHARD = 2048
+
+
+class Preparation:
+    """Of one data set, in the folder that its finished shards wait in.
+
+    Attributes:
+      shards: all of them.
+      pending: those not finished yet.
+    """
+
+    def __init__(
+        self,
+        builder: dataset_builder.DatasetBuilder,
+        class_names: Sequence[str],
+        splits: Mapping[str, Sequence[ImageFile]],
+        on_bad: OnBad = "stop",
+    ):
+        """Looks for what is finished; removes what else there is of these shards.
+
+        Args:
+          builder: not prepared; its folder `data_dir` is where the data set will be.
+          on_bad: "stop" at an image that cannot be read, or "skip" it.
+
+        Raises:
+          UserError: there are finished shards, but all of another source.
+        """
+        self._builder, self._class_names, self._on_bad = builder, tuple(class_names), on_bad
+        folder = work_folder(builder)
+        self._data, self._notes = folder / "data", folder / "done"
+        for folder in (self._data, self._notes):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.shards = [shard for name in splits for shard in self._plan(name, splits[name])]
+        self._check_source()
+        self.pending = [shard for shard in self.shards if not self._finished(shard)]
+        self._tidy()
+
+    def _plan(self, split: str, images: Sequence[ImageFile]) -> list[Shard]:
+        """Shuffles the images over shards.
+
+        An image's name alone decides where it goes: the result depends neither on the order in
+        which files were found nor on workers, and one image more or less changes one shard.
+        """
+        count = -(-len(images) // _IMAGES_PER_SHARD)
+        parts = [[] for _ in range(count)]
+        for position, image in sorted((_position(image), image) for image in images):
+            parts[position % count].append(image)
+        names = tfds.core.ShardedFileTemplate(
+            data_dir=self._data,
+            dataset_name=self._builder.name,
+            split=split,
+            filetype_suffix="array_record",
+        )
+        paths = (pathlib.Path(path) for path in names.sharded_filepaths(count))
+        return [
+            Shard(split, path, self._notes / f"{path.name}.json", self._class_names, tuple(part))
+            for path, part in zip(paths, parts, strict=True)
+        ]
+
+    def _check_source(self) -> None:
+        """Hours of work are not thrown away for a slip of the keyboard."""
+        if any(self._notes.iterdir()) and not any(shard.done() for shard in self.shards):
+            raise UserError(
+                f"the finished shards in {self._data} are of another source than this one; name "
+                f"that one, or remove them with `rm -r {shlex.quote(str(self._data.parent))}`"
+            )
+
+    def _finished(self, shard: Shard) -> bool:
+        done = shard.done()
+        return done is not None and (self._on_bad == "skip" or not done.left_out)
+
+    def _tidy(self) -> None:
+        finished = set(self.shards) - set(self.pending)
+        keep = {path for shard in finished for path in (shard.path, shard.note)}
+        for path in [*self._notes.iterdir(), *self._data.iterdir()]:
+            if path not in keep:
+                path.unlink()
+
+    @property
+    def space_needed(self) -> int:
+        """The disk space, in bytes, that the pending shards are expected to take."""
+        return BYTES_PER_IMAGE * sum(len(shard.images) for shard in self.pending)
+
+    def write(self, workers: int) -> Iterator[Shard]:
+        """Writes the pending shards; arguments, results and errors as of `shards.write`."""
+        return shards.write(self.pending, self._on_bad, workers)
+
+    def publish(self) -> dict[str, int]:
+        """Describes the data set and moves it into place, all at once. Gives what was left out.
+
+        Returns:
+          The number of images of each split, and "left out" of them all.
+
+        Raises:
+          UserError: nothing is left of a split.
+        """
+        splits: dict[str, list[Done]] = {}
+        for shard in self.shards:
+            splits.setdefault(shard.split, []).append(shard.done())
+        infos = [_split_info(name, parts) for name, parts in splits.items()]
+        left_out = [entry for parts in splits.values() for part in parts for entry in part.left_out]
+        try:
+            self._describe(infos, left_out)
+            os.rename(self._data, self._builder.data_dir)
+        except OSError as error:
+            raise shards.unwritable(self._data, error) from error
+        return {info.name: info.num_examples for info in infos} | {"left out": len(left_out)}
+
+    def _describe(self, splits: list[tfds.core.SplitInfo], left_out: list[list[str]]) -> None:
+        info = self._builder.info
+        info.features["label"].names = list(self._class_names)
+        info.set_splits(tfds.core.SplitDict(splits))
+        info.write_to_directory(self._data)
+        if left_out:
+            lines = (f"{image}\t{reason}\n" for image, reason in sorted(left_out))
+            (self._data / LEFT_OUT).write_text("".join(lines))
+
+
+def is_prepared(builder: dataset_builder.DatasetBuilder) -> bool:
+    """Whether the data set is there; TFDS's own test warns where it is not."""
+    return os.path.exists(builder.data_dir)
+
+
+def work_folder(builder: dataset_builder.DatasetBuilder) -> pathlib.Path:
+    """Where shards wait; TFDS too passes over folders named like this."""
+    folder = pathlib.Path(builder.data_dir)
+    return folder.with_name(f"incomplete.{folder.name}")
+
+
+@contextlib.contextmanager
+def claim(builder: dataset_builder.DatasetBuilder) -> Iterator[None]:
+    """Keeps other processes from preparing the same data set; leaves shards alone, or nothing.
+
+    Raises:
+      UserError: another one is at it, or the folder cannot be written.
+    """
+    folder = work_folder(builder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}); choose another data directory"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another process is preparing {folder}; wait for it, or end it first"
+            ) from error
+        try:
+            yield
+        finally:
+            if is_prepared(builder) or not (folder / "done").exists():
+                shutil.rmtree(folder)
+
+
+def _position(image: ImageFile) -> int:
+    name = f"{image.label}/{image.name}".encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest())
+
+
+def _split_info(name: str, parts: Sequence[Done]) -> tfds.core.SplitInfo:
+    info = tfds.core.SplitInfo(
+        name=name,
+        shard_lengths=[part.records for part in parts],
+        num_bytes=sum(part.num_bytes for part in parts),
+    )
+    if not info.num_examples:
+        raise UserError(f"no image of the split {name!r} can be read; look at the source's files")
+    return info

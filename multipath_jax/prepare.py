@@ -1,0 +1,149 @@
+"""Prepares a data set for training, once.
+
+    python -m multipath_jax.prepare imagenet --source=DIR --data_dir=DIR
+    python -m multipath_jax.prepare imagenet --source=DIR --data_dir=DIR --config=subset100
+
+ILSVRC2012 is rescaled to 256x256 pixels on all cores and stored as the TFDS data set imagenet256.
+The same command goes on after an interruption, and does nothing once all is there. In --source:
+
+    ILSVRC2012_img_train.tar   or train/WNID/*.JPEG
+    ILSVRC2012_img_val.tar     or val/WNID/*.JPEG, or val/*.JPEG
+    labels of the validation images, unless they are in WNID folders: the development kit
+    ILSVRC2012_devkit_t12.tar.gz, Kaggle's LOC_val_solution.csv, or val_labels.txt with lines
+    "NAME WNID", or a WNID a line in the order of the images' names
+
+Exit status: 0; 2 for bad input; 130 after Ctrl-C.
+"""
+
+import argparse
+import os
+import pathlib
+import shutil
+import signal
+from collections.abc import Sequence
+from typing import get_args
+
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from multipath_jax import cli
+from multipath_jax.data import imagenet
+from multipath_jax.data.preparation import LEFT_OUT, Preparation, claim, is_prepared
+from multipath_jax.data.shards import OnBad
+from multipath_jax.errors import UserError
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags. Raises UserError for one that is unknown or has a value that cannot be."""
+    parser = cli.Parser(
+        "python -m multipath_jax.prepare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("dataset", choices=("imagenet",))
+    parser.add_argument("--source", required=True, metavar="DIR", help="where ILSVRC2012 is")
+    parser.add_argument(
+        "--data_dir",
+        default=tfds.core.constants.DATA_DIR,
+        metavar="DIR",
+        help="of TFDS; default: %(default)s",
+    )
+    parser.add_argument("--config", choices=imagenet.CONFIGS, default=imagenet.CONFIGS[0])
+    parser.add_argument(
+        "--workers", type=int, default=_cores(), metavar="N", help="processes; default: all cores"
+    )
+    parser.add_argument(
+        "--on_bad",
+        choices=get_args(OnBad),
+        default="stop",
+        help="at an unreadable image; default: stop",
+    )
+    parser.add_argument("--val_labels", metavar="FILE", help="default: found in --source")
+    flags = parser.parse_args(argv)
+    flags.data_dir = os.path.expanduser(flags.data_dir)
+    if flags.workers < 1:
+        raise UserError(f"--workers={flags.workers} must be at least 1")
+    if "://" in flags.data_dir:
+        raise UserError(
+            f"--data_dir={flags.data_dir} is not a folder of this machine; prepare in one that is, "
+            "and copy the result"
+        )
+    return flags
+
+
+def main(argv: Sequence[str]) -> int:
+    """Does what the flags ask for; gives the exit status."""
+    flags = parse(argv)
+    try:
+        builder = imagenet.builder(flags.config, flags.data_dir)
+        with claim(builder):
+            if is_prepared(builder):
+                print(f"{builder.info.full_name} is in {builder.data_dir} already")
+            else:
+                _prepare(builder, flags)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on with the shards that are not finished")
+        return 128 + signal.SIGINT
+    return 0
+
+
+def _prepare(builder: tfds.core.DatasetBuilder, flags: argparse.Namespace) -> None:
+    print(f"looking through {flags.source}", flush=True)
+    source = imagenet.find(flags.config, flags.source, flags.val_labels)
+    print(
+        f"{len(source.train):,} training and {len(source.validation):,} validation images of "
+        f"{len(source.class_names):,} classes",
+        flush=True,
+    )
+    splits = {"train": source.train, "validation": source.validation}
+    preparation = Preparation(builder, source.class_names, splits, flags.on_bad)
+    _check_space(preparation, flags.data_dir)
+    _write(preparation, flags.workers)
+    counts = preparation.publish()
+    print(
+        f"{builder.info.full_name} is in {builder.data_dir}: {counts['train']:,} training and "
+        f"{counts['validation']:,} validation images"
+    )
+    if counts["left out"]:
+        listed = pathlib.Path(builder.data_dir, LEFT_OUT)
+        print(f"{counts['left out']:,} left out, being unreadable; listed in {listed}")
+
+
+def _check_space(preparation: Preparation, data_dir: str) -> None:
+    """Says what disk space it takes. Raises UserError where there is less."""
+    needed, free = preparation.space_needed, shutil.disk_usage(data_dir).free
+    total, finished = len(preparation.shards), len(preparation.shards) - len(preparation.pending)
+    already = f"; {finished} of {total} shards are finished already" if finished else ""
+    print(
+        f"{data_dir}: about {_size(needed)} needed, {_size(free)} free{already}",
+        flush=True,
+    )
+    if needed > free:
+        raise UserError(
+            f"{data_dir} has {_size(free)} free, but about {_size(needed)} are needed; "
+            "make room, or choose another --data_dir"
+        )
+
+
+def _write(preparation: Preparation, workers: int) -> None:
+    total = sum(len(shard.images) for shard in preparation.shards)
+    pending = sum(len(shard.images) for shard in preparation.pending)
+    with tqdm(
+        total=total, initial=total - pending, unit="image", dynamic_ncols=True, smoothing=0
+    ) as bar:
+        for shard in preparation.write(workers):
+            bar.update(len(shard.images))
+
+
+def _size(number: int) -> str:
+    return tqdm.format_sizeof(number, "B")
+
+
+def _cores() -> int:
+    """Those that this process may use, which may be fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,217 @@
+"""`python -m multipath_jax.prepare`: what it says, what it refuses, and what a kill leaves."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from multipath_jax import cli, prepare
+from multipath_jax.data import preparation
+from multipath_jax.data.prepared import open_prepared
+from multipath_jax.errors import UserError
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent / "data"))
+from toy_sources import WNIDS, write_imagenet
+
+# Small shards, and a signal to itself when three of them are finished.
+INTERRUPTED = """
+import json, multiprocessing, os, signal, sys
+from multipath_jax import cli, prepare
+from multipath_jax.data import preparation
+
+preparation._IMAGES_PER_SHARD = 4
+seen = []
+
+class Bar(prepare.tqdm):
+    def update(self, images):
+        seen.append(images)
+        if len(seen) == 3:
+            workers = [child.pid for child in multiprocessing.active_children()]
+            print(json.dumps(workers), flush=True)
+            os.killpg(0, signal.SIGINT) if sys.argv[0] == "SIGINT" else os.kill(os.getpid(), 9)
+
+if __name__ == "__main__":
+    prepare.tqdm = Bar
+    del sys.argv[0]
+    cli.run(prepare.main)
+"""
+
+
+@pytest.fixture
+def source(tmp_path) -> pathlib.Path:
+    return write_imagenet(tmp_path / "source")
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(preparation, "_IMAGES_PER_SHARD", 4)
+
+
+def _flags(source, data_dir, *flags) -> list[str]:
+    return ["imagenet", f"--source={source}", f"--data_dir={data_dir}", "--workers=1", *flags]
+
+
+def _error(*argv) -> str:
+    with pytest.raises(UserError) as caught:
+        prepare.main(list(argv))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def _folder(data_dir) -> pathlib.Path:
+    return pathlib.Path(data_dir) / "imagenet256" / "full" / "1.0.0"
+
+
+def _contents(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_says_what_it_finds_what_it_takes_and_where_the_result_is(source, tmp_path, capsys):
+    data_dir = tmp_path / "data"
+    assert prepare.main(_flags(source, data_dir)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "15 training and 6 validation images of 3 classes"
+    assert lines[2].startswith(f"{data_dir}: about 756kB needed, ")
+    assert lines[3] == (
+        f"imagenet256/full/1.0.0 is in {_folder(data_dir)}: 15 training and 6 validation images"
+    )
+
+
+def test_again_there_is_nothing_to_do(source, tmp_path, capsys):
+    prepare.main(_flags(source, tmp_path / "data"))
+    before = _contents(_folder(tmp_path / "data"))
+    capsys.readouterr()
+    assert prepare.main(_flags("not looked at", tmp_path / "data")) == 0
+    assert capsys.readouterr().out.endswith("1.0.0 already\n")
+    assert _contents(_folder(tmp_path / "data")) == before
+    assert os.listdir(_folder(tmp_path / "data").parent) == ["1.0.0"]
+
+
+def test_says_what_was_left_out(source, tmp_path, capsys):
+    (source / "train" / WNIDS[0] / f"{WNIDS[0]}_0.JPEG").write_text("")
+    assert prepare.main(_flags(source, tmp_path / "data", "--on_bad=skip")) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    listed = _folder(tmp_path / "data") / "left_out.txt"
+    assert line == f"1 left out, being unreadable; listed in {listed}"
+    assert len(listed.read_text().splitlines()) == 1
+
+
+def test_refuses_a_disk_that_is_too_full(source, tmp_path, monkeypatch):
+    usage = type("Usage", (), {"free": 500_000})
+    monkeypatch.setattr(prepare.shutil, "disk_usage", lambda path: usage)
+    message = _error(*_flags(source, tmp_path / "data"))
+    assert "has 500kB free, but about 756kB are needed; make room" in message
+    assert not _folder(tmp_path / "data").exists()
+
+
+def test_finished_shards_need_no_more_room(source, tmp_path, monkeypatch, capsys, small_shards):
+    update = prepare.tqdm.update
+    monkeypatch.setattr(prepare.tqdm, "update", _interrupt_after(3))
+    assert prepare.main(_flags(source, tmp_path / "data")) == 130
+    assert "interrupted; the same command goes on" in capsys.readouterr().out
+    monkeypatch.setattr(prepare.tqdm, "update", update)
+    assert prepare.main(_flags(source, tmp_path / "data")) == 0
+    assert "3 of 6 shards are finished already" in capsys.readouterr().out
+
+
+def _interrupt_after(count):
+    calls = []
+
+    def update(bar, images):
+        calls.append(images)
+        if len(calls) == count:
+            raise KeyboardInterrupt
+
+    return update
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["imagenet"], "the following arguments are required: --source"),
+        (["imagent", "--source=."], "invalid choice: 'imagent'"),
+        (["imagenet", "--source=.", "--config=half"], "invalid choice: 'half'"),
+        (["imagenet", "--source=.", "--workers=0"], "--workers=0 must be at least 1"),
+        (["imagenet", "--source=.", "--on_bad=ignore"], "invalid choice: 'ignore'"),
+        (["imagenet", "--source=.", "--data_dir=gs://b/d"], "is not a folder of this machine"),
+    ],
+)
+def test_bad_flags(flags, message):
+    assert message in _error(*flags)
+
+
+def test_a_bad_source_leaves_nothing(tmp_path):
+    assert "holds no training images; put" in _error(*_flags(tmp_path / "none", tmp_path / "data"))
+    assert not list((tmp_path / "data").rglob("incomplete*"))
+
+
+def _interrupted(name, source, data_dir) -> tuple[subprocess.CompletedProcess, list[int]]:
+    """Runs it with two workers until the signal; gives the worker processes too."""
+    command = [sys.executable, "-c", INTERRUPTED, name, *_flags(source, data_dir, "--workers=2")]
+    result = subprocess.run(command, capture_output=True, text=True, start_new_session=True)
+    workers = next(line for line in result.stdout.splitlines() if line.startswith("["))
+    return result, json.loads(workers)
+
+
+def _ends(pid: int) -> bool:
+    """Within ten seconds; a process that nobody waits for may stay a zombie."""
+    for _ in range(100):
+        try:
+            if pathlib.Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.fixture
+def larger_source(tmp_path) -> pathlib.Path:
+    """48 training images in 12 shards."""
+    return write_imagenet(tmp_path / "larger", train=16)
+
+
+def test_killed_it_leaves_nothing_that_looks_finished_and_goes_on(
+    larger_source, tmp_path, small_shards
+):
+    data_dir = tmp_path / "data"
+    result, workers = _interrupted("SIGKILL", larger_source, data_dir)
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    assert len(workers) == 2
+    assert all(map(_ends, workers))
+    with pytest.raises(UserError, match="prepare it with"):
+        open_prepared("imagenet256", data_dir)
+    work = _folder(data_dir).with_name("incomplete.1.0.0")
+    shard_of = {note.name.removesuffix(".json") for note in (work / "done").glob("*.json")}
+    finished = {name: (work / "data" / name).stat() for name in shard_of}
+    assert 3 <= len(finished) < 14
+    assert prepare.main(_flags(larger_source, data_dir)) == 0
+    for name, before in finished.items():
+        after = (_folder(data_dir) / name).stat()
+        assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert prepare.main(_flags(larger_source, tmp_path / "undisturbed")) == 0
+    assert _contents(_folder(data_dir)) == _contents(_folder(tmp_path / "undisturbed"))
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_the_terminal_ends_workers_quietly(larger_source, tmp_path):
+    result, workers = _interrupted("SIGINT", larger_source, tmp_path / "data")
+    assert result.returncode == 130
+    assert "interrupted; the same command goes on" in result.stdout
+    assert "Traceback" not in result.stderr
+    assert all(map(_ends, workers))
+    assert not _folder(tmp_path / "data").exists()
+
+
+def test_bad_input_is_one_line_and_status_2(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["prepare", *_flags(tmp_path, tmp_path / "data")])
+    with pytest.raises(SystemExit) as caught:
+        cli.run(prepare.main)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path} holds no training images; put")
