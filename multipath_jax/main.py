@@ -33,7 +33,7 @@ DISTRIBUTED = flags.DEFINE_string(
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --distributed=HOST:PORT.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --distributed=HOST:PORT.")
 MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or evaluate a checkpoint.")
-CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "Which to evaluate.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "Which to evaluate: best, latest or a step.")
 USAGE = "--config=configs/digits.py --workdir=runs/digits"
 
 
@@ -99,7 +99,7 @@ def _evaluate() -> int:
         checkpoints.check_workdir(workdir, config)
     enable_compilation_cache(config.compilation_cache)
     parts = Parts(config)
-    step = found.best if CHECKPOINT.value == "best" else found.latest
+    step = found.find(CHECKPOINT.value)
     weights = found.restore_weights(parts.abstract_carry.state.variables, step)
     print(
         f"{CHECKPOINT.value} checkpoint of {workdir}, step {step}, {config.dataset.name} test split"

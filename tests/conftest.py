@@ -15,6 +15,7 @@ from jaxtyping import install_import_hook
 install_import_hook("multipath_jax", "beartype.beartype")
 
 import jax  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/multipath_jax/xla"))
@@ -36,3 +37,36 @@ def x64():
     """Float64 for one test: derivatives are compared to 1e-10 there."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory):
+    """A workdir with two checkpoints of a routed network for the digits, made without training.
+
+    All parameters and statistics are moved off their initial values, by random numbers that differ
+    from step 1 (the best) to step 2. The data set is beside the workdir, in ``tfds``.
+    """
+    from etils import epath
+
+    from multipath_jax.training.config import default_config
+    from multipath_jax.training.loop import start_run
+    from multipath_jax.training.parts import Parts
+
+    folder = epath.Path(tmp_path_factory.mktemp("digits"))
+    config = default_config()
+    config.model.name, config.dataset.data_dir = "BaseCNN-2-CC", str(folder / "tfds")
+    rng = np.random.default_rng(0)
+
+    def moved(x):
+        return x + rng.uniform(0, 0.1, x.shape).astype(np.float32)
+
+    with start_run(Parts(config), config, folder / "run") as run:
+        for step, error in ((1, 40.0), (2, 60.0)):
+            state = run.carry.state
+            state = state.replace(
+                step=state.step + step,
+                params=jax.tree.map(moved, state.params),
+                batch_stats=jax.tree.map(moved, state.batch_stats),
+            )
+            run.checkpoints.save(step, run.carry._replace(state=state), error)
+    return folder / "run"

@@ -2,6 +2,7 @@
 
 from multipath_jax.data.augment import augment, normalize, random_flip, random_shift
 from multipath_jax.data.datasets import Dataset, Split, load_dataset, pixel_statistics
+from multipath_jax.data.description import Description, describe
 from multipath_jax.data.resident import (
     EvalBatches,
     ResidentData,
@@ -14,12 +15,14 @@ from multipath_jax.data.resident import (
 
 __all__ = [
     "Dataset",
+    "Description",
     "EvalBatches",
     "ResidentData",
     "Split",
     "augment",
     "batch_at",
     "batches_per_epoch",
+    "describe",
     "epoch_order",
     "eval_batches",
     "load_dataset",

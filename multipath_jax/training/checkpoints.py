@@ -7,7 +7,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TextIO
 
 import jax
@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import args as ocp_args
 from orbax.checkpoint import checkpoint_managers as policies
 
+from multipath_jax.data.description import Description, to_json
 from multipath_jax.errors import UserError
 from multipath_jax.training import config as config_lib
 from multipath_jax.training import processes
@@ -28,14 +29,16 @@ from multipath_jax.training.state import TrainState
 from multipath_jax.training.step import Carry
 
 CONFIG_FILE = "config.json"
+DATASET_FILE = "dataset.json"
 LOCK_FILE = ".lock"
 FOLDER = "checkpoints"
 DAMAGED = "damaged"
+CHANGED = "its numbers are not those that were saved"
 MARGIN = 1_000_000  # bytes beside the numbers: some dozens of files, and the log
 
 
-class Damaged(Exception):
-    """A checkpoint that cannot be gone on from."""
+class Damaged(UserError):
+    """A checkpoint that cannot be read, or is not what was saved."""
 
     def __init__(self, step: int, reason: str):
         first = (reason.strip().splitlines() or ["unreadable"])[0]
@@ -98,8 +101,12 @@ class Checkpoints:
         return min(self._errors().values(), default=None)
 
     def _errors(self) -> dict[int, float]:
-        metrics = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
-        return {step: found["error"] for step, found in metrics.items() if found}
+        errors = {}
+        for step in self._manager.all_steps():
+            with _damaged(step):
+                if found := self._manager.metrics(step):
+                    errors[step] = found["error"]
+        return errors
 
     def save(self, step: int, carry: Carry, error: float | None) -> None:
         """Copies the carry off the device and returns; the files are written meanwhile.
@@ -132,23 +139,18 @@ class Checkpoints:
             (len(jax.tree.leaves(like)),), np.uint32, sharding=like.state.step.sharding
         )
         items = ocp_args.Composite(weights=_reading(weights), training=_reading(training))
-        try:
+        with _damaged(step):
             found = self._manager.restore(step, args=items)
-        except Exception as error:  # whatever a reader of half a file may raise
-            raise Damaged(step, str(error)) from error
         expected = found["training"].pop("fingerprint")
         state = like.state.replace(**found["weights"], **found["training"]["state"])
         carry = Carry(state, found["training"]["metrics"])
         if not np.array_equal(fingerprint(carry), expected):
-            raise Damaged(step, "its numbers are not those that were saved")
+            raise Damaged(step, CHANGED)
         return carry
 
     def _check_shapes(self, variables: PyTree, step: int) -> None:
         """The config is the same, or it would not have come so far: the program is another one."""
-        try:
-            found = self.shapes(step)
-        except Exception as error:  # as above
-            raise Damaged(step, str(error)) from error
+        found = self.shapes(step)
         own = traverse_util.flatten_dict(variables)
         for key in sorted(own.keys() | found.keys()):
             shapes = [tuple(tree[key].shape) if key in tree else "missing" for tree in (found, own)]
@@ -192,14 +194,48 @@ class Checkpoints:
         processes.wait_for_all("put aside")
         self._manager.reload()
 
+    def find(self, which: str | int) -> int:
+        """The step of the ``"best"`` or of the ``"latest"`` checkpoint, or the one that is given.
+
+        Raises:
+          UserError: there is none; those that there are are named.
+        """
+        if which == "best":
+            return self.best
+        if which == "latest":
+            return self.latest
+        steps = {str(step): step for step in self._manager.all_steps()}
+        if str(which) not in steps:
+            raise UserError(
+                f"{self._folder.parent} has no checkpoint {which!r}; choose best, latest or "
+                f"{' or '.join(steps)}"
+            )
+        return steps[str(which)]
+
     def shapes(self, step: int) -> dict[tuple[str, ...], PyTree]:
-        """The shapes of the saved weights, by flattened key."""
-        return traverse_util.flatten_dict(dict(self._manager.item_metadata(step)["weights"].tree))
+        """The shapes of the saved weights, by flattened key. Raises Damaged."""
+        with _damaged(step):
+            saved = self._manager.item_metadata(step)["weights"].tree
+            return traverse_util.flatten_dict(dict(saved))
 
     def restore_weights(self, like: PyTree, step: int) -> PyTree:
-        """The saved values of ``like``, the shapes of a part of the weights."""
-        items = ocp_args.Composite(weights=_reading(like, partial_restore=True))
-        return self._manager.restore(step, args=items)["weights"]
+        """The saved values of ``like``, the shapes of the weights or of a part of them.
+
+        Raises:
+          Damaged: they cannot be read, or are not what was saved.
+        """
+        items = ocp_args.Composite(
+            weights=_reading(like, partial_restore=True),
+            training=_reading({"fingerprint": np.zeros(0, np.uint32)}, partial_restore=True),
+        )
+        with _damaged(step):
+            found = self._manager.restore(step, args=items)
+        weights = traverse_util.flatten_dict(found["weights"])
+        places = _places(self.shapes(step))
+        expected = found["training"]["fingerprint"][[places["/".join(key)] for key in weights]]
+        if not np.array_equal(fingerprint(list(weights.values())), expected):
+            raise Damaged(step, CHANGED)
+        return found["weights"]
 
     def wait(self) -> None:
         """Returns when all is written. Raises WritingFailed."""
@@ -242,13 +278,29 @@ def _parts(carry: Carry) -> tuple[dict, dict]:
     return state.variables, {"state": progress, "metrics": carry.metrics}
 
 
+def _places(keys: Iterable[tuple[str, ...]]) -> dict[str, int]:
+    """Where the fingerprint of a carry has the number of each of the saved weights."""
+    tree = traverse_util.unflatten_dict({key: "/".join(key) for key in keys})
+    state = TrainState("", tree["params"], tree.get("batch_stats", {}), opt_state=(), rng=())
+    return {name: place for place, name in enumerate(jax.tree.leaves(state))}
+
+
+@contextlib.contextmanager
+def _damaged(step: int) -> Iterator[None]:
+    """Around what reads a checkpoint, and may raise whatever a reader of half a file does."""
+    try:
+        yield
+    except Exception as error:
+        raise Damaged(step, str(error)) from error
+
+
 def _reading(like: PyTree, **options) -> ocp_args.PyTreeRestore:
     """How to read a tree of these shapes to where they say."""
     where = ocp.checkpoint_utils.construct_restore_args(like)
     return ocp_args.PyTreeRestore(item=like, restore_args=where, **options)
 
 
-# The config beside the checkpoints
+# The config and the description of the data beside the checkpoints
 
 
 def check_workdir(workdir: epath.Path, config: ConfigDict) -> None:
@@ -322,15 +374,23 @@ def write_config(workdir: epath.Path, config: ConfigDict) -> None:
     Raises:
       UserError: the folder cannot be written.
     """
+    _write(workdir / CONFIG_FILE, config_lib.to_json(config))
+
+
+def write_description(workdir: epath.Path, description: Description) -> None:
+    """Stores beside the checkpoints what is to be known of the data, as `write_config` does."""
+    _write(workdir / DATASET_FILE, to_json(description))
+
+
+def _write(path: epath.Path, text: str) -> None:
     if not processes.is_first():
         return
-    path = workdir / CONFIG_FILE
     try:
         new = path.with_suffix(".new")
-        new.write_text(config_lib.to_json(config))
+        new.write_text(text)
         os.replace(new, path)
     except OSError as error:
-        raise UserError(f"workdir {workdir} cannot be written ({error.strerror})") from error
+        raise UserError(f"workdir {path.parent} cannot be written ({error.strerror})") from error
 
 
 # Starting from another run's weights
@@ -387,4 +447,6 @@ def open_existing(workdir: epath.PathLike) -> Checkpoints:
         checkpoints = Checkpoints(workdir, read_only=True)
         if checkpoints.latest is not None:
             return checkpoints
-    raise UserError(f"{workdir} has no checkpoint")
+    trials = sorted(path.parent.name for path in epath.Path(workdir).glob(f"*/{FOLDER}"))
+    hint = f"; its trials do: {', '.join(trials)}" if trials else ""
+    raise UserError(f"{workdir} has no checkpoint{hint}")

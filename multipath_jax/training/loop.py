@@ -12,6 +12,7 @@ from etils import epath
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from multipath_jax.data import describe
 from multipath_jax.training import checkpoints as ckpt
 from multipath_jax.training import curves, processes
 from multipath_jax.training.parts import Parts
@@ -92,6 +93,7 @@ def start_run(
     """
     with ckpt.claimed(workdir):
         ckpt.write_config(workdir, config)
+        ckpt.write_description(workdir, describe(parts.dataset))
         with contextlib.closing(ckpt.Checkpoints(workdir)) as checkpoints:
             run = Run(parts, config, workdir, checkpoints, name)
             with contextlib.closing(run.log):

@@ -1,0 +1,143 @@
+"""A trained network out of its workdir."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+import multipath_jax
+from multipath_jax.data import describe, load_dataset, normalize
+from multipath_jax.data.description import read_description, to_json
+from multipath_jax.errors import UserError
+from multipath_jax.runs import load_run
+from multipath_jax.training import checkpoints as ckpt
+from multipath_jax.training.config import read_config
+from multipath_jax.training.parts import Parts
+
+
+@pytest.fixture
+def copy(digits_run, tmp_path):
+    """A copy to be changed."""
+    return epath.Path(shutil.copytree(digits_run, tmp_path / "run"))
+
+
+def rename_dataset(workdir, name):
+    path = workdir / ckpt.CONFIG_FILE
+    config = json.loads(path.read_text())
+    config["dataset"]["name"] = name
+    path.write_text(json.dumps(config))
+
+
+def test_it_has_the_weights_that_training_goes_on_from(digits_run):
+    parts = Parts(read_config(digits_run / ckpt.CONFIG_FILE))
+    for which, step in {"best": 1, "latest": 2, 1: 1, "2": 2}.items():
+        run = load_run(digits_run, which)
+        carry = ckpt.open_existing(digits_run).restore(parts.abstract_carry, step)
+        jax.tree.map(np.testing.assert_array_equal, run.variables, carry.state.variables)
+        assert run.step == step
+
+
+def test_it_answers_as_the_network_does_in_evaluation(digits_run):
+    run = load_run(digits_run)
+    images = run.dataset.test.images[:7]
+    inputs = normalize(images, run.dataset.mean, run.dataset.std)
+    expected = run.model.apply(run.variables, inputs, train=False)
+    # One program against one for each operation: other roundings of float32.
+    np.testing.assert_allclose(run.logits(images), expected, rtol=1e-4, atol=1e-5)
+    assert np.asarray(expected).std() > 0.01  # or nothing would have been compared
+
+
+def test_it_needs_no_data_set(copy):
+    rename_dataset(copy, "gone")
+    run = load_run(copy)
+    assert run.description.class_names == tuple("0123456789")
+    assert run.logits(np.zeros((2, *run.description.image_shape), np.uint8)).shape == (2, 10)
+    with pytest.raises(UserError, match="unknown data set 'gone'"):
+        _ = run.dataset
+
+
+def test_a_run_without_a_description_looks_at_the_data_set(copy):
+    kept = load_run(copy).description
+    (copy / ckpt.DATASET_FILE).unlink()
+    found = load_run(copy).description
+    for field in dataclasses.fields(kept):
+        np.testing.assert_array_equal(getattr(found, field.name), getattr(kept, field.name))
+
+
+def test_a_description_comes_back_to_the_bit(digits_run, tmp_path):
+    described = describe(load_dataset("digits", digits_run.parent / "tfds"))
+    (tmp_path / "dataset.json").write_text(to_json(described))
+    found = read_description(tmp_path / "dataset.json")
+    assert found.mean.dtype == found.std.dtype == np.float32
+    assert (found.mean, found.std) == (described.mean, described.std)
+    assert found.image_shape == (8, 8, 1)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"name": "digits"}'])
+def test_a_broken_description_is_said_to_be_one(copy, text):
+    (copy / ckpt.DATASET_FILE).write_text(text)
+    with pytest.raises(UserError, match=r"dataset.json does not describe .* remove it"):
+        load_run(copy)
+
+
+def files(folder):
+    found = [path for path in folder.glob("**/*") if path.is_file()]
+    return sorted(found, key=lambda path: -path.stat().length)
+
+
+def flip(folder):
+    """One bit in the middle of the file with the most numbers."""
+    path = files(folder / "weights")[0]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+
+
+def empty(folder):
+    for path in files(folder):
+        path.write_bytes(b"")
+
+
+def remove(folder):
+    for path in files(folder):
+        path.unlink()
+
+
+@pytest.mark.parametrize("damage", [flip, empty, remove])
+@pytest.mark.parametrize("which", ["best", "latest"])
+def test_a_damaged_checkpoint_is_said_to_be_one(copy, damage, which):
+    steps = {"best": "1", "latest": "2"}
+    damage(copy / ckpt.FOLDER / steps[which])
+    with pytest.raises(UserError, match=rf"step {steps[which]} is damaged") as caught:
+        load_run(copy, steps[which])
+    assert "\n" not in str(caught.value)
+    other = steps["latest" if which == "best" else "best"]
+    assert load_run(copy, other).step == int(other)
+
+
+def test_what_is_not_there_is_said(digits_run, tmp_path):
+    with pytest.raises(UserError, match="no checkpoint '7'; choose best, latest or 1 or 2"):
+        load_run(digits_run, "7")
+    with pytest.raises(UserError, match="has no checkpoint"):
+        load_run(tmp_path / "nowhere")
+    shutil.copytree(digits_run, tmp_path / "trials" / "seed_0")
+    with pytest.raises(UserError, match="no checkpoint; its trials do: seed_0"):
+        load_run(tmp_path / "trials")
+
+
+def test_the_package_imports_neither_data_sets_nor_checkpoints_before_they_are_asked_for():
+    code = (
+        "import sys, multipath_jax\n"
+        "heavy = {'orbax', 'tensorflow_datasets', 'matplotlib', 'sklearn'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert multipath_jax.load_run is load_run
+    with pytest.raises(AttributeError, match="load_rum"):
+        _ = multipath_jax.load_rum
