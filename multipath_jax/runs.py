@@ -12,6 +12,7 @@ from functools import cached_property
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import traverse_util
@@ -54,7 +55,7 @@ class LoadedRun:
 
     def prepare(self, images: Images) -> Float[Array, "b h w c"]:
         """Images as they are stored -> the network's input, as in evaluation."""
-        return normalize(images, self.description.mean, self.description.std)
+        return normalize(jnp.asarray(images), self.description.mean, self.description.std)
 
     def forward(self, variables: PyTree, images: Images) -> Float[Array, "b classes"]:
         """Images as they are stored -> logits, as a pure function to be transformed further."""

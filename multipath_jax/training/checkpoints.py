@@ -2,12 +2,13 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import re
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple, TextIO
 
 import jax
@@ -15,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 from orbax.checkpoint import args as ocp_args
 from orbax.checkpoint import checkpoint_managers as policies
@@ -33,6 +34,7 @@ DATASET_FILE = "dataset.json"
 LOCK_FILE = ".lock"
 FOLDER = "checkpoints"
 DAMAGED = "damaged"
+FINGERPRINT = "fingerprint"
 CHANGED = "its numbers are not those that were saved"
 MARGIN = 1_000_000  # bytes beside the numbers: some dozens of files, and the log
 
@@ -82,6 +84,7 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
         )
         handlers = {name: ocp.PyTreeCheckpointHandler() for name in ("weights", "training")}
+        _check_metrics(self._folder)
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
     @property
@@ -118,13 +121,15 @@ class Checkpoints:
             return
         weights, training = _parts(carry)
         training["fingerprint"] = fingerprint(carry)
+        # Those of the weights also by name, for who reads them alone.
+        named = {FINGERPRINT: _numbers(weights, carry, training["fingerprint"])}
         items = ocp_args.Composite(
             weights=ocp_args.PyTreeSave(weights), training=ocp_args.PyTreeSave(training)
         )
         metrics = None if error is None else {"error": error}
         with self._failing():
             self._check_room(carry)
-            self._manager.save(step, args=items, metrics=metrics, force=True)
+            self._manager.save(step, args=items, metrics=metrics, force=True, custom_metadata=named)
 
     def restore(self, like: Carry, step: int) -> Carry:
         """The carry saved at that step; ``like`` gives its shapes and where it lies.
@@ -224,18 +229,15 @@ class Checkpoints:
         Raises:
           Damaged: they cannot be read, or are not what was saved.
         """
-        items = ocp_args.Composite(
-            weights=_reading(like, partial_restore=True),
-            training=_reading({"fingerprint": np.zeros(0, np.uint32)}, partial_restore=True),
-        )
+        items = ocp_args.Composite(weights=_reading(like, partial_restore=True))
         with _damaged(step):
-            found = self._manager.restore(step, args=items)
-        weights = traverse_util.flatten_dict(found["weights"])
-        places = _places(self.shapes(step))
-        expected = found["training"]["fingerprint"][[places["/".join(key)] for key in weights]]
-        if not np.array_equal(fingerprint(list(weights.values())), expected):
-            raise Damaged(step, CHANGED)
-        return found["weights"]
+            found = self._manager.restore(step, args=items)["weights"]
+            expected = (self._manager.metadata(step).custom_metadata or {}).get(FINGERPRINT, {})
+        flat = traverse_util.flatten_dict(found, sep="/")
+        for name, number in zip(flat, fingerprint(list(flat.values())).tolist(), strict=True):
+            if expected.get(name, number) != number:  # checkpoints of old have no such numbers
+                raise Damaged(step, CHANGED)
+        return found
 
     def wait(self) -> None:
         """Returns when all is written. Raises WritingFailed."""
@@ -272,17 +274,30 @@ class Checkpoints:
             ) from error
 
 
+def _check_metrics(folder: epath.Path) -> None:
+    """Raises Damaged for a checkpoint without readable metrics, for which Orbax opens none."""
+    for path in folder.glob("*/metrics/metrics"):
+        checkpoint = path.parent.parent
+        if not checkpoint.name.isdecimal():  # one that was never completed
+            continue
+        try:
+            json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            reason = f"its metrics cannot be read; move {checkpoint} elsewhere"
+            raise Damaged(int(checkpoint.name), reason) from error
+
+
 def _parts(carry: Carry) -> tuple[dict, dict]:
     state = carry.state
     progress = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
     return state.variables, {"state": progress, "metrics": carry.metrics}
 
 
-def _places(keys: Iterable[tuple[str, ...]]) -> dict[str, int]:
-    """Where the fingerprint of a carry has the number of each of the saved weights."""
-    tree = traverse_util.unflatten_dict({key: "/".join(key) for key in keys})
-    state = TrainState("", tree["params"], tree.get("batch_stats", {}), opt_state=(), rng=())
-    return {name: place for place, name in enumerate(jax.tree.leaves(state))}
+def _numbers(weights: PyTree, carry: Carry, numbers: Array) -> dict[str, int]:
+    """The numbers of the weights, which are some of the carry's own arrays, by flattened key."""
+    places = {id(leaf): place for place, leaf in enumerate(jax.tree.leaves(carry))}
+    numbers, flat = numbers.tolist(), traverse_util.flatten_dict(weights, sep="/")
+    return {name: numbers[places[id(leaf)]] for name, leaf in flat.items()}
 
 
 @contextlib.contextmanager
