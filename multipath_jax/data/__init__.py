@@ -1,8 +1,15 @@
-"""Data: TFDS sets in host memory, then on the device, augmented there."""
+"""Data: TFDS sets in host memory or decoded as they are wanted, augmented on the device."""
 
-from multipath_jax.data.augment import augment, normalize, random_flip, random_shift
-from multipath_jax.data.datasets import Dataset, Split, load_dataset, pixel_statistics
+from multipath_jax.data.augment import augment, normalize, random_crop, random_flip, random_shift
+from multipath_jax.data.datasets import (
+    Dataset,
+    Split,
+    load_dataset,
+    open_encoded,
+    pixel_statistics,
+)
 from multipath_jax.data.description import Description, describe
+from multipath_jax.data.encoded import EncodedSplit
 from multipath_jax.data.resident import (
     EvalBatches,
     ResidentData,
@@ -16,6 +23,7 @@ from multipath_jax.data.resident import (
 __all__ = [
     "Dataset",
     "Description",
+    "EncodedSplit",
     "EvalBatches",
     "ResidentData",
     "Split",
@@ -27,8 +35,10 @@ __all__ = [
     "eval_batches",
     "load_dataset",
     "normalize",
+    "open_encoded",
     "pixel_statistics",
     "place",
+    "random_crop",
     "random_flip",
     "random_shift",
 ]

@@ -1,4 +1,4 @@
-"""Image classification data sets in host memory, read from prepared TFDS directories."""
+"""Image classification data sets, in host memory or left encoded on the disk, prepared by TFDS."""
 
 import dataclasses
 import io
@@ -10,16 +10,19 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
-from google.protobuf.message import DecodeError
-from jaxtyping import Float32, Int32, UInt8
+from jaxtyping import Float32, Int32, Int64, UInt8
 from PIL import Image
-from tensorflow_datasets.proto import tf_example_pb2
 
-from multipath_jax.data.prepared import one_line, open_prepared, start_again
+from multipath_jax.data.encoded import STOP, EncodedSplit, unreadable
+from multipath_jax.data.folder import open_folder
+from multipath_jax.data.prepared import one_line, open_prepared
+from multipath_jax.data.records import BadRecord, Files, Records
 from multipath_jax.errors import UserError
 
 _PIL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _READ_AT_ONCE = 1000  # records; one call for many costs half of one call for each
+_SAMPLE = 1000  # images whose statistics stand for those of a split that stays encoded
+_SAMPLE_AT_ONCE = 50  # 10 MB of 256x256 pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,14 +32,22 @@ class Split:
     images: UInt8[np.ndarray, "n h w c"]
     labels: Int32[np.ndarray, " n"]
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels."""
+        return self.images.shape[1:]
+
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """Both splits, and the mean and deviation `[c]` of the training pixels in [0, 1]."""
 
     name: str
-    train: Split
-    test: Split
+    train: Split | EncodedSplit
+    test: Split | EncodedSplit
     class_names: tuple[str, ...]
     mean: Float32[np.ndarray, " c"]
     std: Float32[np.ndarray, " c"]
@@ -48,7 +59,7 @@ class Dataset:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels."""
-        return self.train.images.shape[1:]
+        return self.train.image_shape
 
 
 def load_dataset(name: str, data_dir: str | os.PathLike | None) -> Dataset:
@@ -73,15 +84,67 @@ def load_dataset(name: str, data_dir: str | os.PathLike | None) -> Dataset:
     return Dataset(name, train, test, class_names, *pixel_statistics(train.images))
 
 
+def open_encoded(
+    name: str,
+    data_dir: str | os.PathLike | None,
+    size: int,
+    on_bad: str = STOP,
+    source: str | os.PathLike | None = None,
+) -> Dataset:
+    """A data set of pictures of any size, which stay on the disk until they are wanted.
+
+    They are then rescaled to `size` x `size` RGB. For `name` and `data_dir`, and for what is
+    raised, see `load_dataset`; a `source`, if there is one, is used in their place: a folder of
+    class folders (`folder.open_folder`). `on_bad` says what becomes of a training record that
+    cannot be read, `stop` or `replace`; one of the test split always stops, or its measures would
+    not be exact. Mean and deviation are those of at most 1,000 training images, evenly spaced over
+    the split.
+    """
+    if source:
+        builder = open_folder(source)
+        train, test = (Files(builder.as_data_source(split)) for split in ("train", "test"))
+        name = os.fspath(source)
+    else:
+        builder = open_prepared(name, data_dir)
+        _check_features(builder)
+        train, test = (Records(builder, split) for split in _split_names(builder))
+    class_names = tuple(builder.info.features["label"].names)
+    split = EncodedSplit(train, size, len(class_names), on_bad)
+    held_out = EncodedSplit(test, size, len(class_names))
+    return Dataset(name, split, held_out, class_names, *_sampled_statistics(split))
+
+
+def _sampled_statistics(
+    split: EncodedSplit,
+) -> tuple[Float32[np.ndarray, " c"], Float32[np.ndarray, " c"]]:
+    """Mean and deviation `[c]` of some images; always the same ones, so that runs can go on."""
+    count = min(len(split), _SAMPLE)
+    chosen = np.arange(count) * len(split) // count
+    parts = np.split(chosen, range(_SAMPLE_AT_ONCE, count, _SAMPLE_AT_ONCE))
+    return statistics(sum(histograms(split.load(part).images) for part in parts))
+
+
 def pixel_statistics(
     images: UInt8[np.ndarray, "n h w c"],
 ) -> tuple[Float32[np.ndarray, " c"], Float32[np.ndarray, " c"]]:
     """Mean and deviation `[c]` of each channel in [0, 1], from exact sums of integers."""
-    count = math.prod(images.shape[:3])
+    return statistics(histograms(images))
+
+
+def histograms(images: UInt8[np.ndarray, "n h w c"]) -> Int64[np.ndarray, "c 256"]:
+    """How often each channel has each value."""
+    channels = np.moveaxis(images, -1, 0)
+    return np.stack([np.bincount(channel.ravel(), minlength=256) for channel in channels])
+
+
+def statistics(
+    histograms: Int64[np.ndarray, "c 256"],
+) -> tuple[Float32[np.ndarray, " c"], Float32[np.ndarray, " c"]]:
+    """Mean and deviation `[c]` in [0, 1] of channels whose values are so frequent."""
     levels = np.arange(256)
     moments = []
-    for channel in np.moveaxis(images, -1, 0):
-        histogram = np.bincount(channel.ravel(), minlength=256)
+    for histogram in histograms:
+        count = int(histogram.sum())
         total, squares = int(histogram @ levels), int(histogram @ levels**2)
         # A channel of one colour has nothing to scale; 1 keeps the division defined.
         deviation = math.sqrt(count * squares - total * total) / (255 * count) or 1.0
@@ -131,7 +194,8 @@ def _read_split(builder: tfds.core.DatasetBuilder, name: str) -> Split:
     count = builder.info.splits[name].num_examples
     num_classes = builder.info.features["label"].num_classes
     labels = np.empty(count, np.int32)
-    for index, (image, label) in enumerate(_examples(builder, name)):
+    channels = builder.info.features["image"].shape[-1]
+    for index, (image, label) in enumerate(_examples(Records(builder, name), channels)):
         if index == 0:
             images = np.empty((count, *image.shape), np.uint8)
         if image.shape != images.shape[1:]:
@@ -150,18 +214,21 @@ def _read_split(builder: tfds.core.DatasetBuilder, name: str) -> Split:
     return Split(images, labels)
 
 
-def _examples(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[tuple[np.ndarray, int]]:
+def _examples(records: Records, channels: int) -> Iterator[tuple[np.ndarray, int]]:
     """Images `[h w c]` and labels, in the order of the files."""
-    channels = builder.info.features["image"].shape[-1]
-    for index, record in enumerate(_records(builder, split)):
+    for start in range(0, len(records), _READ_AT_ONCE):
+        indices = range(start, min(start + _READ_AT_ONCE, len(records)))
         try:
-            # Parsed and decoded here, since TFDS's own way takes half as long again.
-            example = tf_example_pb2.Example.FromString(record).features.feature
-            image = _decode(example["image"].bytes_list.value[0], channels)
-            label = example["label"].int64_list.value[0]
-        except (DecodeError, IndexError, OSError, SyntaxError, ValueError) as error:
-            raise _unreadable(builder.data_dir, f"record {index} of {split!r}", error) from error
-        yield image, label
+            read = records.read(indices)
+        except BadRecord as error:
+            which = f"a record from {indices[0]} to {indices[-1]} {records.where}"
+            raise unreadable(which, error, records.remedy) from error
+        for index, (encoded, label) in zip(indices, read, strict=True):
+            try:
+                image = _decode(encoded, channels)
+            except (OSError, SyntaxError, ValueError) as error:
+                raise unreadable(records.name(index), one_line(error), records.remedy) from error
+            yield image, label
 
 
 def _decode(encoded: bytes, channels: int) -> UInt8[np.ndarray, "h w c"]:
@@ -169,26 +236,3 @@ def _decode(encoded: bytes, channels: int) -> UInt8[np.ndarray, "h w c"]:
     image, mode = Image.open(io.BytesIO(encoded)), _PIL_MODES[channels]
     pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     return pixels.reshape(*pixels.shape[:2], channels)
-
-
-def _records(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[bytes]:
-    """The serialized examples of a split."""
-    source = builder.as_data_source(
-        split,
-        deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
-        file_format="array_record",
-    )
-    for start in range(0, len(source), _READ_AT_ONCE):
-        indices = range(start, min(start + _READ_AT_ONCE, len(source)))
-        try:
-            records = source.__getitems__(indices)
-        except RuntimeError as error:  # from the reader in C++: file missing, cut off or changed
-            where = f"a record from {indices[0]} to {indices[-1]} of {split!r}"
-            raise _unreadable(builder.data_dir, where, error) from error
-        yield from records
-
-
-def _unreadable(folder: str | os.PathLike, where: str, error: Exception) -> UserError:
-    return UserError(
-        f"{where} in {folder} cannot be read ({one_line(error)}); {start_again(folder)}"
-    )

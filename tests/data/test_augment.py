@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from multipath_jax.data import augment, normalize, random_flip, random_shift
+from multipath_jax.data import augment, normalize, random_crop, random_flip, random_shift
 
 KEY = jax.random.key(7)
 
@@ -55,6 +55,28 @@ def test_shift_is_uniform_both_ways():
     frequencies = np.asarray(random_shift(KEY, jnp.asarray(images), 2)).mean(0)[..., 0]
     deviation = np.sqrt(1 / 25 * 24 / 25 / 20_000)
     np.testing.assert_allclose(frequencies, 1 / 25, atol=4 * deviation)
+
+
+def test_crops_are_cut_out_at_places_of_their_own():
+    images = np.asarray(_images((64, 7, 6, 3)))
+    results = np.asarray(jax.jit(random_crop, static_argnums=(2, 3))(KEY, images, 5, 3))
+    assert results.shape == (64, 5, 3, 3)
+    places = set()
+    for image, result in zip(images, results, strict=True):
+        found = [
+            (y, x)
+            for y in range(3)
+            for x in range(4)
+            if np.array_equal(image[y : y + 5, x : x + 3], result)
+        ]
+        assert len(found) == 1
+        places.update(found)
+    assert len(places) >= 9  # 64 draws of the 12 leave out more than 3 with odds of 1e-6
+
+
+def test_a_crop_of_the_whole_image_is_the_image():
+    images = _images()
+    np.testing.assert_array_equal(random_crop(KEY, images, *images.shape[1:3]), images)
 
 
 def test_flip_mirrors_left_to_right_or_leaves_alone():

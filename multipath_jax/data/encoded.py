@@ -1,0 +1,138 @@
+"""A split that stays encoded: images of any size are decoded and rescaled when they are wanted."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int, Int32, UInt8
+
+from multipath_jax.data.images import BadImage, decode, square
+from multipath_jax.data.records import BadRecord, Record
+from multipath_jax.errors import UserError
+
+STOP, REPLACE = "stop", "replace"  # what to do about a record that cannot be read
+MOST_IN_A_ROW = 100  # records that may be unreadable one after another before that ends the run
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Encoded images and labels, read at random: `records.Records`, for one.
+
+    Attributes:
+      remedy: what to do where a record cannot be read.
+    """
+
+    remedy: str
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Sequence[int]) -> list[Record]:
+        """Raises `BadRecord`."""
+
+    def name(self, index: int) -> str:
+        """How to speak of a record."""
+
+
+class Decoded(NamedTuple):
+    """Some examples.
+
+    Attributes:
+      images: ``[b size size 3]``.
+      labels: ``[b]``.
+      replaced: how many of them stand in for records that cannot be read.
+    """
+
+    images: UInt8[np.ndarray, "b h w c"]
+    labels: Int32[np.ndarray, " b"]
+    replaced: int
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedSplit:
+    """One split as it lies on the disk.
+
+    Attributes:
+      records: the encoded images and their labels.
+      size: the side in pixels to which images of another size are rescaled.
+      num_classes: labels are from 0 to one less.
+      on_bad: ``stop`` at a record that cannot be read, or ``replace`` it by the next that can; None
+        where that is no choice, since every record counts.
+    """
+
+    records: Source
+    size: int
+    num_classes: int
+    on_bad: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels."""
+        return self.size, self.size, 3
+
+    def load(
+        self,
+        indices: Int[np.ndarray, " b"],
+        into: UInt8[np.ndarray, "b h w 3"] | None = None,
+    ) -> Decoded:
+        """The examples with these indices; those past the end, which fill up a batch, are zeros.
+
+        Args:
+          into: where the images go; None is new memory.
+
+        Raises:
+          UserError: a record cannot be read, and is not to be replaced; names it.
+        """
+        images = np.empty((len(indices), *self.image_shape), np.uint8) if into is None else into
+        labels = np.zeros(len(indices), np.int32)
+        return Decoded(images, labels, self._decode_into(images, labels, indices))
+
+    def _decode_into(self, images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> int:
+        """Gives how many were replaced."""
+        within = indices[indices < len(self)].tolist()
+        images[len(within) :] = 0
+        try:
+            records = self.records.read(within)  # one call for many costs half of one for each
+        except BadRecord:
+            records = [None] * len(within)  # one by one, then
+        replaced = 0
+        for row, (index, record) in enumerate(zip(within, records, strict=True)):
+            images[row], labels[row], is_other = self._example(index, record)
+            replaced += is_other
+        return replaced
+
+    def _example(self, index: int, record: Record | None) -> tuple[np.ndarray, int, bool]:
+        """Pixels, label, and whether they are another record's."""
+        try:
+            return *self._usable(index, record), False
+        except (BadRecord, BadImage) as error:
+            if self.on_bad != REPLACE:
+                other = "dataset.on_bad=replace takes the next instead, or " if self.on_bad else ""
+                remedy = f"{other}{self.records.remedy}"
+                raise unreadable(self.records.name(index), error, remedy) from error
+            reason = error
+        for following in range(index + 1, index + MOST_IN_A_ROW):
+            try:
+                return *self._usable(following % len(self), None), True
+            except (BadRecord, BadImage):
+                continue
+        which = f"{self.records.name(index)}, with the {MOST_IN_A_ROW - 1} that follow it,"
+        raise unreadable(which, reason, self.records.remedy)
+
+    def _usable(self, index: int, record: Record | None) -> tuple[np.ndarray, int]:
+        """Pixels and label. Raises BadRecord or BadImage."""
+        encoded, label = record or self.records.read([index])[0]
+        if not 0 <= label < self.num_classes:
+            raise BadRecord(f"its label {label} is not one of 0 to {self.num_classes - 1}")
+        image = decode(encoded, draft=self.size)
+        if image.size != (self.size, self.size):
+            image = square(image, self.size)
+        return np.asarray(image), label
+
+
+def unreadable(which: str, reason: object, remedy: str) -> UserError:
+    """What to tell the user of a record, or of several."""
+    return UserError(f"{which} cannot be read ({reason}); {remedy}")
