@@ -1,65 +1,189 @@
-"""Loss and errors over a whole split, exact for any batch size, in one dispatch."""
+"""Loss and errors over a whole split, exact for any batch size."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 
-from multipath_jax.data import Dataset, EvalBatches, Split, eval_batches, normalize, place
-from multipath_jax.training.devices import replicated, round_up, split_batch
+from multipath_jax.data import (
+    Dataset,
+    EncodedSplit,
+    EvalBatches,
+    Split,
+    eval_batches,
+    normalize,
+    place,
+)
+from multipath_jax.evaluation.crops import centre_crop, ten_crop_log_probabilities
+from multipath_jax.training.devices import (
+    from_rows,
+    own_rows,
+    replicated,
+    round_up,
+    split_batch,
+)
 from multipath_jax.training.metrics import EvalMetrics, is_wrong, is_wrong_among
 from multipath_jax.training.placement import Network
 
 Evaluator = Callable[[PyTree], dict[str, float]]
+# Logits, or log-probabilities, of images as they are stored.
+Predict = Callable[[PyTree, UInt8[Array, "b h w c"]], Float[Array, "b classes"]]
+
+
+class Views(NamedTuple):
+    """What of an image is looked at.
+
+    Attributes:
+      crop: the side of the crops; 0: the whole image.
+      ten: whether to look at ten crops as well as at the centre.
+    """
+
+    crop: int = 0
+    ten: bool = False
+
+
+WHOLE = Views()
+
+
+class EvalBatch(NamedTuple):
+    """Some examples; what the mask leaves out does not count."""
+
+    images: UInt8[Array, "b h w c"]
+    labels: Int[Array, " b"]
+    mask: Bool[Array, " b"]
 
 
 def make_evaluator(
-    model: Network, dataset: Dataset, batch_size: int, mesh: Mesh, split: Split | None = None
+    model: Network,
+    dataset: Dataset,
+    batch_size: int,
+    mesh: Mesh,
+    split: Split | EncodedSplit | None = None,
+    views: Views = WHOLE,
+    workers: int = 0,
 ) -> Evaluator:
-    """Puts a split (the test split) on the devices; gives ``variables -> metrics``.
+    """Gives ``variables -> metrics`` of a split (the test split).
 
     The metrics are ``loss``, the mean cross-entropy of the logits; ``error``, the top-1 error in
-    percent; and, of more than five classes, ``top5_error``.
+    percent; of more than five classes, ``top5_error``; and with ten crops, ``ten_crop_error`` and
+    ``ten_crop_top5_error``. A split in memory is put on the devices, for one dispatch.
 
     Args:
       batch_size: rounded up to a multiple of the devices, and no larger than the split needs.
+      workers: processes that decode a split that stays encoded.
     """
     split = split or dataset.test
-    batch_size = round_up(min(batch_size, len(split.labels)), mesh)
-    batches = jax.jit(
-        partial(eval_batches, batch_size=batch_size), out_shardings=split_batch(mesh, axis=1)
-    )(place(split, replicated(mesh)))
-    measure = jax.jit(partial(evaluate, model, dataset), out_shardings=replicated(mesh))
+    batch_size = round_up(min(batch_size, len(split)), mesh)
+    predictions = make_predictions(model, dataset, views)
+    if isinstance(split, EncodedSplit):
+        measure = _over_encoded(predictions, split, batch_size, mesh, workers)
+    else:
+        measure = _over_resident(predictions, split, batch_size, mesh)
 
     def evaluator(variables: PyTree) -> dict[str, float]:
-        found = jax.device_get(measure(variables, batches)).compute()
-        values = {"loss": float(found["loss"]), "error": 100 * float(found["error"])}
-        if dataset.num_classes > 5:
-            values["top5_error"] = 100 * float(found["top5_error"])
-        return values
+        found = {name: metrics.compute() for name, metrics in measure(variables).items()}
+        values = {"loss": float(found[""]["loss"])}
+        kinds = ("error", "top5_error") if dataset.num_classes > 5 else ("error",)
+        errors = {f"{n}{kind}": found[n][kind] for n in found for kind in kinds}
+        return values | {name: 100 * float(value) for name, value in errors.items()}
 
     return evaluator
 
 
-def evaluate(
-    model: Network, dataset: Dataset, variables: PyTree, batches: EvalBatches
-) -> EvalMetrics:
-    """The metrics of all batches, as a pure function; what the masks leave out does not count."""
+def make_predictions(model: Network, dataset: Dataset, views: Views) -> dict[str, Predict]:
+    """How images are classified, by what the names of the metrics begin with."""
 
-    def add(metrics: EvalMetrics, batch: EvalBatches) -> tuple[EvalMetrics, None]:
-        images = normalize(batch.images, dataset.mean, dataset.std)
-        logits = model.apply(variables, images, train=False)
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-        update = EvalMetrics.single_from_model_output(
-            loss=loss,
+    def logits(variables, images):
+        normal = normalize(images, dataset.mean, dataset.std)
+        return model.apply(variables, normal, train=False)
+
+    def single(variables, images):
+        return logits(variables, centre_crop(images, views.crop) if views.crop else images)
+
+    def ten(variables, images):
+        return ten_crop_log_probabilities(partial(logits, variables), images, views.crop)
+
+    return {"": single, "ten_crop_": ten} if views.ten else {"": single}
+
+
+def _nothing(predictions: Mapping[str, Predict]) -> dict[str, EvalMetrics]:
+    return {name: EvalMetrics.empty() for name in predictions}
+
+
+def _add(
+    predictions: Mapping[str, Predict],
+    variables: PyTree,
+    metrics: dict[str, EvalMetrics],
+    batch: EvalBatch,
+) -> dict[str, EvalMetrics]:
+    """The metrics with those of another batch, as a pure function."""
+
+    def measured(predict: Predict) -> EvalMetrics:
+        logits = predict(variables, batch.images)
+        return EvalMetrics.single_from_model_output(
+            loss=optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels),
             wrong=is_wrong(logits, batch.labels),
             wrong5=is_wrong_among(logits, batch.labels, 5),
             mask=batch.mask,
         )
-        return metrics.merge(update), None
 
-    # A loop on the device, on CPUs too: forward convolutions are as fast there as outside.
-    return jax.lax.scan(add, EvalMetrics.empty(), batches)[0]
+    return {name: metrics[name].merge(measured(predictions[name])) for name in metrics}
+
+
+def _over_resident(
+    predictions: Mapping[str, Predict], split: Split, batch_size: int, mesh: Mesh
+) -> Callable[[PyTree], dict[str, EvalMetrics]]:
+    """A function of the variables, one dispatch over data on the devices."""
+    batches = jax.jit(
+        partial(eval_batches, batch_size=batch_size), out_shardings=split_batch(mesh, axis=1)
+    )(place(split, replicated(mesh)))
+
+    def scan(variables: PyTree, batches: EvalBatches) -> dict[str, EvalMetrics]:
+        def add(metrics, batch):
+            return _add(predictions, variables, metrics, EvalBatch(*batch)), None
+
+        # A loop on the device, on CPUs too: forward convolutions are as fast there as outside.
+        return jax.lax.scan(add, _nothing(predictions), batches)[0]
+
+    measure = jax.jit(scan, out_shardings=replicated(mesh))
+    return lambda variables: jax.device_get(measure(variables, batches))
+
+
+def _over_encoded(
+    predictions: Mapping[str, Predict],
+    split: EncodedSplit,
+    batch_size: int,
+    mesh: Mesh,
+    workers: int,
+) -> Callable[[PyTree], dict[str, EvalMetrics]]:
+    """A function of the variables, which decodes the split while the devices are busy."""
+    from multipath_jax.data.loader import evaluation_batches  # Grain: a third of a second
+
+    where = split_batch(mesh)
+    rows = own_rows(where, batch_size)
+
+    def add(variables, metrics, first, images, labels):
+        mask = first + jnp.arange(batch_size) < len(split)
+        return _add(predictions, variables, metrics, EvalBatch(images, labels, mask))
+
+    add = jax.jit(add, out_shardings=replicated(mesh))
+
+    nothing = jax.jit(partial(_nothing, predictions), out_shardings=replicated(mesh))
+
+    def measure(variables: PyTree) -> dict[str, EvalMetrics]:
+        metrics = nothing()
+        with evaluation_batches(split, batch_size, workers, rows) as batches:
+            for number, (images, labels, _) in enumerate(batches):
+                sent = (from_rows(a, rows, batch_size, where) for a in (images, labels))
+                before = metrics
+                metrics = add(variables, metrics, np.int32(number * batch_size), *sent)
+                jax.block_until_ready(before)  # else the batches sent would pile up
+        return jax.device_get(metrics)
+
+    return measure

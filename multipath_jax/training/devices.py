@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+from jaxtyping import Array, Int, Num, PyTree
 from ml_collections import ConfigDict
 
 from multipath_jax.errors import UserError
@@ -52,6 +53,28 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def split_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
     """Split over the data axis of the mesh, along dimension ``axis`` of the array."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, DATA))
+
+
+def own_rows(sharding: Sharding, batch_size: int) -> Int[np.ndarray, " r"]:
+    """Which examples of a batch lie on the devices of this process, in rising order."""
+    parts = sharding.addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
+
+
+def from_rows(
+    array: Num[np.ndarray, "r ..."],
+    rows: Int[np.ndarray, " r"],
+    batch_size: int,
+    sharding: Sharding,
+) -> Num[Array, "b ..."]:
+    """A batch on the devices, from what each process has of it (`own_rows`); does not wait."""
+    array = np.asarray(array)  # a loader's arrays in shared memory are of a class of their own
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        start, stop, _ = index[0].indices(batch_size)
+        return array[slice(*np.searchsorted(rows, (start, stop)))]
+
+    return jax.make_array_from_callback((batch_size, *array.shape[1:]), sharding, part)
 
 
 def placed(shapes: PyTree, shardings: PyTree) -> PyTree:
