@@ -101,10 +101,9 @@ def _evaluate() -> int:
     parts = Parts(config)
     step = found.find(CHECKPOINT.value)
     weights = found.restore_weights(parts.abstract_carry.state.variables, step)
-    print(
-        f"{CHECKPOINT.value} checkpoint of {workdir}, step {step}, {config.dataset.name} test split"
-    )
-    for name, value in parts.evaluate(weights).items():
+    data = config.dataset.source or config.dataset.name
+    print(f"{CHECKPOINT.value} checkpoint of {workdir}, step {step}, {data} test split")
+    for name, value in parts.evaluate_fully(weights).items():
         unit = " %" if "error" in name else ""
         print(f"{name.replace('_', ' ')} {value:.{2 if unit else 4}f}{unit}")
     return 0

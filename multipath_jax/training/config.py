@@ -16,6 +16,9 @@ from multipath_jax.training.schedule import parse_duration, parse_durations, par
 FREE_KEYS = (
     "dataset.data_dir",
     "dataset.streamed",
+    "dataset.ten_crop",
+    "dataset.workers",
+    "dataset.on_bad",
     "log_every",
     "eval_every",
     "checkpoint_every",
@@ -30,6 +33,7 @@ FREE_KEYS = (
     "tensorboard",
 )
 CHOICES = {
+    "dataset.on_bad": ("stop", "replace"),
     "dtype": ("auto", "float32", "bfloat16"),
     "dispatch": ("auto", "loop", "step"),
     "side_by_side": ("auto", "on", "off"),
@@ -61,6 +65,13 @@ def default_config() -> ConfigDict:
     config.dataset.streamed = False  # from the host's memory, rather than resident on the devices
     config.dataset.shift = 0  # augmentation: the largest shift in pixels, each way
     config.dataset.flip = False  # augmentation: whether to mirror half of the images
+    # Pictures of any size: left encoded on the disk, decoded by other processes as they are wanted.
+    config.dataset.size = 0  # the side to which they are rescaled; 0: images are as stored
+    config.dataset.source = ""  # a folder of class folders, in place of a prepared data set
+    config.dataset.crop = 0  # the side of crops, random ones in training, else the centre; 0: none
+    config.dataset.ten_crop = False  # also evaluate on ten crops, at the end of training
+    config.dataset.workers = 2  # decoding processes, of each process of the run; 0: none
+    config.dataset.on_bad = "stop"  # at a picture that cannot be read, or replace it by the next
     config.batch_size = 128  # over all devices; BatchNorm's statistics are of the whole batch
 
     # How: stochastic gradient descent with momentum (Section 6.2).
@@ -176,7 +187,12 @@ def validate(config: ConfigDict) -> None:
     for key in ("schedule.rate", "schedule.factor"):
         _require(0 < flat[key] < math.inf, key, flat[key], "positive")
     _require(0 <= flat["seed"] < 2**32, "seed", flat["seed"], "from 0 to 4294967295")
-    _require(flat["dataset.shift"] >= 0, "dataset.shift", flat["dataset.shift"], "at least 0")
+    for key in ("dataset.shift", "dataset.size", "dataset.crop", "dataset.workers"):
+        _require(flat[key] >= 0, key, flat[key], "at least 0")
+    if flat["dataset.source"] and not flat["dataset.size"]:
+        raise UserError("dataset.source needs dataset.size, the side to rescale its images to")
+    if flat["dataset.ten_crop"] and not flat["dataset.crop"]:
+        raise UserError("dataset.ten_crop=True needs dataset.crop, the side of the crops")
     momentum, decay = flat["optimizer.momentum"], flat["optimizer.weight_decay"]
     _require(0 <= momentum < 1, "optimizer.momentum", momentum, "at least 0 and below 1")
     _require(0 <= decay < math.inf, "optimizer.weight_decay", decay, "at least 0")

@@ -118,7 +118,10 @@ def go(runs: Sequence["Run"], should_stop: Callable[[], bool], until: int | None
     cost = runner.compile(tuple(r.carry for r in runs), parts.data, tuple(r.order() for r in runs))
     if cost:
         first.log.say(f"compiled the training step: {cost}")
-    with Profiler(first.workdir, parts.plan.profile, first.log.say) as profiler:
+    with (
+        contextlib.closing(runner),
+        Profiler(first.workdir, parts.plan.profile, first.log.say) as profiler,
+    ):
         profiler.at(first.step)
         while first.step < end:
             _advance(runs, pace, end)
@@ -138,10 +141,13 @@ def _advance(runs: Sequence["Run"], pace: "Pace", end: int) -> None:
     count = pace.steps(min(end, parts.plan.next_stop(step)) - step)
     carries = tuple(run.carry for run in runs)
     orders = tuple(run.order() for run in runs)
+    runner = parts.runner(len(runs))
+    replaced = runner.replaced
     with jax.profiler.StepTraceAnnotation("train", step_num=step):  # seen in a profile
-        carries = parts.runner(len(runs))(carries, parts.data, orders, count)
+        carries = runner(carries, parts.data, orders, count)
         for run, carry in zip(runs, carries, strict=True):
             run.take(carry, count)
+    runs[0].replaced += runner.replaced - replaced
     seconds = time.monotonic() - begun
     pace.measured(count, seconds)
     for run in runs:
@@ -168,6 +174,7 @@ class Run:
         best = checkpoints.best_error
         self._best_error = math.inf if best is None else best  # of the checkpoints
         self._order: tuple[int, Array] | None = None  # of an epoch
+        self.replaced = 0  # pictures that could not be read, since the last log
         self.log = Log(config, self.plan, workdir, self.step, name)
         for line in origin:
             self.log.say(line)
@@ -189,7 +196,7 @@ class Run:
         return carry, lines
 
     def order(self) -> Array:
-        """The order of the training split in this epoch: int32 ``[n]``, drawn once an epoch."""
+        """The order of the training split in this epoch (`Parts.draw_order`), drawn once."""
         epoch = self.step // self.plan.steps_per_epoch
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, self.parts.draw_order(self.carry.state.rng, epoch))
@@ -215,7 +222,13 @@ class Run:
     def has_ended(self) -> None:
         """Says so, and measures the end once more."""
         self.log.say(f"this run has ended at step {self.step}; nothing is left to train")
-        self.test = self.parts.evaluate(self.carry.state.variables)
+        self.test = self._evaluate()
+
+    def _evaluate(self) -> dict[str, float]:
+        """The measurements on the test split, more of them at the end of training."""
+        ended = self.step == self.plan.total
+        evaluate = self.parts.evaluate_fully if ended else self.parts.evaluate
+        return evaluate(self.carry.state.variables)
 
     def hooks(self) -> None:
         """Evaluates, logs and saves, where the plan says so."""
@@ -232,7 +245,7 @@ class Run:
             values = self._training_values()
             self.carry = self.carry._replace(metrics=self.parts.no_metrics())
         if due["evaluation"]:
-            self.test = self.parts.evaluate(self.carry.state.variables)
+            self.test = self._evaluate()
             error = self.test["error"]
             values |= {f"test/{name}": value for name, value in self.test.items()}
         if values:
@@ -245,7 +258,10 @@ class Run:
     def _training_values(self) -> dict[str, float]:
         """What happened since the last log, by the names of ``metrics.jsonl``."""
         found = jax.device_get(self.carry.metrics).compute()
+        replaced = {"train/replaced": float(self.replaced)} if self.replaced else {}
+        self.replaced = 0
         return {
+            **replaced,
             "train/loss": float(found["loss"]),
             "train/error": 100 * float(found["error"]),
             "learning_rate": float(self.parts.learning_rate(self.step - 1)),

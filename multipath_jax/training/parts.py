@@ -12,15 +12,17 @@ from ml_collections import ConfigDict
 
 from multipath_jax.data import (
     Dataset,
+    EncodedSplit,
     ResidentData,
     Split,
     batches_per_epoch,
     epoch_order,
     load_dataset,
+    open_encoded,
     place,
 )
 from multipath_jax.errors import UserError
-from multipath_jax.evaluation.evaluate import Evaluator, make_evaluator
+from multipath_jax.evaluation.evaluate import Evaluator, Views, make_evaluator
 from multipath_jax.layers import Execution
 from multipath_jax.models import create_model
 from multipath_jax.training import devices, placement, processes, schedule, state
@@ -36,7 +38,9 @@ from multipath_jax.training.step import (
     resident_step,
     side_by_side,
 )
-from multipath_jax.training.stream import StreamRunner
+from multipath_jax.training.stream import LoaderRunner, StreamRunner
+
+AnyRunner = Runner | StreamRunner | LoaderRunner
 
 
 class Parts:
@@ -46,7 +50,9 @@ class Parts:
 
     Attributes:
       mesh: of all devices.
-      dataset: in host memory.
+      dataset: in host memory, or encoded on the disk.
+      encoded: whether it is.
+      image_shape: of the images that the network sees.
       model: the network.
       placement: of its variables on the mesh.
       plan: the recipe in steps.
@@ -77,43 +83,60 @@ class Parts:
         self.model = make_model(config, self.dataset.num_classes)
         placement.check(self.model, config.model.name, config.mesh.path)
         self.placement = placement.Placement(self.model, self.mesh)
-        self.train_size = len(self.dataset.train.labels)
+        self.encoded = isinstance(self.dataset.train, EncodedSplit)
+        self.image_shape = _seen_shape(self.dataset, config.dataset.crop)
+        self.train_size = len(self.dataset.train)
         per_epoch = batches_per_epoch(self.train_size, config.batch_size)
         self.plan = schedule.make_plan(config, per_epoch)
         self.learning_rate = schedule.learning_rate(config, self.plan)
         self.optimizer = state.make_optimizer(config.optimizer, self.learning_rate)
-        prepare = make_prepare(self.dataset, config.dataset.shift, config.dataset.flip)
+        how = config.dataset
+        prepare = make_prepare(self.dataset, how.shift, how.flip, how.crop)
         self.train_step = make_train_step(self.placement, self.optimizer, prepare)
-        self._runners: dict[int, Runner | StreamRunner] = {}
+        self._runners: dict[int, AnyRunner] = {}
 
     @cached_property
     def evaluate(self) -> Evaluator:
         """``variables -> {"loss", "error", ...}`` on the test split."""
-        size = self.config.eval_batch_size
-        return make_evaluator(self.placement, self.dataset, size, self.mesh)
+        return self._make_evaluator(ten=False)
 
     @cached_property
-    def data(self) -> ResidentData | Split:
-        """The training split: on the devices or, if it is streamed, in the host's memory."""
-        train = self.dataset.train
-        return train if self.config.dataset.streamed else place(train, self.everywhere)
+    def evaluate_fully(self) -> Evaluator:
+        """The same at the end of a run: on ten crops as well, if the config wishes so."""
+        return self._make_evaluator(ten=True) if self.config.dataset.ten_crop else self.evaluate
 
-    def runner(self, trials: int = 1) -> Runner | StreamRunner:
+    def _make_evaluator(self, ten: bool) -> Evaluator:
+        size, how = self.config.eval_batch_size, self.config.dataset
+        views = Views(how.crop, ten)
+        return make_evaluator(
+            self.placement, self.dataset, size, self.mesh, None, views, how.workers
+        )
+
+    @cached_property
+    def data(self) -> ResidentData | Split | EncodedSplit:
+        """The training split: on the devices or, if it is streamed, in host memory or encoded."""
+        train = self.dataset.train
+        on_host = self.encoded or self.config.dataset.streamed
+        return train if on_host else place(train, self.everywhere)
+
+    def runner(self, trials: int = 1) -> AnyRunner:
         """Runs many steps over `data`, of a tuple of so many runs side by side; made once."""
         if trials not in self._runners:
             self._runners[trials] = self._make_runner(trials)
         return self._runners[trials]
 
-    def _make_runner(self, trials: int) -> Runner | StreamRunner:
+    def _make_runner(self, trials: int) -> AnyRunner:
         split = devices.split_batch(self.mesh)
         size, per_epoch = self.config.batch_size, self.plan.steps_per_epoch
         where = (self.placement.sharding(self.abstract_carry),) * trials
-        if self.config.dataset.streamed:
+        if self.encoded or self.config.dataset.streamed:
             step = counted(self.train_step)
 
             def steps(carries, batches):
                 return tuple(map(step, carries, batches))
 
+            if self.encoded:
+                return LoaderRunner(steps, where, split, size, self.config.dataset.workers)
             return StreamRunner(steps, where, split, size, per_epoch)
         step = resident_step(self.train_step, size, per_epoch, split)
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
@@ -122,7 +145,7 @@ class Parts:
 
     @cached_property
     def _create(self):
-        create = partial(state.create_state, self.model, self.optimizer, self.dataset.image_shape)
+        create = partial(state.create_state, self.model, self.optimizer, self.image_shape)
         shapes = jax.eval_shape(create, jnp.uint32(0))
         return self._once(create, self.placement.sharding(shapes))
 
@@ -165,17 +188,37 @@ class Parts:
 
     @cached_property
     def draw_order(self) -> Callable[[Array, int], Array]:
-        """The order of the training split, int32 ``[n]``, from a run's key and the epoch."""
+        """The order of the training split in an epoch, from a run's key and the epoch.
+
+        int32 ``[n]``; of a split that stays encoded, the seed ``[]`` of the orders of all epochs.
+        """
 
         def draw(rng, epoch):
-            return epoch_order(state.stream(rng, state.ORDER), epoch, self.train_size)
+            key = state.stream(rng, state.ORDER)
+            if self.encoded:
+                return jax.random.bits(key, dtype=jnp.uint32)
+            return epoch_order(key, epoch, self.train_size)
 
         return jax.jit(draw, out_shardings=self.everywhere)
 
 
 def _load(config: ConfigDict) -> Dataset:
     with processes.first_alone("dataset"):  # it may have to be prepared
-        return load_dataset(config.name, config.data_dir or None)
+        data_dir = config.data_dir or None
+        if config.size:
+            return open_encoded(config.name, data_dir, config.size, config.on_bad, config.source)
+        return load_dataset(config.name, data_dir)
+
+
+def _seen_shape(dataset: Dataset, crop: int) -> tuple[int, int, int]:
+    """The shape of an image as the network sees it. Raises UserError for too large a crop."""
+    height, width, channels = dataset.image_shape
+    if crop > min(height, width):
+        raise UserError(
+            f"dataset.crop={crop} is more than the images have, {height}x{width} pixels; "
+            f"choose at most {min(height, width)}"
+        )
+    return (crop, crop, channels) if crop else dataset.image_shape
 
 
 def make_model(config: ConfigDict, num_classes: int) -> nn.Module:

@@ -12,7 +12,7 @@ from flax import traverse_util
 from jax.sharding import Sharding
 from jaxtyping import Array, Float, Int, Num, PyTree, UInt8
 
-from multipath_jax.data import ResidentData, augment, batch_at, normalize
+from multipath_jax.data import ResidentData, augment, batch_at, normalize, random_crop
 from multipath_jax.training.cost import Cost, flops, peak_bytes
 from multipath_jax.training.metrics import TrainMetrics, is_wrong, routing_statistics
 from multipath_jax.training.placement import Network
@@ -37,13 +37,17 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, TrainMetrics]]
 Prepare = Callable[..., Array]
 
 
-def make_prepare(dataset: Any, shift: int, flip: bool) -> Prepare:
-    """The function ``(key, images [b h w c] uint8) -> [b h w c]`` of the training images.
+def make_prepare(dataset: Any, shift: int, flip: bool, crop: int = 0) -> Prepare:
+    """The function ``(key, images [b h w c] uint8) -> [b s s c]`` of the training images.
 
     Section 6.2: shifted by up to ``shift`` pixels each way and mirrored; normalized per channel.
+    Section 6.4: a random crop of ``crop`` pixels a side (0: the whole image), and mirrored.
     """
 
-    def prepare(key, images: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def prepare(key, images: UInt8[Array, "b h w c"]) -> Float[Array, "b s s c"]:
+        if crop:
+            key, crop_key = jax.random.split(key)
+            images = random_crop(crop_key, images, crop, crop)
         normal = normalize(images, dataset.mean, dataset.std)
         return augment(key, normal, max_shift=shift, flip=flip)
 
@@ -160,6 +164,8 @@ class Runner:
     (its pass ConvCanonicalization looks at a module's entry computation only; jaxlib 0.10.2).
     """
 
+    replaced = 0  # as in `stream.LoaderRunner`: resident data are whole
+
     def __init__(self, step: Callable, sharding: PyTree, loop: bool):
         """``sharding``: of the carry, or of each of its leaves."""
         self.loop = loop
@@ -195,3 +201,6 @@ class Runner:
         for _ in range(count):
             carry = self._function(carry, data, order)
         return carry
+
+    def close(self) -> None:
+        """Nothing runs between two calls."""

@@ -22,7 +22,9 @@ TENSORBOARD_NEEDS = ("tensorflow", "tensorboard")  # clu's writer; the one does 
 SHOWN = {
     "train/loss": "loss {:.4f}",
     "train/error": "error {:.2f} %",
+    "train/replaced": "{:,.0f} unreadable images replaced",
     "test/error": "test error {:.2f} %",
+    "test/ten_crop_error": "of ten crops {:.2f} %",
     "images_per_second": "{:,.0f} images/s",
 }
 

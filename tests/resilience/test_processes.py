@@ -125,3 +125,20 @@ def test_local_sh_really_trains(data_dir, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "[0] step 3/3" in done.stdout
     assert pathlib.Path(tmp_path, "run", "metrics.jsonl").read_text().count("\n") == 1
+
+
+@pytest.mark.slow
+def test_each_process_decodes_its_own_part_of_a_batch(together, tmp_path):
+    sys.path.insert(0, str(ROOT / "tests" / "data"))
+    import photos
+
+    photos.prepare(tmp_path, photos.rows(42), photos.rows(13, seed=1))
+    changes = RECIPE | {"dataset.data_dir": tmp_path, "dataset.name": "photos"}
+    changes |= {"dataset.size": 32, "dataset.crop": 24, "dataset.workers": 1, "batch_size": 8}
+    changes |= {"eval_batch_size": 6, "dataset.ten_crop": True}
+    for count in (1, 2):
+        ended(together(tmp_path / f"by_{count}", count, **changes))
+    assert_close(tmp_path / "by_2", tmp_path / "by_1")
+    found, expected = (lines(tmp_path / f"by_{count}")[-1] for count in (2, 1))
+    for name in ("test/error", "test/ten_crop_error"):
+        assert found[name] == pytest.approx(expected[name])

@@ -1,0 +1,203 @@
+"""Whole runs on pictures that other processes decode: the same run, whatever interrupts it."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from etils import epath
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "data"))
+import photos
+
+from multipath_jax.errors import UserError
+from multipath_jax.training import checkpoints as ckpt
+from multipath_jax.training import loop, trials
+from multipath_jax.training.parts import Parts
+from multipath_jax.training.stream import LoaderRunner
+from multipath_jax.training.writers import METRICS_FILE, read_metrics
+
+TRAIN, TEST, BATCH, TOTAL = 42, 13, 8, 60  # twelve epochs of five batches
+
+RECIPE = {
+    "dataset.name": "photos",
+    "dataset.size": 32,
+    "dataset.crop": 24,
+    "dataset.flip": True,
+    "dataset.shift": 0,
+    "dataset.workers": 0,
+    "dataset.ten_crop": True,
+    "batch_size": BATCH,
+    "eval_batch_size": 6,
+    "train_for": f"{TOTAL} steps",
+    "schedule.drops": "",
+    "schedule.rate": 0.05,
+    "log_every": "1 step",
+    "eval_every": "6 epochs",
+    "checkpoint_every": "7 steps",
+}
+
+pytestmark = pytest.mark.usefixtures("tiny_model")
+
+
+@pytest.fixture(scope="module")
+def photo_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    photos.prepare(folder, photos.rows(TRAIN), photos.rows(TEST, seed=1))
+    return folder
+
+
+def recipe(folder, **changes):
+    return tiny.tiny_config(folder, **RECIPE | changes)
+
+
+def final(workdir, config):
+    checkpoints = ckpt.open_existing(workdir)
+    return checkpoints.restore(Parts(config).abstract_carry, checkpoints.latest)
+
+
+def lines(workdir):
+    """metrics.jsonl without what depends on the clock."""
+    return [
+        {key: line[key] for key in line.keys() - {"images_per_second", "seconds"}}
+        for line in read_metrics(epath.Path(workdir))
+    ]
+
+
+def assert_same_run(workdir, other, config):
+    jax.tree.map(np.testing.assert_array_equal, final(workdir, config), final(other, config))
+    assert lines(workdir) == lines(other)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(photo_dir, tmp_path_factory):
+    """A run from start to end: its workdir, config and result."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("multipath_jax.training.parts.create_model", tiny.create_model)
+        workdir = tmp_path_factory.mktemp("undisturbed")
+        config = recipe(photo_dir)
+        return workdir, config, loop.train(config, workdir)
+
+
+def test_a_run_learns_and_measures_both_ways(undisturbed):
+    workdir, config, result = undisturbed
+    assert isinstance(Parts(config).runner(), LoaderRunner)
+    logged = lines(workdir)
+    losses = [line["train/loss"] for line in logged if "train/loss" in line]
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+    errors = {"error", "top5_error", "ten_crop_error", "ten_crop_top5_error"}
+    assert result.test.keys() == {"loss", *errors}
+    # Ten crops take ten times as long: they are looked at when training has ended.
+    assert [line["step"] for line in logged if "test/error" in line] == [30, TOTAL]
+    assert [line["step"] for line in logged if "test/ten_crop_error" in line] == [TOTAL]
+
+
+def test_a_run_that_stops_and_goes_on_is_the_same_run(
+    undisturbed, photo_dir, tmp_path, monkeypatch
+):
+    """In the middle of an epoch, and between two checkpoints."""
+    whole, config, result = undisturbed
+    monkeypatch.setattr(loop.Pace, "steps", lambda _, limit: min(limit, 4))
+    assert loop.train(config, tmp_path, should_stop=lambda: True).step == 1  # the first log
+    calls = iter([False] * 6 + [True])
+    assert loop.train(config, tmp_path, should_stop=lambda: next(calls)).step == 8
+    assert loop.train(config, tmp_path).test == result.test
+    assert_same_run(tmp_path, whole, config)
+
+
+def program(workdir, folder, *flags, **changes):
+    """The same run as a process of its own."""
+    command = [sys.executable, tiny.__file__, f"--workdir={workdir}", *flags]
+    command += [f"--config={pathlib.Path(tiny.__file__).parents[2] / 'configs' / 'digits.py'}"]
+    own = {"dataset.data_dir": folder, "tensorboard": "off"} | RECIPE | changes
+    command += [f"--config.{key}={value}" for key, value in own.items()]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+
+
+def test_a_killed_run_goes_on_to_the_same_end(undisturbed, photo_dir, tmp_path):
+    """kill -9 in mid-epoch, with workers; then the rest, without any."""
+    whole, config, _ = undisturbed
+    changes = {"dataset.workers": 2}
+    run = program(tmp_path, photo_dir, **changes)
+    for line in run.stdout:
+        if line.startswith("step 22/"):  # the checkpoint of step 7 has been written, or 14's too
+            break
+    else:
+        raise AssertionError("the run did not get to step 22")
+    run.kill()
+    run.communicate(timeout=60)  # ends when all have that hold the pipe, the workers too
+    assert 0 < ckpt.Checkpoints(tmp_path).latest < TOTAL
+    loop.train(config, tmp_path)
+    assert_same_run(tmp_path, whole, config)
+
+
+def test_evaluation_prints_what_the_run_found(undisturbed, photo_dir):
+    whole, _, result = undisturbed
+    run = program(whole, photo_dir, "--mode=eval", "--checkpoint=latest", **{"dataset.workers": 1})
+    said, _ = run.communicate(timeout=120)
+    assert run.returncode == 0, said
+    for name in ("error", "top5_error", "ten_crop_error", "ten_crop_top5_error"):
+        assert f"\n{name.replace('_', ' ')} {result.test[name]:.2f} %" in said
+
+
+def test_a_bad_record_stops_the_run_and_may_be_replaced_when_it_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("multipath_jax.data.datasets._SAMPLE", 5)  # the bad one is not among them
+    rows = photos.rows(TRAIN)
+    rows[7]["image"] = rows[7]["image"][:300]
+    # One after a thousand others is not in the sample that the statistics are of, so ...
+    photos.prepare(tmp_path, rows, photos.rows(TEST))
+    with pytest.raises(UserError, match="record 7 of 'train'"):
+        loop.train(recipe(tmp_path), tmp_path / "run")
+    loop.train(recipe(tmp_path, **{"dataset.on_bad": "replace"}), tmp_path / "run")
+    counts = [line.get("train/replaced", 0) for line in lines(tmp_path / "run")]
+    # Once an epoch, unless it is among the two images that an epoch leaves out.
+    assert 1 <= sum(counts) <= TOTAL // 5
+
+
+def test_trials_side_by_side_have_orders_of_their_own(undisturbed, photo_dir, tmp_path):
+    _, config, _ = undisturbed
+    together = recipe(photo_dir, trials=2, side_by_side="on", train_for="6 steps")
+    trials.train_trials(together, tmp_path)
+    alone = tmp_path / "alone"
+    loop.train(recipe(photo_dir, seed=1, train_for="6 steps"), alone)
+    found, expected = (final(folder, config) for folder in (tmp_path / "seed_1", alone))
+    # One program for both adds up in another order.
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)  # noqa: E731
+    jax.tree.map(close, found.state.params, expected.state.params)
+
+
+def test_too_large_a_crop_is_refused(photo_dir):
+    with pytest.raises(UserError, match=r"crop=33 is more than the images have, 32x32 pixels"):
+        Parts(recipe(photo_dir, **{"dataset.crop": 33}))
+
+
+def test_images_in_memory_are_cropped_too(data_dir, tmp_path):
+    config = tiny.tiny_config(data_dir, **{"dataset.crop": 6, "train_for": "3 steps"})
+    config.schedule.drops = ""
+    parts = Parts(config)
+    assert parts.image_shape == (6, 6, 1)
+    assert loop.train(config, tmp_path).finished
+
+
+def test_a_run_that_fails_ends_its_workers(photo_dir, tmp_path, monkeypatch):
+    import multiprocessing
+
+    def fail(*_):
+        assert multiprocessing.active_children()
+        raise RuntimeError("on purpose")
+
+    monkeypatch.setattr(loop.Run, "take", fail)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        loop.train(recipe(photo_dir, **{"dataset.workers": 1}), tmp_path)
+    assert not multiprocessing.active_children()
+    assert not (tmp_path / METRICS_FILE).read_text()
