@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import logging
 
 from multipath_jax import cli
-from multipath_jax.benchmark import loop, networks, peers, report, routers
+from multipath_jax.benchmark import loader, loop, networks, peers, report, routers
 from multipath_jax.benchmark.rows import Row
 from multipath_jax.benchmark.settings import Settings, make_settings
 from multipath_jax.errors import UserError
@@ -26,6 +26,7 @@ PARTS: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "backward": routers.backward,
     "limit": routers.limit,
     "loop": loop.loop,
+    "loader": loader.loader,
     "peers": peers.peers,
     "first_step": loop.first_step,
     "trials": networks.trials,

@@ -1,0 +1,112 @@
+"""The streaming loader against processes that do nothing but decode, with Pillow."""
+
+import io
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from PIL import Image
+
+from multipath_jax.benchmark import photographs
+from multipath_jax.benchmark.rows import Row, at_least
+from multipath_jax.benchmark.settings import Settings
+from multipath_jax.benchmark.timing import Clock, Contestant, Times
+from multipath_jax.data import EncodedSplit, open_encoded
+from multipath_jax.data.loader import training_batches
+
+WORKERS = 2  # on either side
+SIDE = 256
+SIZES = {"256x256": (256, 256), "500x375": (500, 375)}  # as prepared, and ImageNet's usual
+# Batches that the loader may have decoded in advance: of each worker one that waits in its queue,
+# one to be put there, and one that a thread of this process has taken out.
+IN_ADVANCE = 3 * WORKERS
+
+
+def decode(encoded: bytes) -> np.ndarray:
+    """The pixels of an image, rescaled where it is of another size, in Pillow's shortest way."""
+    image = Image.open(io.BytesIO(encoded)).convert("RGB")
+    if image.size != (SIDE, SIDE):
+        image = image.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return np.asarray(image)
+
+
+_images: Sequence[bytes] = ()  # of a process that decodes
+
+
+def _give(images: Sequence[bytes]) -> None:
+    global _images
+    _images = images
+
+
+def _decode_many(count: int) -> None:
+    for index in range(count):
+        decode(_images[index % len(_images)])
+
+
+class Bare:
+    """Pillow in so many processes, the images in their memory, the pixels thrown away."""
+
+    def __init__(self, images: Sequence[bytes], batch_size: int, clock: Clock = time.perf_counter):
+        context = multiprocessing.get_context("spawn")
+        self._pool = context.Pool(WORKERS, _give, (images,))
+        self._count, self._clock = batch_size, clock
+
+    def __call__(self, batches: int) -> float:
+        """Decodes so many batches; the seconds that it took."""
+        begun = self._clock()
+        share = batches * self._count // WORKERS
+        self._pool.map(_decode_many, [share] * WORKERS, chunksize=1)
+        return self._clock() - begun
+
+    def close(self) -> None:
+        self._pool.terminate()
+        self._pool.join()
+
+
+def taking(batches: Iterator, clock: Clock = time.perf_counter) -> Contestant:
+    """A loader as a contestant: what it decoded while others had their turn does not count."""
+
+    def run(count: int) -> float:
+        for _ in range(IN_ADVANCE):
+            next(batches)
+        begun = clock()
+        for _ in range(count):
+            next(batches)
+        seconds = clock() - begun
+        # Until it has decoded as much in advance as it ever does, and leaves the cores to others.
+        time.sleep(2 * IN_ADVANCE * seconds / count)
+        return seconds
+
+    return run
+
+
+def loader(settings: Settings) -> Iterator[Row]:
+    """The images per second of the loader over those of bare decoding, for both sizes."""
+    count, batch_size = (128, 32) if settings.quick else (1024, 256)
+    for name, (width, height) in SIZES.items():
+        images = photographs.encoded(count, width, height)
+        with tempfile.TemporaryDirectory() as folder:
+            train = open_encoded(photographs.prepare(folder, images), folder, SIDE).train
+            times = _compare(train, images, batch_size, settings)
+        rates = {who: 1e3 * batch_size / times.milliseconds(who) for who in times.seconds}
+        yield Row(
+            f"JPEGs of {name}, {WORKERS} processes",
+            "images/s of the loader / of bare Pillow",
+            times.ratio("bare", "loader"),
+            at_least(0.9),
+            {f"{who} images/s": rate for who, rate in rates.items()}
+            | {"an image kB": sum(map(len, images)) / len(images) / 1e3},
+        )
+
+
+def _compare(
+    train: EncodedSplit, images: Sequence[bytes], batch_size: int, settings: Settings
+) -> Times:
+    bare = Bare(images, batch_size)
+    try:
+        with training_batches(train, 0, batch_size, WORKERS) as batches:
+            return settings.interleave({"loader": taking(batches), "bare": bare})
+    finally:
+        bare.close()
