@@ -55,9 +55,9 @@ class Checkpoints:
     """The checkpoints of one workdir.
 
     Each has two items, so that evaluation and `init_from` need no optimizer: ``weights``
-    (parameters and statistics) and ``training`` (step, momentum, key, and the metrics since the
-    last log). It is written beside its place and renamed when complete: a run that is killed
-    leaves either the whole of it or nothing.
+    (parameters and statistics, or their average if one is kept) and ``training`` (step, momentum,
+    key, the metrics since the last log, and what the average is of). It is written beside its place
+    and renamed when complete: a run that is killed leaves either the whole of it or nothing.
     """
 
     def __init__(self, workdir: epath.PathLike, read_only: bool = False):
@@ -147,8 +147,7 @@ class Checkpoints:
         with _damaged(step):
             found = self._manager.restore(step, args=items)
         expected = found["training"].pop("fingerprint")
-        state = like.state.replace(**found["weights"], **found["training"]["state"])
-        carry = Carry(state, found["training"]["metrics"])
+        carry = _whole(like, **found)
         if not np.array_equal(fingerprint(carry), expected):
             raise Damaged(step, CHANGED)
         return carry
@@ -288,9 +287,21 @@ def _check_metrics(folder: epath.Path) -> None:
 
 
 def _parts(carry: Carry) -> tuple[dict, dict]:
+    """The two items of a checkpoint."""
     state = carry.state
     progress = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
-    return state.variables, {"state": progress, "metrics": carry.metrics}
+    if state.average is not None:
+        progress["variables"] = state.variables
+    return state.weights, {"state": progress, "metrics": carry.metrics}
+
+
+def _whole(like: Carry, weights: dict, training: dict) -> Carry:
+    """The carry of two items."""
+    progress = dict(training["state"])
+    average = weights if "variables" in progress else None
+    variables = progress.pop("variables", weights)
+    state = like.state.replace(**variables, **progress, average=average)
+    return Carry(state, training["metrics"])
 
 
 def _numbers(weights: PyTree, carry: Carry, numbers: Array) -> dict[str, int]:

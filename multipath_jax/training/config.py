@@ -38,6 +38,7 @@ CHOICES = {
     "dispatch": ("auto", "loop", "step"),
     "side_by_side": ("auto", "on", "off"),
     "tensorboard": ("auto", "on", "off"),
+    "schedule.kind": ("step", "cosine"),
 }
 
 
@@ -84,6 +85,15 @@ def default_config() -> ConfigDict:
     config.optimizer.momentum = 0.9
     config.optimizer.weight_decay = 5e-4  # on the kernels only
     config.init_from = ""  # a workdir whose best weights a fresh run starts from
+
+    # Beyond the paper; with these values none of it happens.
+    config.schedule.kind = "step"  # cosine: no drops, but down to zero at the end of training
+    config.schedule.warmup = ""  # a duration of n steps, of rates rate / n, 2 rate / n, ..., rate
+    config.label_smoothing = 0.0  # the part of each label that is spread evenly over all classes
+    config.accumulate = 1  # micro-batches of a step, each with BatchNorm statistics of its own
+    # The decay of a moving average of parameters and statistics, such as 0.9999: what is evaluated,
+    # kept as the best and taken over by init_from is then the average.
+    config.ema = 0.0
 
     # What is seen of it, and when it is saved. The end of training counts as each of the three.
     config.log_every = "1 epoch"
@@ -182,7 +192,7 @@ def validate(config: ConfigDict) -> None:
     for key, choices in CHOICES.items():
         if flat[key] not in choices:
             raise UserError(f"{key}={flat[key]!r} is none of {', '.join(choices)}")
-    for key in ("batch_size", "eval_batch_size", "trials"):
+    for key in ("batch_size", "eval_batch_size", "trials", "accumulate"):
         _require(flat[key] >= 1, key, flat[key], "at least 1")
     for key in ("schedule.rate", "schedule.factor"):
         _require(0 < flat[key] < math.inf, key, flat[key], "positive")
@@ -196,9 +206,18 @@ def validate(config: ConfigDict) -> None:
     momentum, decay = flat["optimizer.momentum"], flat["optimizer.weight_decay"]
     _require(0 <= momentum < 1, "optimizer.momentum", momentum, "at least 0 and below 1")
     _require(0 <= decay < math.inf, "optimizer.weight_decay", decay, "at least 0")
+    for key in ("label_smoothing", "ema"):
+        _require(0 <= flat[key] < 1, key, flat[key], "at least 0 and below 1")
     for key in ("train_for", "log_every", "eval_every", "checkpoint_every"):
         parse_duration(key, flat[key])
     parse_durations("schedule.drops", flat["schedule.drops"])
+    if flat["schedule.warmup"]:
+        parse_duration("schedule.warmup", flat["schedule.warmup"])
+    if flat["schedule.drops"] and flat["schedule.kind"] == "cosine":
+        raise UserError(
+            f"schedule.kind=cosine has no drops, but schedule.drops={flat['schedule.drops']!r} "
+            "(--config.schedule.drops= leaves them out)"
+        )
     parse_window("profile", flat["profile"])
     model_options(flat["model.options"])
 

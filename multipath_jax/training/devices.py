@@ -35,10 +35,11 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
             f"mesh.data={config.mesh.data} and mesh.path={path} do not make up the "
             f"{count} devices; mesh.data=-1 takes them all"
         )
-    if config.batch_size % data:
+    if config.batch_size % (data * config.accumulate):
+        parts = f"{config.accumulate} micro-batches on " * (config.accumulate > 1)
         raise UserError(
-            f"batch_size={config.batch_size} does not divide among {data} devices; "
-            f"use a multiple of {data}"
+            f"batch_size={config.batch_size} does not divide among {parts}{data} devices; "
+            f"use a multiple of {data * config.accumulate}"
         )
     # Auto: XLA places what lies between the inputs and the outputs, so models need not know.
     auto = (AxisType.Auto, AxisType.Auto)
@@ -91,6 +92,11 @@ def round_up(batch_size: int, mesh: Mesh) -> int:
     return batch_size + -batch_size % mesh.shape[DATA]
 
 
+def on_cpu(mesh: Mesh) -> bool:
+    """Whether the mesh is of CPUs, where loops over convolutions are slow (see `step.Runner`)."""
+    return mesh.devices.flat[0].platform == "cpu"
+
+
 def compute_dtype(name: str) -> jnp.dtype:
     """The type of the computation; ``auto``: float32 on CPUs, bfloat16 on GPUs and TPUs."""
     if name == "auto":
@@ -100,8 +106,7 @@ def compute_dtype(name: str) -> jnp.dtype:
 
 def quick_compilation(mesh: Mesh) -> dict[str, int] | None:
     """Compiler options for a function that runs once: a third of the time to compile on CPUs."""
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return {"xla_backend_optimization_level": 0} if on_cpu else None
+    return {"xla_backend_optimization_level": 0} if on_cpu(mesh) else None
 
 
 def enable_compilation_cache(folder: str) -> None:

@@ -228,7 +228,7 @@ class Run:
         """The measurements on the test split, more of them at the end of training."""
         ended = self.step == self.plan.total
         evaluate = self.parts.evaluate_fully if ended else self.parts.evaluate
-        return evaluate(self.carry.state.variables)
+        return evaluate(self.carry.state.weights)
 
     def hooks(self) -> None:
         """Evaluates, logs and saves, where the plan says so."""

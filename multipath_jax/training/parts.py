@@ -92,8 +92,18 @@ class Parts:
         self.optimizer = state.make_optimizer(config.optimizer, self.learning_rate)
         how = config.dataset
         prepare = make_prepare(self.dataset, how.shift, how.flip, how.crop)
-        self.train_step = make_train_step(self.placement, self.optimizer, prepare)
+        self.train_step = make_train_step(
+            self.placement,
+            self.optimizer,
+            prepare,
+            label_smoothing=config.label_smoothing,
+            ema=config.ema,
+            accumulate=config.accumulate,
+            unroll=devices.on_cpu(self.mesh),
+        )
         self._runners: dict[int, AnyRunner] = {}
+        if config.label_smoothing:
+            _ = self.abstract_carry  # traces the step, which refuses networks of other losses
 
     @cached_property
     def evaluate(self) -> Evaluator:
@@ -139,13 +149,19 @@ class Parts:
                 return LoaderRunner(steps, where, split, size, self.config.dataset.workers)
             return StreamRunner(steps, where, split, size, per_epoch)
         step = resident_step(self.train_step, size, per_epoch, split)
-        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
-        loop = {"loop": True, "step": False, "auto": not on_cpu}[self.config.dispatch]
+        auto = not devices.on_cpu(self.mesh)
+        loop = {"loop": True, "step": False, "auto": auto}[self.config.dispatch]
         return Runner(side_by_side(step), where, loop)
 
     @cached_property
     def _create(self):
-        create = partial(state.create_state, self.model, self.optimizer, self.image_shape)
+        create = partial(
+            state.create_state,
+            self.model,
+            self.optimizer,
+            self.image_shape,
+            averaged=self.config.ema > 0,
+        )
         shapes = jax.eval_shape(create, jnp.uint32(0))
         return self._once(create, self.placement.sharding(shapes))
 

@@ -1,4 +1,4 @@
-"""Durations in steps, and the paper's learning rates (Section 6.2)."""
+"""Durations in steps, and learning rates: the paper's (Section 6.2), warm-up and cosine."""
 
 import dataclasses
 import math
@@ -62,6 +62,7 @@ class Plan:
       steps_per_epoch: whole batches in the training split.
       total: the step at which training ends.
       drops: the steps before which the learning rate falls.
+      warmup: the first steps, in which it rises.
       log_every, eval_every, checkpoint_every: in steps.
       profile: the steps between which a trace is recorded, if any.
     """
@@ -73,6 +74,7 @@ class Plan:
     eval_every: int
     checkpoint_every: int
     profile: tuple[int, int] | None = None
+    warmup: int = 0
 
     def due(self, every: int, step: int) -> bool:
         """Whether something that happens so often, and at the end, happens after ``step`` steps."""
@@ -89,14 +91,24 @@ def make_plan(config: ConfigDict, steps_per_epoch: int) -> Plan:
     """The config's durations in steps.
 
     Raises:
-      UserError: a learning-rate drop at or past the end of training, or drops out of order; steps
-        to trace past the end.
+      UserError: a learning-rate drop at or past the end of training, or drops out of order; a
+        warm-up that ends no sooner than the first drop or training; steps to trace past the end.
     """
 
     def steps(key):
         return parse_duration(key, config[key]).steps(steps_per_epoch)
 
     total = steps("train_for")
+    drops = _drops(config, total, steps_per_epoch)
+    warmup = _warmup(config, min((total, *drops)), steps_per_epoch)
+    cadence = {key: steps(key) for key in ("log_every", "eval_every", "checkpoint_every")}
+    profile = parse_window("profile", config.profile)
+    if profile and profile[1] > total:
+        raise UserError(f"profile={config.profile!r} reaches past the {total} steps of training")
+    return Plan(steps_per_epoch, total, drops, **cadence, profile=profile, warmup=warmup)
+
+
+def _drops(config: ConfigDict, total: int, steps_per_epoch: int) -> tuple[int, ...]:
     durations = parse_durations("schedule.drops", config.schedule.drops)
     drops = tuple(duration.steps(steps_per_epoch) for duration in durations)
     if list(drops) != sorted(set(drops)):
@@ -106,18 +118,37 @@ def make_plan(config: ConfigDict, steps_per_epoch: int) -> Plan:
             f"schedule.drops={config.schedule.drops!r} reaches past the end of training, "
             f"train_for={config.train_for!r} (--config.schedule.drops= leaves the drops out)"
         )
-    cadence = {key: steps(key) for key in ("log_every", "eval_every", "checkpoint_every")}
-    profile = parse_window("profile", config.profile)
-    if profile and profile[1] > total:
-        raise UserError(f"profile={config.profile!r} reaches past the {total} steps of training")
-    return Plan(steps_per_epoch, total, drops, **cadence, profile=profile)
+    return drops
+
+
+def _warmup(config: ConfigDict, end: int, steps_per_epoch: int) -> int:
+    """The steps of the warm-up, which is over before the step ``end``."""
+    text = config.schedule.warmup
+    warmup = parse_duration("schedule.warmup", text).steps(steps_per_epoch) if text else 0
+    if warmup >= end:
+        raise UserError(
+            f"schedule.warmup={text!r} must end before the first of schedule.drops and before "
+            f"train_for={config.train_for!r} (--config.schedule.warmup= leaves it out)"
+        )
+    return warmup
 
 
 def learning_rate(config: ConfigDict, plan: Plan) -> optax.Schedule:
-    """Section 6.2: a constant rate, multiplied by ``schedule.factor`` at every drop."""
-    # Rates as exact powers, not as a running product: 0.1 * 0.1 * 0.1 is not 0.001.
-    rates = [
-        config.schedule.rate * math.pow(config.schedule.factor, n)
-        for n in range(len(plan.drops) + 1)
-    ]
-    return optax.join_schedules([optax.constant_schedule(rate) for rate in rates], plan.drops)
+    """The rate as a function of the step, counted from zero.
+
+    Section 6.2: a constant rate, multiplied by ``schedule.factor`` at every drop. Beyond the paper,
+    half a cosine, which falls to zero over the steps after the warm-up; and, in the n steps of the
+    warm-up, rate / n, 2 rate / n, ... up to the rate.
+    """
+    rate = config.schedule.rate
+    if config.schedule.kind == "cosine":
+        pieces = [optax.cosine_decay_schedule(rate, plan.total - plan.warmup)]
+    else:
+        # Rates as exact powers, not as a running product: 0.1 * 0.1 * 0.1 is not 0.001.
+        powers = [math.pow(config.schedule.factor, n) for n in range(len(plan.drops) + 1)]
+        pieces = [optax.constant_schedule(rate * power) for power in powers]
+    starts = plan.drops
+    if plan.warmup:
+        pieces.insert(0, optax.linear_schedule(rate / plan.warmup, rate, plan.warmup - 1))
+        starts = (plan.warmup, *starts)
+    return optax.join_schedules(pieces, starts)

@@ -23,6 +23,7 @@ class TrainState(flax.struct.PyTreeNode):
       params, batch_stats: the network's collections.
       opt_state: the optimizer's, momentum included.
       rng: the raw data of the run's key, never advanced: streams are folded into it.
+      average: the moving average of the variables, if one is kept (see `moving_average`).
     """
 
     step: PyTree
@@ -30,11 +31,17 @@ class TrainState(flax.struct.PyTreeNode):
     batch_stats: PyTree
     opt_state: PyTree
     rng: PyTree
+    average: PyTree = None
 
     @property
     def variables(self) -> dict[str, PyTree]:
         """What ``model.apply`` takes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def weights(self) -> dict[str, PyTree]:
+        """What is evaluated: the variables, or their average if one is kept."""
+        return self.variables if self.average is None else self.average
 
     def step_key(self, number: int) -> Key[Array, ""]:
         """The key of one stream of randomness for the coming step."""
@@ -67,18 +74,36 @@ def create_state(
     optimizer: optax.GradientTransformation,
     image_shape: tuple[int, int, int],
     seed: int | UInt32[Array, ""],
+    averaged: bool = False,
 ) -> TrainState:
-    """A fresh state, for images of that height, width and number of channels."""
+    """A fresh state, for images of that height, width and number of channels.
+
+    Args:
+      averaged: whether it keeps a moving average of the variables, zero so far.
+    """
     key = jax.random.key(seed)
     images = jnp.zeros((1, *image_shape))
     variables = model.init(jax.random.fold_in(key, INIT), images, train=False)
-    return TrainState(
+    state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables.get("batch_stats", {}),
         opt_state=optimizer.init(variables["params"]),
         rng=jax.random.key_data(key),
     )
+    average = jax.tree.map(jnp.zeros_like, state.variables) if averaged else None
+    return state.replace(average=average)
+
+
+def moving_average(state: TrainState, decay: float) -> PyTree:
+    """The average of the variables after one more step, of which ``state`` has all the rest.
+
+    Of BatchNorm's statistics too: those of the last few batches are of other weights than the
+    average's. The decay of the n-th step is (n - 1) / (n + 8) where that is less than ``decay``, so
+    that what came first, the random start above all, is forgotten as fast as the run is young.
+    """
+    share = jnp.maximum(1 - decay, 9 / (state.step + 8))
+    return optax.incremental_update(state.variables, state.average, share)
 
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:

@@ -13,10 +13,12 @@ from jax.sharding import Sharding
 from jaxtyping import Array, Float, Int, Num, PyTree, UInt8
 
 from multipath_jax.data import ResidentData, augment, batch_at, normalize, random_crop
+from multipath_jax.errors import UserError
+from multipath_jax.training.accumulation import Pass, accumulated
 from multipath_jax.training.cost import Cost, flops, peak_bytes
 from multipath_jax.training.metrics import TrainMetrics, is_wrong, routing_statistics
 from multipath_jax.training.placement import Network
-from multipath_jax.training.state import AUGMENT, GATES, TrainState
+from multipath_jax.training.state import AUGMENT, GATES, TrainState, moving_average
 
 
 class Batch(NamedTuple):
@@ -55,18 +57,36 @@ def make_prepare(dataset: Any, shift: int, flip: bool, crop: int = 0) -> Prepare
 
 
 def total_loss(
-    logits: Float[Array, "b classes"], labels: Int[Array, " b"], recorded: Mapping
+    logits: Float[Array, "b classes"],
+    labels: Int[Array, " b"],
+    recorded: Mapping,
+    label_smoothing: float = 0.0,
 ) -> Float[Array, ""]:
     """The sum of all losses, in float32.
 
     A network may record scalars in its collection ``losses``: each is added. One that is named
     ``classification`` stands in for the cross-entropy of the logits.
+
+    Raises:
+      UserError: labels are to be smoothed where there is no such cross-entropy.
     """
     named = traverse_util.flatten_dict(recorded)
     total = sum(jnp.sum(jnp.asarray(term)) for terms in named.values() for term in _tuple(terms))
-    if any(path[-1] == "classification" for path in named):
-        return total
-    return total + optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    if not any(path[-1] == "classification" for path in named):
+        return total + _cross_entropy(logits, labels, label_smoothing).mean()
+    if label_smoothing:
+        raise UserError(
+            f"label_smoothing={label_smoothing}: this network has a loss of its own in place of "
+            "the cross-entropy; use label_smoothing=0"
+        )
+    return total
+
+
+def _cross_entropy(logits: Array, labels: Array, label_smoothing: float) -> Float[Array, " b"]:
+    if not label_smoothing:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    targets = jax.nn.one_hot(labels, logits.shape[-1])
+    return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))
 
 
 def _tuple(value: Any) -> tuple:
@@ -75,42 +95,57 @@ def _tuple(value: Any) -> tuple:
 
 
 def make_train_step(
-    model: Network, optimizer: optax.GradientTransformation, prepare: Prepare
+    model: Network,
+    optimizer: optax.GradientTransformation,
+    prepare: Prepare,
+    *,
+    label_smoothing: float = 0.0,
+    ema: float = 0.0,
+    accumulate: int = 1,
+    unroll: bool = True,
 ) -> Step:
     """The pure function ``(state, batch) -> (state, metrics)`` of one step of training.
 
     It is jitted, so that it is traced once, wherever it is compiled into.
+
+    Args:
+      label_smoothing: as in `total_loss`.
+      ema: the decay of the state's moving average, if it keeps one.
+      accumulate, unroll: the micro-batches of a step, and how they run (`accumulated`).
     """
 
-    def loss_fn(params, state, images, labels):
+    def loss_fn(params, batch_stats, images, labels, key):
         logits, updates = model.apply(
-            state.variables | {"params": params},
+            {"params": params, "batch_stats": batch_stats},
             images,
             train=True,
             labels=labels,
             mutable=["batch_stats", "intermediates", "losses"],
-            rngs={"gates": state.step_key(GATES)},
+            rngs={"gates": key},
         )
-        loss = total_loss(logits, labels, updates.get("losses", {}))
-        return loss, (logits, updates)
+        loss = total_loss(logits, labels, updates.get("losses", {}), label_smoothing)
+        routing = routing_statistics(updates.get("intermediates", {}))
+        wrong = is_wrong(logits, labels)
+        return loss, Pass(updates.get("batch_stats", {}), loss, wrong, routing)
+
+    gradient = accumulated(jax.grad(loss_fn, has_aux=True), accumulate, unroll)
 
     @jax.jit
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, TrainMetrics]:
         images = prepare(state.step_key(AUGMENT), batch.images)
-        gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (logits, updates)), grads = gradient(state.params, state, images, batch.labels)
+        variables = (state.params, state.batch_stats)
+        grads, found = gradient(*variables, images, batch.labels, state.step_key(GATES))
         changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
         new_state = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, changes),
-            batch_stats=updates.get("batch_stats", {}),
+            batch_stats=found.batch_stats,
             opt_state=opt_state,
         )
+        if state.average is not None:
+            new_state = new_state.replace(average=moving_average(new_state, ema))
         metrics = TrainMetrics.single_from_model_output(
-            loss=loss,
-            wrong=is_wrong(logits, batch.labels),
-            routing=routing_statistics(updates.get("intermediates", {})),
-            step=new_state.step,
+            loss=found.loss, wrong=found.wrong, routing=found.routing, step=new_state.step
         )
         return new_state, metrics
 

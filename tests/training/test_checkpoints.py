@@ -41,6 +41,28 @@ def test_what_is_saved_comes_back_bit_for_bit(parts, workdir):
     )
 
 
+def test_an_average_is_the_weights_and_comes_back_beside_what_it_is_of(
+    tiny_model, data_dir, workdir
+):
+    parts = Parts(tiny.tiny_config(data_dir, ema=0.9))
+    carry = parts.fresh_carry(0)
+    average = jax.tree.map(lambda x: x + 1 / 3, carry.state.variables)
+    carry = carry._replace(state=carry.state.replace(average=average))
+    checkpoints = ckpt.Checkpoints(workdir)
+    checkpoints.save(7, carry, error=None)
+    checkpoints.wait()
+    found = checkpoints.restore(parts.abstract_carry, 7)
+    jax.tree.map(np.testing.assert_array_equal, found, carry)
+    kept = checkpoints.restore_weights(parts.abstract_carry.state.variables, 7)
+    jax.tree.map(np.testing.assert_array_equal, kept, average)
+
+
+def test_without_an_average_the_items_are_those_of_before_there_was_one(parts):
+    weights, training = ckpt._parts(parts.abstract_carry)
+    assert weights.keys() == {"params", "batch_stats"}
+    assert training["state"].keys() == {"step", "opt_state", "rng"}
+
+
 def test_the_best_and_the_two_latest_are_kept(parts, workdir):
     carry = parts.fresh_carry(0)
     checkpoints = ckpt.Checkpoints(workdir)

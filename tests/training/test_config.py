@@ -63,6 +63,14 @@ def test_every_key_is_read_by_something():
         ("log_every", "often", "is no duration"),
         ("schedule.drops", "80 epochs 150 epochs", "is no duration"),
         ("model.options", "execution", "name=value"),
+        ("schedule.kind", "linear", "none of step, cosine"),
+        ("schedule.warmup", "5", "is no duration"),
+        ("schedule.warmup", "1 epoch, 2 epochs", "is no duration"),
+        ("label_smoothing", 1.0, "below 1"),
+        ("label_smoothing", -0.1, "at least 0"),
+        ("ema", 1.0, "below 1"),
+        ("ema", float("nan"), "at least 0"),
+        ("accumulate", 0, "at least 1"),
     ],
 )
 def test_bad_values_are_refused_by_name(key, value, message):
@@ -70,6 +78,11 @@ def test_bad_values_are_refused_by_name(key, value, message):
         config_lib.validate(changed(**{key: value}))
     assert key in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_cosine_has_no_drops():
+    with pytest.raises(UserError, match=r"schedule.kind=cosine has no drops, but .*'80 epochs'"):
+        config_lib.validate(changed(**{"schedule.kind": "cosine", "schedule.drops": "80 epochs"}))
 
 
 def test_an_unknown_key_names_the_nearest():

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from multipath_jax.errors import UserError
@@ -63,6 +65,8 @@ def test_the_papers_schedule():
         ({"schedule.drops": "9 epochs, 8 epochs"}, "must rise"),
         ({"schedule.drops": "8 epochs, 8 epochs"}, "must rise"),
         ({"schedule.drops": "8"}, "is no duration"),
+        ({"schedule.warmup": "80 epochs"}, "schedule.warmup='80 epochs' must end before"),
+        ({"schedule.warmup": "200 epochs", "schedule.drops": ""}, "must end before"),
     ],
 )
 def test_drops_that_do_not_fit_are_refused(changes, message):
@@ -74,6 +78,33 @@ def test_no_drops_is_a_constant_rate():
     made = config(**{"schedule.drops": ""})
     rate = learning_rate(made, make_plan(made, CIFAR_STEPS))
     assert float(rate(0)) == float(rate(77_999)) == pytest.approx(0.1)
+
+
+def rates(steps, **changes):
+    """The rates of a run of so many steps, one by one."""
+    made = config(**{"train_for": f"{steps} steps", "schedule.drops": "", **changes})
+    rate = learning_rate(made, make_plan(made, CIFAR_STEPS))
+    return [float(rate(step)) for step in range(steps)]
+
+
+def test_a_warm_up_rises_to_the_rate_and_moves_no_drop():
+    found = rates(8, **{"schedule.warmup": "4 steps", "schedule.drops": "5 steps, 7 steps"})
+    expected = [0.025, 0.05, 0.075, 0.1, 0.1, 0.01, 0.01, 0.001]
+    assert found == pytest.approx(expected, rel=1e-6)  # float32
+    assert rates(3, **{"schedule.warmup": "1 step"}) == pytest.approx([0.1] * 3)
+
+
+def test_a_cosine_falls_to_zero_at_the_end():
+    found = rates(5, **{"schedule.kind": "cosine"})
+    cosine = [0.05 * (1 + math.cos(math.pi * step / 5)) for step in range(6)]
+    assert found == pytest.approx(cosine[:5], rel=1e-6)  # float32
+    assert cosine[5] == 0  # were there one more step
+
+
+def test_a_cosine_follows_the_warm_up():
+    found = rates(7, **{"schedule.kind": "cosine", "schedule.warmup": "2 steps"})
+    cosine = [0.05 * (1 + math.cos(math.pi * step / 5)) for step in range(5)]
+    assert found == pytest.approx([0.05, 0.1, *cosine], rel=1e-6)  # float32
 
 
 def test_a_call_ends_at_epochs_and_at_whatever_is_due():

@@ -1,3 +1,4 @@
+import dataclasses
 from functools import cache, partial
 
 import jax
@@ -45,6 +46,30 @@ def test_the_update_is_sgd_with_coupled_decay_and_momentum():
             w[key] = w[key] - 0.1 * v[key]
             # float32 arithmetic of three steps.
             np.testing.assert_allclose(params[key], w[key], rtol=1e-6)
+
+
+def test_the_moving_average_is_of_all_variables():
+    """a <- d a + (1 - d) w, where d is (n - 1) / (n + 8) in the n-th step until it reaches 0.5."""
+    rng, state = np.random.default_rng(0), fresh()
+    state = state.replace(average=jax.tree.map(jnp.zeros_like, state.variables))
+    expected = jax.tree.map(np.zeros_like, jax.device_get(state.variables))
+    for step in range(1, 15):
+        noisy = jax.tree.map(lambda x: x + rng.normal(size=x.shape), state.variables)
+        state = state.replace(step=jnp.int32(step), **noisy)
+        state = state.replace(average=s.moving_average(state, 0.5))
+        d = min(0.5, (step - 1) / (step + 8))
+        expected = jax.tree.map(lambda a, w: d * a + (1 - d) * w, expected, noisy)  # noqa: B023
+        # float32 arithmetic of up to fourteen steps.
+        close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+        jax.tree.map(close, state.average, expected)
+    jax.tree.map(np.testing.assert_array_equal, state.weights, state.average)
+
+
+def test_no_average_is_no_array_more():
+    names = {field.name for field in dataclasses.fields(fresh())} - {"average"}
+    assert fresh().weights["params"] is fresh().params
+    kept = jax.tree.leaves([getattr(fresh(), name) for name in names])
+    assert len(jax.tree.leaves(fresh())) == len(kept)
 
 
 def test_a_seed_fixes_the_start():

@@ -97,6 +97,17 @@ def test_the_loss_is_the_sum_of_what_is_recorded(recorded, expected):
     assert float(found) == pytest.approx(expected, rel=1e-6)  # float32
 
 
+def test_smoothed_labels_are_spread_over_all_classes():
+    """0.3 of every label: 0.1 to each of three classes; losses of a network's own as they are."""
+    targets = np.full((2, 3), 0.1)
+    targets[[0, 1], LABELS] += 0.7
+    logs = np.asarray(LOGITS) - np.log(np.exp(LOGITS).sum(-1, keepdims=True))
+    expected = -(targets * logs).sum(-1).mean() + 0.5
+    recorded = {"block_1": {"budget": (jnp.float32(0.5),)}}
+    found = step_lib.total_loss(LOGITS, LABELS, recorded, label_smoothing=0.3)
+    assert float(found) == pytest.approx(expected, rel=1e-6)  # float32
+
+
 def test_a_step_descends_the_gradient_of_the_cross_entropy():
     state, batch, step = fresh(), first_batch(), train_step(shift=0)
     after, metrics = step(state, batch)

@@ -1,0 +1,67 @@
+"""Gradient accumulation: the gradient of a batch from micro-batches, one after another."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+
+class Pass(NamedTuple):
+    """What a pass over examples gives beside the gradient.
+
+    Attributes:
+      batch_stats: the statistics after it.
+      loss: all terms, mean over the examples.
+      wrong: of every example, whether it was.
+      routing: means of scalars, by name.
+    """
+
+    batch_stats: PyTree
+    loss: Float[Array, ""]
+    wrong: Bool[Array, " b"]
+    routing: dict[str, Array]
+
+
+# (params, batch_stats, images, labels, key) -> (gradient, pass)
+Gradient = Callable[..., tuple[PyTree, Pass]]
+
+
+def accumulated(gradient: Gradient, count: int, unroll: bool) -> Gradient:
+    """The same function, but that it takes the examples in ``count`` parts of one size.
+
+    Gradient, loss and routing are means over the parts. BatchNorm normalizes each part by
+    statistics of its own, and its running statistics go from part to part.
+
+    Args:
+      unroll: leaves out the loop: for CPUs, where gradients of convolutions are slow in loops (see
+        `step.Runner`). A loop needs the memory of one part.
+    """
+    if count == 1:
+        return gradient
+
+    def mean_gradient(params, batch_stats, images, labels, key):
+        def add(carry, part):
+            total, batch_stats = carry
+            grads, found = gradient(params, batch_stats, *part)
+            return (jax.tree.map(jnp.add, total, grads), found.batch_stats), found[1:]
+
+        parts = split(images, count), split(labels, count), jax.random.split(key, count)
+        start = jax.tree.map(jnp.zeros_like, params), batch_stats
+        (total, batch_stats), found = jax.lax.scan(add, start, parts, unroll=unroll)
+        losses, wrong, routing = found
+        routing = {name: values.mean() for name, values in routing.items()}
+        grads = jax.tree.map(lambda leaf: leaf / count, total)
+        return grads, Pass(batch_stats, losses.mean(), wrong.reshape(-1), routing)
+
+    return mean_gradient
+
+
+def split(array: Array, count: int) -> Array:
+    """``[b ...] -> [count b/count ...]``.
+
+    Every count-th example goes to one part: on several devices each has its share of every part,
+    and nothing has to be sent.
+    """
+    return array.reshape(-1, count, *array.shape[1:]).swapaxes(0, 1)

@@ -1,0 +1,106 @@
+"""What the config offers beyond the paper, all at once in whole runs of a small network."""
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from etils import epath
+
+from multipath_jax.errors import UserError
+from multipath_jax.training import checkpoints as ckpt
+from multipath_jax.training import loop
+from multipath_jax.training.parts import Parts
+from multipath_jax.training.writers import read_metrics
+
+pytestmark = pytest.mark.usefixtures("tiny_model")
+
+TOTAL = 10
+BEYOND = {
+    "schedule.kind": "cosine",
+    "schedule.warmup": "4 steps",
+    "label_smoothing": 0.1,
+    "ema": 0.9,
+    "accumulate": 2,
+}
+
+
+def recipe(data_dir, **changes):
+    own = {"train_for": f"{TOTAL} steps", "schedule.drops": "", "log_every": "1 step"}
+    return tiny.tiny_config(data_dir, **own | {"eval_every": "5 steps"} | changes)
+
+
+def final(workdir, config):
+    checkpoints = ckpt.open_existing(workdir)
+    return checkpoints.restore(Parts(config).abstract_carry, checkpoints.latest)
+
+
+def lines(workdir):
+    """metrics.jsonl without what depends on the clock."""
+    return [
+        {key: line[key] for key in line.keys() - {"images_per_second", "seconds"}}
+        for line in read_metrics(workdir)
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data_dir, tmp_path_factory):
+    """A run from start to end: its workdir, config and result."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("multipath_jax.training.parts.create_model", tiny.create_model)
+        workdir = epath.Path(tmp_path_factory.mktemp("undisturbed"))
+        config = recipe(data_dir, **BEYOND)
+        return workdir, config, loop.train(config, workdir)
+
+
+def test_a_run_that_stops_and_goes_on_is_the_same_run(undisturbed, workdir, monkeypatch):
+    """Stopped within the warm-up; the average is not yet that of the end."""
+    whole, config, _ = undisturbed
+    monkeypatch.setattr(loop.Pace, "steps", lambda _, limit: min(limit, 3))
+    calls = iter([False] * 2 + [True])
+    stopped = loop.train(config, workdir, should_stop=lambda: next(calls))
+    assert stopped.step == 3
+    loop.train(config, workdir)
+    jax.tree.map(np.testing.assert_array_equal, final(workdir, config), final(whole, config))
+    assert lines(workdir) == lines(whole)
+
+
+def test_a_run_begins_with_the_warm_up_and_ends_at_the_foot_of_the_cosine(undisturbed):
+    rates = [line["learning_rate"] for line in lines(undisturbed[0]) if "learning_rate" in line]
+    cosine = [0.25 * (1 + np.cos(np.pi * step / 6)) for step in range(6)]
+    assert rates == pytest.approx([0.125, 0.25, 0.375, 0.5, *cosine], rel=1e-6)  # float32
+
+
+def test_the_average_is_what_is_evaluated_kept_and_started_from(undisturbed):
+    workdir, config, result = undisturbed
+    parts, state = Parts(config), final(workdir, config).state
+    assert result.test == parts.evaluate(state.average) != parts.evaluate(state.variables)
+    kept = ckpt.open_existing(workdir)
+    weights = kept.restore_weights(state.variables, TOTAL)
+    jax.tree.map(np.testing.assert_array_equal, weights, state.average)
+    started = ckpt.initialize_from(workdir, parts.fresh_carry(1).state).state
+    best = kept.restore_weights(state.variables, kept.best)
+    jax.tree.map(np.testing.assert_array_equal, started.variables, best)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"accumulate": 3}, "among 3 micro-batches on 2 devices; use a multiple of 6"),
+        ({"schedule.kind": "cosine", "schedule.drops": "5 steps"}, "has no drops"),
+        ({"schedule.warmup": "10 steps"}, "must end before"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+    changes, message, data_dir, workdir
+):
+    with pytest.raises(UserError, match=message):
+        loop.train(recipe(data_dir, **changes), workdir)
+    assert not workdir.exists()
+
+
+def test_labels_of_a_network_with_another_loss_are_not_smoothed(data_dir, workdir, monkeypatch):
+    monkeypatch.undo()  # of `tiny_model`
+    changes = {"model.name": "BaseCNN-Ensemble", "label_smoothing": 0.1}
+    with pytest.raises(UserError, match="has a loss of its own"):
+        loop.train(recipe(data_dir, **changes), workdir)
+    assert not workdir.exists()
