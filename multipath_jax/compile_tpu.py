@@ -1,6 +1,6 @@
 """Compiles the training step for a TPU slice, on any Linux machine.
 
-    python -m multipath_jax.compile_tpu --config=configs/cifar.py:ResNet20-4-CC --topology=v5e:4x4
+    python -m multipath_jax.compile_tpu --config=configs/imagenet_r18_2cc.py --topology=v5e:4x4
     ... --config.mesh.path=2 --config.batch_size=1024
 
 Needs libtpu (pip install 'multipath_jax[tpu]'), no TPU. It prints what one chip would do for one
@@ -39,11 +39,12 @@ TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x4", "A slice, such as v5e:4x4 
 JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
 
 MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # GiB of a chip
-# Training images, their shape, classes: of the data sets that a recipe may name without having.
+# Training images, their shape in the network, classes: of data sets that need not be there.
 KNOWN = {
     "cifar10": (50_000, (32, 32, 3), 10),
     "cifar100": (50_000, (32, 32, 3), 100),
-    "imagenet2012": (1_281_167, (224, 224, 3), 1000),
+    "imagenet256": (1_281_167, (224, 224, 3), 1000),
+    "imagenet256/subset100": (130_000, (224, 224, 3), 100),  # as Section 6.4 counts them
 }
 _TYPES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
 _KINDS = ("all-reduce", "reduce-scatter", "all-gather", "collective-permute", "all-to-all")
@@ -87,7 +88,11 @@ def slice_of(topology: str) -> list[jax.Device]:
 
 
 def described(name: str) -> Dataset:
-    """A data set of zeros that takes no memory, of the shapes of the one that is meant."""
+    """A data set of zeros that takes no memory, of the shapes of the one that is meant.
+
+    Raises:
+      UserError: these are not known.
+    """
     if name not in KNOWN:
         raise UserError(f"dataset.name={name}: known without their data are {', '.join(KNOWN)}")
     count, shape, classes = KNOWN[name]

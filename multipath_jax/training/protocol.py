@@ -1,4 +1,4 @@
-"""The paper's recipes (Sections 6.2 and 6.3) as configs."""
+"""The paper's recipes (Sections 6.2 to 6.4) as configs."""
 
 from ml_collections import ConfigDict
 
@@ -40,4 +40,27 @@ def cifar(name: str, epochs: int | None = None, dataset: str = "cifar10") -> Con
     config.schedule.drops = ", ".join(f"{drop} epochs" for drop in DROPS[epochs])
     # The paper names no weight decay; these are customary.
     config.optimizer.weight_decay = 1e-4 if residual else 5e-4
+    return config
+
+
+def imagenet(name: str, subset: bool = False) -> ConfigDict:
+    """The recipe by which the paper trains a network on ILSVRC2012 (Section 6.4).
+
+    Args:
+      name: as `create_model` knows it; it is not looked up.
+      subset: whether on the first 100 classes, for 90 epochs rather than 120.
+    """
+    config = default_config()
+    config.model.name = name
+    config.dataset.name = "imagenet256/subset100" if subset else "imagenet256"
+    config.dataset.size = 256
+    config.dataset.crop = 224
+    config.dataset.flip = True
+    config.dataset.ten_crop = True
+    config.batch_size = 256
+    epochs = 90 if subset else 120
+    config.train_for = f"{epochs} epochs"
+    config.schedule.rate = 0.1
+    config.schedule.drops = ", ".join(f"{drop} epochs" for drop in range(30, epochs, 30))
+    config.optimizer.weight_decay = 1e-4  # the paper names none; this is customary
     return config

@@ -3,11 +3,14 @@
 import importlib.util
 import pathlib
 
+import jax
 import pytest
 
-from multipath_jax import create_model, list_models
+from multipath_jax import compile_tpu, create_model, list_models
 from multipath_jax.errors import UserError
+from multipath_jax.models import paper
 from multipath_jax.training import config as config_lib
+from multipath_jax.training.parts import make_model
 from multipath_jax.training.schedule import make_plan
 
 FOLDER = pathlib.Path(__file__).parents[2] / "configs"
@@ -72,3 +75,89 @@ def test_every_network_has_a_recipe(name):
 def test_unknown_options_are_refused(arguments):
     with pytest.raises(UserError):
         recipe("cifar")(arguments)
+
+
+KEY = jax.random.key(0)
+TABLE_4 = {row.model: row for row in paper.rows(4)}
+
+
+def imagenet(row):
+    return recipe("imagenet")(f"{row.model}{',subset' * (row.num_classes == 100)}")
+
+
+def test_the_papers_protocol_on_imagenet():
+    """Section 6.4: 120 epochs, on the subset 90; a tenth of the rate every 30."""
+    config = recipe("imagenet_r18_2cc")()
+    assert config == recipe("imagenet")("ResNet18-2-CC") == recipe("imagenet")()
+    assert (config.batch_size, config.train_for) == (256, "120 epochs")
+    assert config.schedule.drops == "30 epochs, 60 epochs, 90 epochs"
+    assert (config.schedule.rate, config.schedule.factor) == (0.1, 0.1)
+    assert (config.optimizer.momentum, config.optimizer.weight_decay) == (0.9, 1e-4)
+    data = config.dataset
+    assert (data.name, data.size, data.crop, data.flip) == ("imagenet256", 256, 224, True)
+    assert data.ten_crop
+    subset = recipe("imagenet")("ResNet50-2-CC,subset")
+    assert (subset.dataset.name, subset.train_for) == ("imagenet256/subset100", "90 epochs")
+    assert subset.schedule.drops == "30 epochs, 60 epochs"
+
+
+def test_the_papers_recipes_use_nothing_beyond_the_paper():
+    for config in (recipe("imagenet")(), recipe("imagenet")("ResNet50,subset"), recipe("cifar")()):
+        assert (config.schedule.kind, config.schedule.warmup) == ("step", "")
+        assert (config.label_smoothing, config.ema, config.accumulate) == (0, 0, 1)
+
+
+@pytest.mark.parametrize("name", TABLE_4)
+def test_the_networks_of_table_4_are_trained_as_the_table_counts_them(name):
+    """On so many classes of images of that size; `test_paper` counts the parameters of each so."""
+    row = TABLE_4[name]
+    config = imagenet(row)
+    config_lib.validate(config)
+    make_plan(config, 5004)
+    classes = compile_tpu.described(config.dataset.name).num_classes
+    crop = config.dataset.crop
+    assert (config.model.name, classes, (crop, crop, 3)) == (name, row.num_classes, row.image_shape)
+    assert create_model(name, classes) is not None
+
+
+@pytest.mark.parametrize("name", ["ResNet18-2-CC", "ResNet50-2-CC"])
+def test_the_routed_networks_have_the_papers_sizes_by_their_recipes(name):
+    config = imagenet(TABLE_4[name])
+    crop, dataset = config.dataset.crop, compile_tpu.described(config.dataset.name)
+    model = make_model(config, dataset.num_classes)
+    images = jax.ShapeDtypeStruct((2, crop, crop, 3), "float32")
+    logits, variables = jax.eval_shape(lambda x: model.init_with_output(KEY, x), images)
+    assert logits.shape == (2, dataset.num_classes)
+    millions = sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) / 1e6
+    assert millions == pytest.approx(TABLE_4[name].params, abs=TABLE_4[name].tolerance)
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_every_network_has_a_recipe_for_a_folder(name):
+    config = recipe("folder")(name)
+    config_lib.validate(config)
+    make_plan(config, 10)
+    assert config.dataset.crop < config.dataset.size <= 256
+    assert config.model.name == name
+
+
+@pytest.mark.parametrize("name", ["BaseCNN-2-CC", "CapsNet", "VGG16", "VGG13-2-CC", "ResNet34"])
+def test_networks_take_the_crops_of_a_folder(name):
+    config = recipe("folder")(name)
+    crop, model = config.dataset.crop, create_model(name, 7)
+    images = jax.ShapeDtypeStruct((2, crop, crop, 3), "float32")
+    logits, _ = jax.eval_shape(lambda x: model.init_with_output(KEY, x), images)
+    assert logits.shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("imagenet", "ResNet18,", "is not ``NAME`` or ``NAME,subset``"),
+        ("imagenet", "ResNet18,epochs=90", "is not ``NAME`` or ``NAME,subset``"),
+        ("folder", "ResNet18-2-CD", "did you mean"),
+    ],
+)
+def test_what_is_no_recipe_is_refused(name, arguments, message):
+    with pytest.raises(UserError, match=message):
+        recipe(name)(arguments)
