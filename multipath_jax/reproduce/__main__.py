@@ -4,6 +4,7 @@
     python -m multipath_jax.reproduce table2 --rows=BaseCNN-2-CC,BaseCNN --minutes=60
     python -m multipath_jax.reproduce table2 --rows=BaseCNN-2-CC:cifar10_350
     python -m multipath_jax.reproduce table2 --epochs=20              shortened, and marked as such
+    python -m multipath_jax.reproduce table4 --data_dir=DIR           one trial each, ImageNet
     python -m multipath_jax.reproduce table2 --report                 trains nothing
 
 The same command goes on where it stopped: what is done is in the ledger, and is not done again.
@@ -34,6 +35,9 @@ TABLES = {"table2": 2, "table3": 3, "table4": 4}
 # A few steps of every network: whether it trains, not how well.
 SMOKE = {
     "dataset.name": sample.NAME,
+    "dataset.size": "0",
+    "dataset.crop": "0",
+    "dataset.ten_crop": "False",
     "train_for": "3 steps",
     "schedule.drops": "",
     "batch_size": "4",
@@ -52,11 +56,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("table", choices=TABLES, metavar="table2|table3|table4")
     parser.add_argument("--rows", metavar="NAME[:column],...", help="default: all of the table")
-    parser.add_argument("--trials", type=int, metavar="N", help="seeds 0 to N-1; default: 3")
+    parser.add_argument(
+        "--trials", type=int, metavar="N", help="seeds 0 to N-1; default: 3, 1 of table4"
+    )
     parser.add_argument("--epochs", type=float, metavar="E", help="shorten to so many epochs")
     parser.add_argument("--minutes", type=float, metavar="M", help="stop after so many minutes")
     parser.add_argument("--workdir", metavar="DIR", help="of the runs; default: runs/reproduce")
-    parser.add_argument("--data_dir", default="", metavar="DIR", help="where TFDS finds CIFAR")
+    parser.add_argument("--data_dir", default="", metavar="DIR", help="where TFDS finds the data")
     parser.add_argument("--results", metavar="DIR", help="of the ledger; default: results")
     parser.add_argument("--report", action="store_true", help="print and draw; train nothing")
     parser.add_argument("--smoke", action="store_true", help="three steps of every row")
@@ -110,7 +116,8 @@ def _train(flags: argparse.Namespace, stopping: Stopping) -> int:
     changes = {"dataset.data_dir": flags.data_dir} | flags.changes
     campaigns = [protocol.campaign(*pair, changes, flags.epochs) for pair in flags.pairs]
     place = _place(flags.workdir or "runs/reproduce", flags.results or "results")
-    outcome = train_all(campaigns, flags.trials or 3, place, stopping)
+    trials = flags.trials or protocol.TRIALS[TABLES[flags.table]]
+    outcome = train_all(campaigns, trials, place, stopping)
     print(f"\n{report.text(place.ledger.lines(), _rows(flags))}\n\n{outcome.text}")
     return outcome.status
 
@@ -120,7 +127,8 @@ def _smoke(flags: argparse.Namespace, stopping: Stopping) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(flags.workdir or temporary).expanduser()
         changes = SMOKE | {"dataset.data_dir": str(folder / "data")} | flags.changes
-        campaigns = [protocol.campaign(row, "cifar10", changes) for row in _rows(flags)]
+        rows = _rows(flags)
+        campaigns = [protocol.campaign(row, protocol.runs(row)[0], changes) for row in rows]
         source = sample.prepare(folder / "data", flags.data_dir)
         print(f"the images are those of {source}")
         place = _place(folder, flags.results or folder / "results")

@@ -159,7 +159,8 @@ def train_seeds(
     """Trains neighbouring seeds until their end, or until asked to stop."""
     config = campaign.of_seed(seeds[0])
     config.trials = len(seeds)
-    if jax.default_backend() != "cpu" and config.checkpoint_every == EVERY_EPOCH:
+    small = campaign.column != protocol.IMAGENET
+    if small and jax.default_backend() != "cpu" and config.checkpoint_every == EVERY_EPOCH:
         # An epoch takes about a second there, and a checkpoint a twentieth of one.
         config.checkpoint_every = "10 epochs"
     return train_trials(config, place.folder(campaign), should_stop)
@@ -231,6 +232,7 @@ def entry(campaign: Campaign, seed: int, workdir: epath.Path) -> Line:
         "final_error": errors[-1],
         "best_error": min(errors),
         "errors": errors,
+        "by_column": by_column(lines) if column == protocol.IMAGENET else {},
         "images_per_second": images_per_second(lines, config.batch_size),
         "wall_seconds": lines[-1].get("seconds"),
         "shortened": protocol.is_shortened(row, column, flat),
@@ -242,12 +244,21 @@ def entry(campaign: Campaign, seed: int, workdir: epath.Path) -> Line:
     }
 
 
+def by_column(lines: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+    """The errors of Table 4's columns, from every line of a ``metrics.jsonl`` that has them."""
+    return {
+        column: [line[name] for line in lines if name in line]
+        for column, name in protocol.MEASURES.items()
+    }
+
+
 def size_of(config: ConfigDict) -> Complexity:
     """Of the network, for the images and classes that it is trained on."""
     builder = open_prepared(config.dataset.name, config.dataset.data_dir or None)
-    features = builder.info.features
+    features, crop = builder.info.features, config.dataset.crop
     model = parts.make_model(config, features["label"].num_classes)
-    return complexity(model, features["image"].shape)
+    height, width, channels = features["image"].shape
+    return complexity(model, (crop or height, crop or width, channels))
 
 
 def images_per_second(lines: Sequence[dict[str, Any]], batch_size: int) -> float:

@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -16,12 +16,19 @@ from multipath_jax.training import config as config_lib
 from multipath_jax.training import protocol as recipes
 from multipath_jax.training.schedule import parse_duration, parse_durations
 
-# The recipe of a column, from the network's name.
-RECIPES: dict[str, Callable[[str], ConfigDict]] = {
-    "cifar10": recipes.cifar,
-    "cifar10_350": lambda name: recipes.cifar(name, 350),
-    "cifar100": lambda name: recipes.cifar(name, dataset="cifar100"),
+# What a network is trained for: a column of Table 2 or 3, or all of Table 4's; its name in print.
+IMAGENET = "imagenet"
+RUNS = {name: paper.COLUMNS[name] for name in ("cifar10", "cifar10_350", "cifar100")} | {
+    IMAGENET: "ImageNet"
 }
+# The columns of Table 4 as one run's `metrics.jsonl` calls them.
+MEASURES = {
+    "top1": "test/error",
+    "top5": "test/top5_error",
+    "top1_10crop": "test/ten_crop_error",
+    "top5_10crop": "test/ten_crop_top5_error",
+}
+TRIALS = {2: 3, 3: 3, 4: 1}  # by table; the paper names none for Table 4
 # What a trial may choose and still be the protocol's: what changes no result, but for starting
 # from other weights, and the type of the computation.
 CHOSEN = {*config_lib.FREE_KEYS, "seed", "trials", "dtype"} - {"init_from"}
@@ -39,9 +46,10 @@ FLAGS = {
 
 @dataclasses.dataclass(frozen=True)
 class Campaign:
-    """The trials of one row in one column.
+    """The trials of one row in one column, or in all of Table 4's.
 
     Attributes:
+      column: one of `RUNS`.
       config: the recipe, with the changes asked for; its seed is that of the first trial.
       folder: of the trials' workdirs, within that of all campaigns.
     """
@@ -54,7 +62,7 @@ class Campaign:
     @property
     def name(self) -> str:
         """As it is called in print."""
-        return f"{self.row.network}, {paper.COLUMNS[self.column]}"
+        return f"{self.row.network}, {RUNS[self.column]}"
 
     def of_seed(self, seed: int) -> ConfigDict:
         """The config of one trial."""
@@ -64,31 +72,32 @@ class Campaign:
 
 
 def recipe(row: paper.Row, column: str) -> ConfigDict:
-    """The config by which the paper trains a row's network for one column.
-
-    Raises:
-      UserError: there is no recipe for it yet.
-    """
-    if row.table == 4:
-        return imagenet(row)
-    return RECIPES[column](row.model)
+    """The config by which the paper trains a row's network, for one of `RUNS`."""
+    if column == IMAGENET:
+        return recipes.imagenet(row.model, subset=row.num_classes == 100)
+    if column == "cifar10_350":
+        return recipes.cifar(row.model, 350)
+    return recipes.cifar(row.model, dataset=column)
 
 
-def imagenet(row: paper.Row) -> ConfigDict:
-    """The recipe of Table 4, one run for its four columns. Raises UserError: it is missing."""
-    raise UserError(
-        f"{row.network} of Table 4 cannot be trained yet: the ImageNet recipe is missing"
-    )
+def run_of(column: str) -> str:
+    """Which of `RUNS` gives a column of the tables."""
+    return IMAGENET if column in MEASURES else column
+
+
+def runs(row: paper.Row) -> list[str]:
+    """What gives all of a row's columns."""
+    return list(dict.fromkeys(map(run_of, row.errors)))
 
 
 # Which rows
 
 
 def select(table: int, names: Sequence[str] = ()) -> list[tuple[paper.Row, str]]:
-    """Rows and columns, CIFAR-10 at the protocol's own length before all else.
+    """Rows and their runs, CIFAR-10 at the protocol's own length before all else.
 
     Args:
-      names: of rows, by network or model, each with ``:column`` or for all its columns; none are
+      names: of rows, by network or model, each with ``:run`` or for all its runs; none are
         all rows. Rows come in this order, else in the table's.
 
     Raises:
@@ -97,20 +106,20 @@ def select(table: int, names: Sequence[str] = ()) -> list[tuple[paper.Row, str]]
     if names:
         found = [pair for name in names for pair in _named(table, name)]
     else:
-        found = [(row, column) for row in paper.rows(table) for column in row.errors]
+        found = [(row, column) for row in paper.rows(table) for column in runs(row)]
     return sorted(dict.fromkeys(found), key=lambda pair: pair[1] != "cifar10")
 
 
 def _named(table: int, text: str) -> list[tuple[paper.Row, str]]:
-    """The columns of one row: ``NAME`` or ``NAME:column``."""
+    """The runs of one row: ``NAME`` or ``NAME:column``."""
     name, colon, column = text.partition(":")
     known = {key: row for row in paper.rows(table) for key in (row.model, row.network)}
     if name not in known:
         raise UserError(_unknown_row(table, name, known))
-    row = known[name]
-    if colon and column not in row.errors:
-        raise UserError(f"--rows: {name} has no column {column!r}; it has {', '.join(row.errors)}")
-    return [(row, column)] if colon else [(row, column) for column in row.errors]
+    row, all_runs = known[name], runs(known[name])
+    if colon and column not in all_runs:
+        raise UserError(f"--rows: {name} is trained for {', '.join(all_runs)}, not for {column!r}")
+    return [(row, column)] if colon else [(row, column) for column in all_runs]
 
 
 def _unknown_row(table: int, name: str, known: Mapping[str, paper.Row]) -> str:
@@ -127,7 +136,7 @@ def _unknown_row(table: int, name: str, known: Mapping[str, paper.Row]) -> str:
 def campaign(
     row: paper.Row, column: str, changes: Mapping[str, str], epochs: float | None = None
 ) -> Campaign:
-    """The trials of a row in a column, by its recipe as changed.
+    """The trials of a row in one of `RUNS`, by its recipe as changed.
 
     Args:
       changes: text by key of the config.

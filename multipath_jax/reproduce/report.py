@@ -19,9 +19,9 @@ HEADINGS = (
 )
 LEGEND = """\
 Test errors in %. best: the lowest of the trials' errors after their last epochs (the paper gives
-the best of three trials; it does not say of which epoch); mean, dev: of the same errors, with the
-sample's standard deviation; lowest: of all epochs of all trials. time: of one trial. open: no
-trial by the protocol yet."""
+the best of three trials on CIFAR; it does not say of which epoch); mean, dev: of the same errors,
+with the sample's standard deviation; lowest: of all epochs of all trials. time: of one trial. open:
+no trial by the protocol yet."""
 SECTION = re.compile(r"(<!-- reproduce: .*? -->\n).*?(<!-- /reproduce -->)", re.DOTALL)
 
 
@@ -34,11 +34,12 @@ class Figures:
     """
 
     lines: Sequence[Line]
+    column: str
 
     @property
     def errors(self) -> list[float]:
         """After the last epochs, in percent."""
-        return [line["final_error"] for line in self.lines]
+        return [_errors(line, self.column)[-1] for line in self.lines]
 
     @property
     def best(self) -> float:
@@ -58,7 +59,7 @@ class Figures:
     @property
     def lowest(self) -> float:
         """Of all epochs of all trials."""
-        return min(line["best_error"] for line in self.lines)
+        return min(min(_errors(line, self.column)) for line in self.lines)
 
     @property
     def params(self) -> float:
@@ -82,6 +83,20 @@ class Figures:
         ]
 
 
+def _errors(line: Line, column: str) -> list[float]:
+    """Of one trial, that after the last epoch at the end, the lowest among them; maybe none."""
+    if column in protocol.MEASURES:
+        return line["by_column"].get(column, [])
+    return [line["best_error"], line["final_error"]]
+
+
+def _trials(lines: Iterable[Line], row: paper.Row, column: str) -> list[Line]:
+    """Those that give a row's column."""
+    run = (row.model, protocol.run_of(column))
+    found = [line for line in lines if (line["model"], line["column"]) == run]
+    return [line for line in found if _errors(line, column)]
+
+
 def by_protocol(line: Line, row: paper.Row) -> bool:
     """Whether a trial counts: as long as the protocol's, by today's recipe."""
     if line["shortened"] or line["altered"]:
@@ -94,30 +109,22 @@ def by_protocol(line: Line, row: paper.Row) -> bool:
 
 def figures(lines: Iterable[Line], row: paper.Row, column: str) -> Figures | None:
     """By the protocol; of several types of computation that with most trials, then the latest."""
-    if row.table == 4:
-        return None
-    groups = _groups(
-        (line["dtype"], line)
-        for line in lines
-        if (line["model"], line["column"]) == (row.model, column) and by_protocol(line, row)
-    )
+    counting = [line for line in _trials(lines, row, column) if by_protocol(line, row)]
+    groups = _groups(((line["dtype"], line) for line in counting), column)
     return max(groups, key=lambda f: (len(f.lines), f.lines[-1]["date"]), default=None)
 
 
 def others(lines: Iterable[Line], row: paper.Row, column: str) -> list[Figures]:
     """The trials that do not count, by recipe."""
-    return _groups(
-        (protocol.config_hash(line["config"]), line)
-        for line in lines
-        if (line["model"], line["column"]) == (row.model, column) and not by_protocol(line, row)
-    )
+    rest = [line for line in _trials(lines, row, column) if not by_protocol(line, row)]
+    return _groups(((protocol.config_hash(line["config"]), line) for line in rest), column)
 
 
-def _groups(keyed: Iterable[tuple[str, Line]]) -> list[Figures]:
+def _groups(keyed: Iterable[tuple[str, Line]], column: str) -> list[Figures]:
     groups: dict[str, list[Line]] = {}
     for key, line in keyed:
         groups.setdefault(key, []).append(line)
-    return [Figures(group) for group in groups.values()]
+    return [Figures(group, column) for group in groups.values()]
 
 
 # As text
@@ -147,7 +154,7 @@ def _table(lines: Sequence[Line], rows: Sequence[paper.Row]) -> str:
 def _other_table(lines: Sequence[Line], rows: Sequence[paper.Row]) -> str:
     cells = [["network", "data", "trained", *HEADINGS[1], "params (M)", *HEADINGS[2][2:]]]
     for row in rows:
-        for column in row.errors if row.table != 4 else ():
+        for column in row.errors:
             for found in others(lines, row, column):
                 first = [row.network, paper.COLUMNS[column], _how(found.lines[0], row)]
                 cells.append([*first, *found.cells()])

@@ -7,7 +7,7 @@ from multipath_jax.training import config as config_lib
 
 def line(model, column, seed, error, *, best=None, dtype="float32", changes=(), epochs=None):
     """A trial by the protocol, or by what ``changes`` (by key of the config) make of it."""
-    row = next(row for row in paper.rows(model=model) if column in row.errors)
+    row = next(row for row in paper.rows(model=model) if column in protocol.runs(row))
     config = protocol.campaign(row, column, dict(changes), epochs).of_seed(seed)
     flat = config_lib.flatten(config)
     return {
@@ -18,6 +18,7 @@ def line(model, column, seed, error, *, best=None, dtype="float32", changes=(), 
         "config": flat,
         "final_error": error,
         "best_error": error if best is None else best,
+        "by_column": {},
         "params": 1_234_567,
         "multiply_adds": 38_900_000,
         "wall_seconds": 60.0 + 60 * seed,

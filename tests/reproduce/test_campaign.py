@@ -102,6 +102,34 @@ def test_a_finished_trial_has_its_line(undisturbed):
     assert workdir.parent.parent.name.startswith("cifar10-6epochs-altered-")
 
 
+def test_a_run_of_table_4_is_entered_with_all_that_it_measured():
+    """Ten crops are measured in the end only; lines without an evaluation have no error."""
+    lines = [
+        {"step": 10, "train/error": 90.0},
+        {"step": 20, "test/error": 60.0, "test/top5_error": 20.0},
+        {"step": 40, "test/error": 50.0, "test/top5_error": 15.0, "test/ten_crop_error": 48.0,
+         "test/ten_crop_top5_error": 14.0},
+    ]  # fmt: skip
+    assert campaign_lib.by_column(lines) == {
+        "top1": [60.0, 50.0],
+        "top5": [20.0, 15.0],
+        "top1_10crop": [48.0],
+        "top5_10crop": [14.0],
+    }
+
+
+def test_one_trial_of_table_4_where_the_others_have_three(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(campaign_lib, "train_trials", lambda config, *_: asked.append(config) or [])
+    for table, rows in (("table4", "ResNet18"), ("table2", "BaseCNN")):
+        folders = [f"--workdir={tmp_path}", f"--results={tmp_path}"]
+        main([table, f"--rows={rows}", *folders, "--set=compilation_cache="])
+    assert [(config.model.name, config.trials) for config in asked] == [
+        ("ResNet18", 1),
+        ("BaseCNN", 3),
+    ]
+
+
 def test_images_per_second_are_of_the_whole_run():
     logged = [
         {"step": 10, "images_per_second": 50.0},  # 10 batches of 5 images: a second
@@ -255,10 +283,17 @@ def test_a_report_trains_nothing(undisturbed, tmp_path, monkeypatch, capsys):
     assert "6 of 200 epochs" in pathlib.Path("README.md").read_text()
 
 
-@pytest.mark.parametrize(("platform", "cadence"), [("cpu", "1 epoch"), ("gpu", "10 epochs")])
-def test_epochs_of_a_second_are_not_all_saved(tmp_path, monkeypatch, platform, cadence):
-    row = paper.rows(2, "BaseCNN")[0]
-    campaign = protocol.campaign(row, "cifar10", {})
+@pytest.mark.parametrize(
+    ("model", "platform", "cadence"),
+    [
+        ("BaseCNN", "cpu", "1 epoch"),
+        ("BaseCNN", "gpu", "10 epochs"),
+        ("ResNet18", "gpu", "1 epoch"),
+    ],
+)
+def test_epochs_of_a_second_are_not_all_saved(tmp_path, monkeypatch, model, platform, cadence):
+    row = paper.rows(model=model)[0]
+    campaign = protocol.campaign(row, protocol.runs(row)[0], {})
     seen = []
     monkeypatch.setattr(campaign_lib, "train_trials", lambda config, *_: [seen.append(config)][:0])
     monkeypatch.setattr(campaign_lib.jax, "default_backend", lambda: platform)

@@ -88,6 +88,36 @@ def test_columns_are_not_mixed():
     assert report.figures(lines, ROUTED, "cifar10_350").errors == [6.0]
 
 
+def test_a_run_of_table_4_fills_its_four_columns():
+    row = paper.rows(model="ResNet18-2-CC")[0]
+    measured = {
+        "top1": [30.0, 27.5, 28.0],
+        "top5": [9.0, 8.5, 8.75],
+        "top1_10crop": [25.5],
+        "top5_10crop": [7.5],
+    }
+    run = line("ResNet18-2-CC", "imagenet", 0, 28.0, best=27.5) | {"by_column": measured}
+    found = [report.figures([run], row, column) for column in row.errors]
+    assert [figures.best for figures in found] == [28.0, 8.75, 25.5, 7.5]
+    assert [figures.lowest for figures in found] == [27.5, 8.5, 25.5, 7.5]
+    assert cells([run], row, "ResNet18-2-CC  10-crop top-5")[:6] == [
+        "ResNet18-2-CC", "10-crop top-5", "7.34", "7.50", "7.50", "7.50",
+    ]  # fmt: skip
+    assert "open" not in report.text([run], [row]).split("\n\n")[1]
+
+
+def test_a_column_that_a_run_did_not_measure_is_open():
+    row = paper.rows(model="ResNet18-2-CC")[0]
+    measured = {"top1": [30.0], "top5": [9.0], "top1_10crop": [], "top5_10crop": []}
+    run = line("ResNet18-2-CC", "imagenet", 0, 30.0) | {"by_column": measured}
+    found = [report.figures([run], row, column) for column in row.errors]
+    assert [figures and figures.best for figures in found] == [30.0, 9.0, None, None]
+    short = line("ResNet18-2-CC", "imagenet", 0, 30.0, epochs=12.0) | {"by_column": measured}
+    rest = report.text([short], [row]).split("NOT the protocol's figures")[1]
+    assert rest.count("12 of 120 epochs") == 2
+    assert report.figures([short], row, "top1") is None
+
+
 def test_files(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- reproduce: how -->\nold\n<!-- /reproduce -->\nafter\n")

@@ -26,7 +26,7 @@ BAD = {
     "too many epochs": (["table2", "--epochs=300"], "200"),
     "unknown key": (["table2", "--set=batch=3"], "batch_size"),
     "unknown option": (["table2", "--set=model.options=paths_=3"], "paths_"),
-    "no recipe": (["table4"], "ImageNet recipe"),
+    "one column of a run": (["table4", "--rows=ResNet18:top5"], "is trained for imagenet"),
     "both": (["table2", "--smoke", "--report"], "--smoke"),
 }
 
@@ -68,7 +68,7 @@ def test_a_sample_is_of_enlarged_digits_where_cifar10_is_not(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("table", [2, 3])
+@pytest.mark.parametrize("table", [2, 3, 4])
 def test_every_row_trains(table, tmp_path):
     command = [sys.executable, "-m", "multipath_jax.reproduce", f"table{table}", "--smoke"]
     environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}

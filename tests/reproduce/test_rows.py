@@ -42,7 +42,8 @@ def test_rows_are_picked_by_network_model_or_column_in_the_order_asked():
     [
         (2, "BaseCNN-2-CD", "the nearest is BaseCNN-2-C"),
         (2, "ResNet20", "a row of table3"),
-        (2, "BaseCNN:cifar100", "it has cifar10"),
+        (2, "BaseCNN:cifar100", "is trained for cifar10, not for"),
+        (4, "ResNet18:top1", "is trained for imagenet, not for"),
     ],
 )
 def test_a_row_that_cannot_be_trained_is_refused(table, name, message):
@@ -50,9 +51,26 @@ def test_a_row_that_cannot_be_trained_is_refused(table, name, message):
         protocol.select(table, [name])
 
 
-def test_a_row_without_a_recipe_is_refused():
-    with pytest.raises(UserError, match=r"ResNet18 of Table 4 .* the ImageNet recipe is missing"):
-        protocol.campaign(row("ResNet18"), "top1", {})
+def test_one_run_gives_all_columns_of_table_4():
+    pairs = protocol.select(4)
+    assert names(pairs) == [(row.model, "imagenet") for row in paper.rows(4)]
+    assert {protocol.run_of(column) for row, _ in pairs for column in row.errors} == {"imagenet"}
+    assert names(protocol.select(4, ["ResNet18:imagenet"])) == [("ResNet18", "imagenet")]
+
+
+@pytest.mark.parametrize("model", [row.model for row in paper.rows(4)])
+def test_table_4_is_trained_on_as_many_classes_as_its_rows_say(model):
+    campaign = protocol.campaign(row(model), "imagenet", {})
+    data, epochs = {
+        1000: ("imagenet256", "120 epochs"),
+        100: ("imagenet256/subset100", "90 epochs"),
+    }[row(model).num_classes]
+    assert (campaign.config.dataset.name, campaign.config.train_for) == (data, epochs)
+    assert campaign.folder == f"imagenet/{model}"
+    assert campaign.name.endswith(", ImageNet")
+    flat = config_lib.flatten(campaign.config)
+    assert protocol.alterations(row(model), "imagenet", flat) == []
+    assert not protocol.is_shortened(row(model), "imagenet", flat)
 
 
 @pytest.mark.parametrize(
