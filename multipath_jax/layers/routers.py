@@ -75,8 +75,11 @@ class Router(nn.Module):
             )
         return stack_paths(self, xs)
 
-    def _gate(self, xs) -> tuple[routing.GateParams, Float[Array, "m b n"]]:
-        """The gates' parameters and, recorded, Eqs. 1-3."""
+    def _gate(self, xs) -> tuple[routing.GateParams | None, Float[Array, "m b n"]]:
+        """The gates' parameters and, recorded, Eqs. 1-3.
+
+        There are no parameters where `nn.intercept_methods` gives `Gate` scores from elsewhere.
+        """
         params, relevance = Gate(self.num_outputs, self.hidden, name="gate")(xs)
         gates = jax.nn.softmax(relevance)
         self.sow("intermediates", "relevance", relevance)
@@ -110,7 +113,7 @@ class CrossConnect(Router):
         """
         xs = self._enter(xs)
         params, gates = self._gate(xs)
-        if self.custom_vjp:
+        if self.custom_vjp and params is not None:
             ys = routing.gated_cross_connect(xs, params)
         else:
             ys = routing.cross_connect(xs, gates)

@@ -1,0 +1,76 @@
+"""Watching a network: what routers record, in order, whatever the size of the batches."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+import subjects
+
+from multipath_jax.figures.observe import observe, outline
+from multipath_jax.layers import CrossConnect, OneToMany
+
+
+@pytest.mark.parametrize("kind", ["CC", "CP"])
+def test_the_outline_is_that_of_the_layers_in_their_order(kind):
+    found = outline(subjects.network(kind), (8, 8, 2))
+    assert found.routers == ("router_1", "router_2")
+    assert found.gates == ((1, 2), (2, 2))
+    assert found.stacks == (("stem",), ("stage_1",), ("dense_1",))
+    order = [found.calls.index(path) for path in (("stem",), ("stage_1",), ("dense_1",))]
+    assert order == sorted(order)
+
+
+def test_routers_within_modules_are_found_in_the_order_of_their_calls():
+    class Inner(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            xs = CrossConnect(2, name="z_first")(x[None])
+            return CrossConnect(3, name="a_second")(xs)
+
+    class Outer(nn.Module):
+        @nn.compact
+        def __call__(self, images, train=False):
+            x = nn.Conv(4, (3, 3), name="conv")(images)
+            x = Inner(name="inner")(x).mean(0)
+            x = OneToMany(2, name="alone")(nn.relu(x)).mean((0, 2, 3))
+            return nn.Dense(3, name="head")(x)
+
+    trained = subjects.initialized(Outer(), channels=2)
+    found = outline(trained, (8, 8, 2))
+    assert found.routers == ("inner/z_first", "inner/a_second", "alone")
+    assert found.stacks == (("conv",), (), (), ("head",))
+    routers = observe(trained, subjects.images()).routers
+    assert [router.gates.shape for router in routers] == [(1, 11, 2), (2, 11, 3), (1, 11, 2)]
+
+
+@pytest.mark.parametrize("batch_size", [4, 250])
+def test_every_image_is_observed_once_at_any_batch_size(batch_size):
+    trained, images = subjects.network(paths=3), subjects.images()
+    found = observe(trained, images, batch_size)
+    apply = jax.jit(partial(trained.model.apply, train=False, mutable=["intermediates"]))
+    logits, recorded = apply(trained.variables, trained.prepare(images))
+    # The last bits of a convolution differ with the size of the batch.
+    np.testing.assert_allclose(found.logits, logits, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.probabilities.sum(1), 1, rtol=1e-5)
+    assert [router.name for router in found.routers] == ["router_1", "router_2"]
+    for router in found.routers:
+        records = recorded["intermediates"][router.name]
+        for key in ("gates", "relevance", "input_strength", "output_strength"):
+            got = getattr(router, key)
+            np.testing.assert_allclose(got, records[key][0], rtol=1e-4, atol=1e-5)
+    assert found.routers[1].gates.shape == (3, 11, 3)
+    assert found.routers[1].gates.std(1).min() > 1e-3  # images differ: none was taken for another
+
+
+def test_vectors_have_the_gates_of_an_image_in_a_row():
+    router = observe(subjects.network(paths=3), subjects.images()).routers[1]
+    assert router.vectors.shape == (11, 9)
+    np.testing.assert_array_equal(router.vectors[4, 5], router.gates[1, 4, 2])
+
+
+def test_a_network_without_routers_gives_logits_only():
+    found = observe(subjects.without_routers(), subjects.images())
+    assert found.routers == ()
+    assert found.logits.shape == (11, 3)
