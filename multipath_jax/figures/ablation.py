@@ -1,0 +1,191 @@
+"""What the data-dependence of the gates is worth: the error without it.
+
+The gates of one router, or of all, are replaced by their mean over all images (routing learned, but
+the same for every image), by even ones, 1/n (no routing), or by those of another image (routing as
+varied as before, but by the wrong image). The network is otherwise as it was trained.
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+from tqdm import tqdm
+
+from multipath_jax.figures import style
+from multipath_jax.figures.observe import BATCH_SIZE, Observation, Trained, batches
+from multipath_jax.layers import Gate
+
+KINDS = {"mean": "mean gates", "uniform": "even gates", "shuffled": "another image's gates"}
+TICKS = (0, 0.5, 1, 2, 5, 10, 20, 50, 100)
+
+Gates = list[Float[np.ndarray, "b _ _"]]  # [b m n] of every router
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """The error with some gates replaced.
+
+    Attributes:
+      kind: a key of `KINDS`, or ``"none"`` for the network as it is.
+      router: the number of the router, from one; None for all of them, or none.
+      error: in percent.
+      change: of the error, in percentage points.
+      deviation: the standard error of ``change``, from the images that are judged differently.
+      loss: the mean cross-entropy.
+    """
+
+    kind: str
+    router: int | None
+    error: float
+    change: float
+    deviation: float
+    loss: float
+
+
+def ablate(
+    trained: Trained,
+    images: UInt8[np.ndarray, "b h w c"],
+    labels: Int[np.ndarray, " b"],
+    observation: Observation,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+) -> list[Outcome]:
+    """Errors with the gates replaced, at each router alone and at all at once.
+
+    Args:
+      observation: of the same images, whose gates are those that are replaced.
+      seed: of the order in which images hand on their gates.
+    """
+    network = _Network(trained, observation)
+    own = [np.moveaxis(router.gates, 0, 1) for router in observation.routers]
+    donors = others(len(images), seed)
+    given = {
+        "mean": [np.broadcast_to(g.mean(axis=0), g.shape) for g in own],
+        "uniform": [np.full_like(g, 1 / g.shape[-1]) for g in own],
+        "shuffled": [g[donors] for g in own],
+    }
+    before = _judged(observation.logits, labels)
+    outcomes = [_outcome("none", None, before, before)]
+    runs = [(kind, number) for kind in KINDS for number in (*range(1, len(own) + 1), None)]
+    for kind, number in tqdm(runs, "ablation", unit="run", leave=False, disable=None):
+        replaced = np.array([number in (None, at) for at in range(1, len(own) + 1)])
+        logits = network.logits(images, given[kind], replaced, batch_size)
+        outcomes.append(_outcome(kind, number, before, _judged(logits, labels)))
+    return outcomes
+
+
+def others(count: int, seed: int) -> Int[np.ndarray, " b"]:
+    """Another image for every image, each of them once: a random cycle."""
+    order = np.random.default_rng(seed).permutation(count)
+    partner = np.empty(count, int)
+    partner[order] = np.roll(order, 1)
+    return partner
+
+
+class _Network:
+    """The network with gates of one's own choice, compiled once for all ablations."""
+
+    def __init__(self, trained: Trained, observation: Observation):
+        self._trained = trained
+        self._names = [router.name for router in observation.routers]
+        self._compiled = jax.jit(self._forward)
+
+    def logits(
+        self,
+        images: UInt8[np.ndarray, "b h w c"],
+        given: Gates,
+        replaced: Bool[np.ndarray, " routers"],
+        batch_size: int,
+    ) -> Float[np.ndarray, "b classes"]:
+        """The logits with the given gates at the routers that ``replaced`` marks."""
+        found = [
+            np.asarray(self._compiled(self._trained.variables, *batch, replaced))
+            for batch in batches((images, given), batch_size, "images")
+        ]
+        return np.concatenate(found)[: len(images)]
+
+    def _forward(self, variables, images, given, replaced):
+        def replace(following, args, kwargs, context):
+            if not isinstance(context.module, Gate) or context.method_name != "__call__":
+                return following(*args, **kwargs)
+            at = self._names.index("/".join(context.module.path[:-1]))
+            _, relevance = following(*args, **kwargs)
+            # The softmax of the logarithms are the gates again.
+            other = jnp.log(jnp.moveaxis(given[at], 1, 0))
+            return None, jnp.where(replaced[at], other, relevance)
+
+        with nn.intercept_methods(replace):
+            x = self._trained.prepare(images)
+            return self._trained.model.apply(variables, x, train=False)
+
+
+def _judged(logits, labels) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each image is taken for another class, and its cross-entropy."""
+    logs = np.asarray(jax.nn.log_softmax(logits.astype(np.float32)))
+    return logs.argmax(axis=1) != labels, -logs[np.arange(len(labels)), labels]
+
+
+def _outcome(kind: str, router: int | None, before, after) -> Outcome:
+    wrong, losses = after
+    change = 100 * (wrong.astype(float) - before[0])
+    deviation = change.std() / np.sqrt(len(change))
+    error, loss = 100 * wrong.mean(), losses.mean()
+    return Outcome(kind, router, *map(float, (error, change.mean(), deviation, loss)))
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """The errors as text: a row for every router and for all of them, a column for every kind."""
+    base, *rest = outcomes
+    by_place = {(outcome.router, outcome.kind): outcome for outcome in rest}
+    routers = list(dict.fromkeys(outcome.router for outcome in rest))
+    lines = [f"error {base.error:.2f} % as trained; with other gates, in percent (and the change):"]
+    lines.append("".join([f"{'':10}", *(f"{words:>26}" for words in KINDS.values())]))
+    for router in routers:
+        name = "all" if router is None else f"router {router}"
+        cells = (_cell(by_place[router, kind]) for kind in KINDS)
+        lines.append("".join([f"{name:10}", *(f"{cell:>26}" for cell in cells)]))
+    return "\n".join(lines)
+
+
+def _cell(outcome: Outcome) -> str:
+    return f"{outcome.error:.2f} ({outcome.change:+.2f} ± {outcome.deviation:.2f})"
+
+
+def draw(path: str | os.PathLike, outcomes: Sequence[Outcome]) -> None:
+    """Draws the errors, a mark for each kind with the standard error of its change."""
+    base, *rest = outcomes
+    places = list(dict.fromkeys(outcome.router for outcome in rest))
+    figure = Figure(figsize=(min(style.WIDTH, 2.4 + 1.1 * len(places)), 4), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(base.error, color=style.GREY, ls="--", lw=1, label="as trained")
+    for number, (kind, words) in enumerate(KINDS.items()):
+        chosen = [outcome for outcome in rest if outcome.kind == kind]
+        axes.errorbar(
+            [places.index(outcome.router) + 0.2 * (number - 1) for outcome in chosen],
+            [outcome.error for outcome in chosen],
+            [outcome.deviation for outcome in chosen],
+            fmt=style.MARKERS[number],
+            color=style.COLOURS[number],
+            capsize=3,
+            label=words,
+        )
+    # Logarithmic, for errors span from a fraction of a percent to most of them; below 1 % linear.
+    axes.set_yscale("symlog", linthresh=1)
+    axes.yaxis.set_major_locator(FixedLocator(TICKS))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_ylim(0, min(115, 1.6 * max(outcome.error for outcome in outcomes) + 0.2))
+    axes.set_ylabel("test error (%)")
+    names = ("all routers" if place is None else f"router {place}" for place in places)
+    axes.set_xticks(range(len(places)), names)
+    axes.grid(axis="y", color="#EEEEEE", zorder=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=4, fontsize=9, frameon=False)
+    style.save(figure, path)

@@ -1,0 +1,137 @@
+"""How the routing of many images clusters at each depth, and whether the clusters are classes.
+
+At every router each image is the vector of all its gates. K-means groups these vectors, into as
+many clusters as there are classes; the adjusted mutual information (AMI) of clusters and classes
+is 1 if they are the same, and 0 on average if they have nothing to do with each other.
+"""
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import adjusted_mutual_info_score
+from tqdm import tqdm
+
+from multipath_jax.figures import style
+from multipath_jax.figures.observe import Observation
+
+COLUMNS = 3
+DRAWN = 2000  # points in a panel: more hide each other
+
+
+@dataclasses.dataclass(frozen=True)
+class Clusters:
+    """The routing of b images at one router.
+
+    Attributes:
+      router: its number, from one.
+      assigned: the number of the image's cluster.
+      agreement: the adjusted mutual information of clusters and classes.
+      plane: the gate vectors' first two principal components; the second of two gates is zero.
+      explained: the share of the variance that lies in this plane.
+    """
+
+    router: int
+    assigned: Int[np.ndarray, " b"]
+    agreement: float
+    plane: Float[np.ndarray, "b 2"]
+    explained: float
+
+
+def clusters(
+    observation: Observation, labels: Int[np.ndarray, " b"], seed: int = 0
+) -> list[Clusters]:
+    """The clusters at every router; ``seed``: of k-means."""
+    numbered = enumerate(observation.routers, start=1)
+    shown = tqdm(numbered, "clustering", len(observation.routers), leave=False, disable=None)
+    return [_at(number, router.vectors, labels, seed) for number, router in shown]
+
+
+def _at(number, vectors, labels, seed) -> Clusters:
+    # In float64, for sums in another order are otherwise other clusters.
+    vectors = vectors.astype(np.float64)
+    distinct = len(np.unique(vectors, axis=0))
+    means = KMeans(min(len(np.unique(labels)), distinct), n_init=4, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # vectors that all but coincide
+        assigned = means.fit_predict(vectors)
+    centred = vectors - vectors.mean(axis=0)
+    total = float(np.square(centred).sum())
+    if total < 1e-12:  # all images take one route
+        return Clusters(number, assigned, 0.0, np.zeros((len(vectors), 2)), 1.0)
+    plane = PCA(2, svd_solver="full").fit_transform(vectors)
+    agreement = float(adjusted_mutual_info_score(labels, assigned))
+    explained = float(np.square(plane).sum() / total)
+    return Clusters(number, assigned, agreement, plane, explained)
+
+
+def draw(
+    path: str | os.PathLike,
+    found: Sequence[Clusters],
+    labels: Int[np.ndarray, " b"],
+    class_names: Sequence[str],
+    classes: Sequence[int],
+) -> None:
+    """Draws the plane of every router, chosen classes in colours, and the agreement by depth."""
+    count = len(found) + 1
+    columns = min(COLUMNS, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(style.WIDTH, 0.5 + 3.2 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    points = np.random.default_rng(0).permutation(len(labels))[:DRAWN]
+    for axes, one in zip(panels, found, strict=False):
+        _plane(axes, one, labels, class_names, classes, points)
+    _agreement(panels[len(found)], found)
+    for axes in panels[count:]:
+        axes.set_axis_off()
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(
+        handles, names, loc="outside lower center", ncols=min(len(names), 9), fontsize=8,
+        frameon=False, handletextpad=0.2,
+    )  # fmt: skip
+    style.save(figure, path)
+
+
+def _plane(axes: Axes, one: Clusters, labels, class_names, classes, points) -> None:
+    others = points[~np.isin(labels[points], classes)]
+    if len(others):
+        axes.plot(*one.plane[others].T, ".", color="#CCCCCC", ms=3, label="other classes")
+    for place, number in enumerate(classes):
+        chosen = points[labels[points] == number]
+        count = len(style.COLOURS)
+        marker = style.MARKERS[(place + place // count) % count]
+        axes.plot(
+            *one.plane[chosen].T,
+            marker,
+            color=style.COLOURS[place % count],
+            markersize=4,
+            markeredgewidth=0,
+            alpha=0.7,
+            label=class_names[number],
+        )
+    axes.set_title(f"router {one.router}: AMI {one.agreement:.2f}", fontsize=10)
+    axes.set_xlabel(f"two components, {100 * one.explained:.0f} % of the variance", fontsize=8)
+    axes.set_aspect("equal", adjustable="datalim")  # what looks like a line is one
+    axes.tick_params(labelsize=7)
+
+
+def _agreement(axes: Axes, found: Sequence[Clusters]) -> None:
+    numbers = [one.router for one in found]
+    values = [one.agreement for one in found]
+    bars = axes.bar(numbers, values, color=style.COLOURS[0], width=0.6)
+    axes.bar_label(bars, fmt="%.2f", fontsize=8)
+    axes.set_ylim(0, max(1.15 * max(values), 0.1))
+    axes.set_xticks(numbers)
+    axes.set_title("clusters of gates and classes", fontsize=10)
+    axes.set_xlabel("router", fontsize=8)
+    axes.set_ylabel("adjusted mutual information", fontsize=8)
+    axes.tick_params(labelsize=7)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,80 @@
+"""Section 7.3, Fig. 10: how the activation of chosen gates is spread within chosen classes."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+from matplotlib.figure import Figure
+
+from multipath_jax.figures import style
+from multipath_jax.figures.choose import GateIndex
+from multipath_jax.figures.observe import Observation
+
+BINS = np.linspace(0, 1, 21)
+
+
+@dataclasses.dataclass(frozen=True)
+class Histogram:
+    """One gate's activation by the images of one class.
+
+    Attributes:
+      gate: which.
+      class_name: of the images.
+      counts: images in each of the bins between ``BINS``.
+      mean: of the activation; not a number where the class has no images.
+    """
+
+    gate: GateIndex
+    class_name: str
+    counts: Int[np.ndarray, " bins"]
+    mean: float
+
+
+def histograms(
+    observation: Observation,
+    labels: Int[np.ndarray, " b"],
+    class_names: Sequence[str],
+    gates: Sequence[GateIndex],
+    classes: Sequence[int],
+) -> list[list[Histogram]]:
+    """A row for every gate, in it a histogram for every class."""
+
+    def one(gate: GateIndex, number: int) -> Histogram:
+        values = gate.values(observation)[labels == number]
+        counts, _ = np.histogram(values, BINS)
+        mean = float(values.mean()) if len(values) else float("nan")
+        return Histogram(gate, class_names[number], counts, mean)
+
+    return [[one(gate, number) for number in classes] for gate in gates]
+
+
+def draw(path: str | os.PathLike, rows: Sequence[Sequence[Histogram]]) -> None:
+    """Draws gates beneath, classes beside each other; bars are shares of the class's images."""
+    columns = len(rows[0])
+    size = (min(style.WIDTH, 0.9 + 2.4 * columns), 0.5 + 1.5 * len(rows))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(rows), columns, squeeze=False, sharex=True, sharey="row")
+    for row, line in zip(rows, panels, strict=True):
+        for found, axes in zip(row, line, strict=True):
+            _panel(axes, found)
+        line[0].set_ylabel(f"{row[0].gate.label}\nimages (%)", fontsize=9)
+    for axes, found in zip(panels[0], rows[0], strict=True):
+        axes.set_title(found.class_name, fontsize=10)
+    figure.supxlabel("gate activation", fontsize=9)
+    style.save(figure, path)
+
+
+def _panel(axes, found: Histogram) -> None:
+    total = found.counts.sum()
+    share = 100 * found.counts / max(total, 1)
+    axes.stairs(share, BINS, fill=True, color=style.COLOURS[0], alpha=0.75)
+    if total:
+        axes.axvline(found.mean, color=style.COLOURS[1], lw=1.3, ls="--")
+    words = f"mean {found.mean:.2f}" if total else "no images"
+    side = {"x": 0.97, "ha": "right"} if not found.mean > 0.5 else {"x": 0.03, "ha": "left"}
+    axes.text(y=0.93, s=words, va="top", fontsize=8, transform=axes.transAxes, **side)
+    axes.set_xlim(0, 1)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,65 @@
+"""Gates by class (Fig. 10, the matrix, the clusters), against NumPy by hand."""
+
+import numpy as np
+import pytest
+
+from multipath_jax.figures import classes, clusters, histograms
+from multipath_jax.figures.choose import GateIndex
+from multipath_jax.figures.observe import Observation, RouterRecord
+
+LABELS = np.array([0, 0, 2, 2, 2, 0], np.int32)
+NAMES = ("ant", "bee", "cat")
+
+
+def observation(first, second):
+    """One router on one tensor and one on two, two outputs each, from the gates to output 1."""
+
+    def record(name, to_one):  # [m b]
+        gates = np.stack([to_one, 1 - to_one], axis=-1)
+        ones = np.ones(to_one.shape)
+        return RouterRecord(name, gates, gates, ones, np.ones((2, to_one.shape[1])))
+
+    return Observation((record("a", first), record("b", second)), np.zeros((len(LABELS), 3)))
+
+
+OBSERVATION = observation(
+    np.array([[0.02, 0.99, 0.97, 0.51, 1.0, 0.0]]),
+    np.array([[0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [0.9, 0.9, 0.1, 0.1, 0.1, 0.9]]),
+)
+
+
+def test_a_histogram_counts_the_images_of_its_class():
+    gates = [GateIndex(1, 1, 1), GateIndex(2, 2, 2)]
+    rows = histograms.histograms(OBSERVATION, LABELS, NAMES, gates, [2, 0, 1])
+    assert [[one.class_name for one in row] for row in rows] == [["cat", "ant", "bee"]] * 2
+    counts = rows[0][0].counts
+    assert counts.sum() == 3
+    assert (counts[10], counts[19]) == (1, 2)  # 0.51; 0.97 and 1, which the last bin includes
+    assert rows[0][1].counts.tolist() == [2] + [0] * 18 + [1]
+    assert rows[1][0].mean == pytest.approx(0.9)
+    assert np.isnan(rows[0][2].mean)  # there are no bees
+    assert rows[0][2].counts.sum() == 0
+
+
+def test_class_means_are_those_of_the_images_and_absent_classes_are_left_out():
+    found = classes.class_means(OBSERVATION, LABELS, NAMES)
+    assert found.class_names == ("ant", "cat")
+    assert list(map(str, found.gates)) == ["1:1-1", "1:1-2", "2:1-1", "2:1-2", "2:2-1", "2:2-2"]
+    np.testing.assert_allclose(found.means[0], [1.01 / 3, 1.99 / 3, 0.3, 0.7, 0.9, 0.1])
+    np.testing.assert_allclose(found.overall[4:], [0.5, 0.5])
+
+
+def test_clusters_of_a_gate_that_is_the_class_are_the_classes():
+    first, second = clusters.clusters(OBSERVATION, LABELS)
+    assert second.agreement == pytest.approx(1)
+    assert len({(a, b) for a, b in zip(second.assigned, LABELS, strict=True)}) == 2
+    assert first.agreement < 0.5
+    assert first.explained == pytest.approx(1)  # g and 1 - g lie on one line
+    assert np.abs(first.plane[:, 1]).max() < 1e-9
+
+
+def test_gates_that_never_change_have_no_clusters():
+    constant = np.full((1, len(LABELS)), 0.5)
+    found = clusters.clusters(observation(constant, constant.repeat(2, 0)), LABELS)
+    assert [one.agreement for one in found] == [0, 0]
+    assert not found[1].plane.any()
