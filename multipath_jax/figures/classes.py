@@ -68,9 +68,9 @@ def draw(path: str | os.PathLike, found: ClassMeans) -> None:
     else:
         classes.set_ylabel(f"{rows} classes, in their order")
     _gates(mean, classes, found.gates)
-    bars = (values, mean, "mean"), (shown, classes, "class mean less the mean of all")
-    for mapped, axes, label in bars:
-        bar = figure.colorbar(mapped, ax=axes)
+    bars = (values, mean, 4, "mean"), (shown, classes, 20, "class mean less the mean of all")
+    for mapped, axes, aspect, label in bars:
+        bar = figure.colorbar(mapped, ax=axes, aspect=aspect)
         bar.set_label(label, fontsize=8)
         bar.ax.tick_params(labelsize=7)
     style.save(figure, path)

@@ -73,6 +73,11 @@ def _at(number, vectors, labels, seed) -> Clusters:
     return Clusters(number, assigned, agreement, plane, explained)
 
 
+def summary(one: Clusters) -> dict[str, int | float]:
+    """The agreement, for JSON."""
+    return {"router": one.router, "agreement": one.agreement, "explained": one.explained}
+
+
 def draw(
     path: str | os.PathLike,
     found: Sequence[Clusters],

@@ -186,7 +186,8 @@ def _panel(panel: SubFigure, maximum: Maximum, images: np.ndarray) -> None:
     axes = panel.add_subplot(grid[:, 1])
     style.show(axes, maximum.synthesized)
     axes.set_title(
-        f"made to open it: score {maximum.score:.2f}\n(of an image {maximum.highest_score:.2f})",
+        f"made to open it: score {maximum.score:.2f}\n"
+        f"(the best test image {maximum.highest_score:.2f})",
         fontsize=8.5,
         pad=3,
     )

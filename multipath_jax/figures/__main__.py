@@ -1,0 +1,211 @@
+"""Draws what a trained network's routers do: Section 7 of the paper, and more.
+
+    python -m multipath_jax.figures --workdir=runs/digits
+    python -m multipath_jax.figures --workdir=runs/cifar --only=routes --images=0,7,20-22,cat.jpg
+    python -m multipath_jax.figures --workdir=runs/cifar --only=maximize,histograms \\
+        --gates=2:2-1,4:1-1 --classes=ship,frog
+
+Figures, each a picture of its own in --out, those with numbers beside a JSON file:
+    routes        the routes of the images (Fig. 8)
+    maximize      what opens a gate: test images, and one made by gradient ascent (Fig. 9)
+    histograms    gates by class (Fig. 10)
+    weights       the weights of parallel paths, and how far apart they are (Fig. 11)
+    tradeoff      error against parameters, from the ledger of results (Fig. 7)
+    classes       the mean of every gate within every class
+    clusters      how routes cluster at each depth, and whether the clusters are classes
+    ablation      the error with gates that do not depend on the image
+
+Gates are written router:input-output, counted from one: 2:2-1 is the paper's g_21^2. Classes are
+names or numbers; images are numbers of the test split, ranges of them, or picture files. A figure
+of an earlier call is replaced. Exit status: 0; 2 for bad input.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from multipath_jax import cli
+from multipath_jax.errors import UserError
+from multipath_jax.figures import (
+    ablation,
+    classes,
+    clusters,
+    histograms,
+    maximize,
+    routes,
+    weights,
+)
+from multipath_jax.figures.subject import Subject
+from multipath_jax.reproduce import plot, report
+from multipath_jax.reproduce.ledger import Ledger
+from multipath_jax.runs import load_run
+from multipath_jax.training.devices import enable_compilation_cache
+
+
+def main(argv: Sequence[str]) -> int:
+    """Draws the figures that the flags ask for; gives the exit status."""
+    flags = parse(argv)
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant
+    run = load_run(flags.workdir, flags.checkpoint)
+    enable_compilation_cache(run.config.compilation_cache)
+    subject = Subject(run, flags)
+    figures = _drawn(subject, flags.only)
+    subject.check(figures)
+    for name, draw in figures.items():
+        for path in draw(subject, subject.folder / f"{name}.png"):
+            print(f"wrote {path}", flush=True)
+    return 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags. Raises UserError for one that is unknown or has a value that cannot be."""
+    parser = cli.Parser(
+        "python -m multipath_jax.figures",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--workdir", required=True, metavar="RUN", help="of the trained network")
+    parser.add_argument("--checkpoint", default="best", help="best (default), latest, or a step")
+    parser.add_argument("--only", metavar="FIGURE,...", help="default: all that the network allows")
+    parser.add_argument("--images", default="0-2", help="of the routes; default: %(default)s")
+    parser.add_argument("--gates", help="default: four that differ most between images")
+    parser.add_argument("--classes", help="default: the first four; in clusters the first seven")
+    parser.add_argument("--layers", help="of the weights; default: four, evenly spaced")
+    parser.add_argument("--limit", type=int, metavar="N", help="use the first N test images only")
+    parser.add_argument("--steps", type=int, default=256, help="of the ascent; default: 256")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--results", default="results", metavar="DIR", help="of the ledger")
+    parser.add_argument("--out", metavar="DIR", help="default: RUN/figures")
+    flags = parser.parse_args(argv)
+    for name in ("limit", "steps"):
+        value = getattr(flags, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name}={value} must be at least 1")
+    flags.only = None if flags.only is None else _figures(flags.only)
+    return flags
+
+
+def _figures(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in FIGURES:
+            near = difflib.get_close_matches(name, FIGURES) or FIGURES
+            raise UserError(f"--only: there is no figure {name!r}; choose {', '.join(near)}")
+    return names
+
+
+# --- The figures ---------------------------------------------------------------------------------
+
+
+def _routes(subject: Subject, path: pathlib.Path) -> list[pathlib.Path]:
+    images, whats = zip(*subject.pictures, strict=True)
+    routes.draw(path, routes.trace(subject.run, np.stack(images), whats, subject.names))
+    return [path]
+
+
+def _maximize(subject: Subject, path: pathlib.Path) -> list[pathlib.Path]:
+    ascent = maximize.Ascent(steps=subject.flags.steps, seed=subject.flags.seed)
+    made = maximize.synthesize(subject.run, subject.gates, subject.shape, ascent)
+    found = maximize.maxima(subject.observation, subject.gates, made)
+    maximize.draw(path, found, subject.test.images)
+    return [path]
+
+
+def _histograms(subject: Subject, path: pathlib.Path) -> list[pathlib.Path]:
+    found = histograms.histograms(
+        subject.observation, subject.test.labels, subject.names, subject.gates, subject.classes(4)
+    )
+    histograms.draw(path, found)
+    return [path]
+
+
+def _weights(subject: Subject, path: pathlib.Path) -> list[pathlib.Path]:
+    found = weights.layer_weights(subject.run, subject.layers, subject.shape, subject.flags.seed)
+    weights.draw(path, found)
+    return [path, _json(path, [weights.summary(layer) for layer in found])]
+
+
+def _tradeoff(subject: Subject, path: pathlib.Path) -> list[pathlib.Path]:
+    plot.draw(path, report.points(Ledger(subject.flags.results).lines()))
+    return [path]
+
+
+def _classes(subject: Subject, path: pathlib.Path) -> list[pathlib.Path]:
+    classes.draw(path, classes.class_means(subject.observation, subject.test.labels, subject.names))
+    return [path]
+
+
+def _clusters(subject: Subject, path: pathlib.Path) -> list[pathlib.Path]:
+    labels = subject.test.labels
+    found = clusters.clusters(subject.observation, labels, subject.flags.seed)
+    clusters.draw(path, found, labels, subject.names, subject.classes(7))
+    return [path, _json(path, [clusters.summary(one) for one in found])]
+
+
+def _ablation(subject: Subject, path: pathlib.Path) -> list[pathlib.Path]:
+    outcomes = ablation.ablate(
+        subject.run,
+        subject.test.images,
+        subject.test.labels,
+        subject.observation,
+        subject.flags.seed,
+    )
+    print(ablation.table(outcomes))
+    ablation.draw(path, outcomes)
+    return [path, _json(path, [dataclasses.asdict(outcome) for outcome in outcomes])]
+
+
+def _json(picture: pathlib.Path, numbers: Any) -> pathlib.Path:
+    """Writes the numbers behind a picture beside it."""
+    path = picture.with_suffix(".json")
+    path.write_text(json.dumps(numbers, indent=2) + "\n")
+    return path
+
+
+Draw = Callable[[Subject, pathlib.Path], list[pathlib.Path]]
+
+FIGURES: dict[str, Draw] = {
+    "routes": _routes,
+    "maximize": _maximize,
+    "histograms": _histograms,
+    "weights": _weights,
+    "tradeoff": _tradeoff,
+    "classes": _classes,
+    "clusters": _clusters,
+    "ablation": _ablation,
+}
+NEED_ROUTERS = FIGURES.keys() - {"weights", "tradeoff"}
+
+
+def _drawn(subject: Subject, only: list[str] | None) -> dict[str, Draw]:
+    """The figures asked for, or all that the network allows.
+
+    Raises:
+      UserError: one was asked for that the network does not allow.
+    """
+    refused = {}
+    if not subject.outline.routers:
+        why = f"{subject.run.config.model.name} has no routers"
+        refused |= dict.fromkeys(NEED_ROUTERS, why)
+    if not subject.parallel_layers:
+        refused["weights"] = f"{subject.run.config.model.name} has no parallel paths"
+    asked = only or list(FIGURES)
+    unable = [name for name in asked if name in refused]
+    if only and unable:
+        able = ",".join(name for name in FIGURES if name not in refused)
+        raise UserError(f"no figure {unable[0]}: {refused[unable[0]]}; choose --only={able}")
+    for name in unable:
+        print(f"no figure {name}: {refused[name]}")
+    return {name: FIGURES[name] for name in asked if name not in refused}
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,121 @@
+"""A run to be looked at: what its figures share, each thing computed once."""
+
+import argparse
+import dataclasses
+import os
+import pathlib
+from collections.abc import Container
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import UInt8
+
+from multipath_jax import pictures
+from multipath_jax.data import Split
+from multipath_jax.data.images import BadImage
+from multipath_jax.errors import UserError
+from multipath_jax.figures import choose, weights
+from multipath_jax.figures.observe import Observation, Outline, observe, outline
+from multipath_jax.runs import LoadedRun
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subject:
+    """A run and what its figures share, each thing computed when the first figure asks for it.
+
+    Raises of all: UserError, for flags that do not fit the network or its data.
+    """
+
+    run: LoadedRun
+    flags: argparse.Namespace
+
+    @cached_property
+    def folder(self) -> pathlib.Path:
+        """Where the figures go; made."""
+        folder = pathlib.Path(self.flags.out or os.path.join(self.run.workdir, "figures"))
+        try:
+            folder.expanduser().mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"--out: {folder} cannot be written ({error.strerror}); choose another folder"
+            ) from error
+        return folder.expanduser()
+
+    @cached_property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image."""
+        return self.run.description.image_shape
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of the classes."""
+        return self.run.description.class_names
+
+    @cached_property
+    def outline(self) -> Outline:
+        """Of the network."""
+        return outline(self.run, self.shape)
+
+    @cached_property
+    def parallel_layers(self) -> list[str]:
+        """The layers that parallel paths have each for themselves."""
+        return weights.parallel_layers(self.run.variables["params"], self.outline)
+
+    @cached_property
+    def test(self) -> Split:
+        """The test split, or its first images."""
+        split, limit = self.run.dataset.test, self.flags.limit
+        return Split(split.images[:limit], split.labels[:limit])
+
+    @cached_property
+    def observation(self) -> Observation:
+        """Of the test split."""
+        return observe(self.run, self.test.images)
+
+    @cached_property
+    def gates(self) -> list[choose.GateIndex]:
+        """The chosen gates, or those that differ most between images."""
+        if self.flags.gates is None:
+            return choose.liveliest_gates(self.observation)
+        return choose.gates(self.flags.gates, self.outline)
+
+    @cached_property
+    def layers(self) -> list[str]:
+        """The chosen layers of parallel paths, or four of them."""
+        if self.flags.layers is None:
+            return choose.spread(self.parallel_layers, 4)
+        return choose.layers(self.flags.layers, self.parallel_layers)
+
+    @cached_property
+    def pictures(self) -> list[tuple[UInt8[np.ndarray, "h w c"], str]]:
+        """The chosen images, and what they are."""
+        wanted = self.flags.images
+        # Pictures of one's own need no data set.
+        count = len(self.test.labels) if choose.of_the_split(wanted) else 0
+        return [self._picture(item) for item in choose.images(wanted, count)]
+
+    def _picture(self, item: int | pathlib.Path) -> tuple[np.ndarray, str]:
+        if isinstance(item, int):
+            label = self.names[self.test.labels[item]]
+            return self.test.images[item], f"test image {item}: {label}"
+        try:
+            return pictures.read(item, self.run), item.name
+        except BadImage as error:
+            raise UserError(f"--images: {item} cannot be read ({error})") from error
+
+    def classes(self, default: int) -> list[int]:
+        """The chosen classes, or the first ones."""
+        if self.flags.classes is None:
+            return list(range(min(default, len(self.names))))
+        return choose.classes(self.flags.classes, self.names)
+
+    def check(self, figures: Container[str]) -> None:
+        """Raises UserError for flags that do not fit, before anything is computed or written."""
+        if self.flags.gates is not None and self.outline.routers:
+            choose.gates(self.flags.gates, self.outline)
+        if "routes" in figures:
+            self.pictures  # noqa: B018 (computed, and kept)
+        if "weights" in figures:
+            self.layers  # noqa: B018
+        self.classes(0)
+        self.folder  # noqa: B018

@@ -1,0 +1,156 @@
+"""The program: every figure of a run, the same from the same seed, and errors in one line."""
+
+import json
+
+import numpy as np
+import pytest
+import subjects
+from etils import epath
+from PIL import Image
+
+from multipath_jax import cli
+from multipath_jax.data import Dataset, Split, describe
+from multipath_jax.figures import __main__ as figures
+from multipath_jax.runs import LoadedRun
+from multipath_jax.training.config import default_config
+
+PICTURES = {
+    "routes",
+    "maximize",
+    "histograms",
+    "weights",
+    "tradeoff",
+    "classes",
+    "clusters",
+    "ablation",
+}
+NUMBERS = {"weights", "clusters", "ablation"}
+
+
+def loaded(workdir, trained, name):
+    """A run as `load_run` gives it; its workdir holds nothing."""
+    split = Split(subjects.images(30)[..., :1], subjects.labels(30))
+    dataset = Dataset("random", split, split, subjects.CLASSES, subjects.MEAN[:1], subjects.STD[:1])
+    config = default_config()
+    config.model.name, config.compilation_cache = name, ""
+    run = LoadedRun(
+        epath.Path(workdir), config, 10, trained.model, trained.variables, describe(dataset)
+    )
+    run.__dict__["dataset"] = dataset
+    return run
+
+
+@pytest.fixture(autouse=True)
+def quick_tradeoff(monkeypatch):
+    """Its labels take seconds to place; it has tests of its own."""
+    monkeypatch.setattr(figures.plot, "draw", lambda path, panels: path.write_text(str(panels)))
+
+
+@pytest.fixture
+def routed(monkeypatch, tmp_path):
+    run = loaded(tmp_path, subjects.network(channels=1), "Small-2-CC")
+    monkeypatch.setattr(figures, "load_run", lambda workdir, checkpoint: run)
+    return tmp_path
+
+
+@pytest.fixture
+def unrouted(monkeypatch, tmp_path):
+    run = loaded(tmp_path, subjects.without_routers(channels=1), "Small")
+    monkeypatch.setattr(figures, "load_run", lambda workdir, checkpoint: run)
+    return tmp_path
+
+
+def run(*argv):
+    assert figures.main(["--workdir=RUN", *argv]) == 0
+
+
+def test_every_figure_is_drawn_and_the_same_seed_draws_the_same(routed, capsys):
+    argv = ("--steps=3", "--gates=2:1-2,1:1-1", "--classes=cat,0", "--images=3,5-6")
+    for folder in ("a", "b"):
+        run(*argv, f"--out={routed / folder}")
+    files = {path.name for path in (routed / "a").iterdir()}
+    assert files == {f"{x}.png" for x in PICTURES} | {f"{x}.json" for x in NUMBERS}
+    for name in files:
+        assert (routed / "a" / name).read_bytes() == (routed / "b" / name).read_bytes(), name
+    said = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith(f"wrote {routed}") for line in said) == 2 * len(files)
+    assert any(line.startswith("error ") and "as trained" in line for line in said)
+    for name in PICTURES - {"tradeoff"}:
+        with Image.open(routed / "a" / f"{name}.png") as picture:
+            assert 500 <= picture.width <= 1600
+            assert len(np.unique(np.asarray(picture.convert("L")))) > 20  # something is drawn
+
+
+def test_figures_go_into_the_workdir_and_replace_older_ones(routed):
+    for _ in range(2):
+        run("--only=histograms,weights", "--limit=20")
+    files = sorted(path.name for path in (routed / "figures").iterdir())
+    assert files == ["histograms.png", "weights.json", "weights.png"]
+    layers = json.loads((routed / "figures" / "weights.json").read_text())
+    assert [layer["layer"] for layer in layers] == ["stage_1/conv_1/conv", "dense_1/dense"]
+    assert all(0 < layer["distance"] < 1 for layer in layers)
+
+
+def test_pictures_of_ones_own_need_no_data(routed, monkeypatch):
+    figure = routed / "mine.png"
+    Image.fromarray(np.full((20, 30, 3), 200, np.uint8)).save(figure)
+    monkeypatch.setattr(LoadedRun, "dataset", property(lambda self: 1 / 0))
+    run("--only=routes", f"--images={figure}")
+    assert (routed / "figures" / "routes.png").exists()
+
+
+def test_a_network_without_routers_has_what_it_can_have(unrouted, capsys):
+    run(f"--out={unrouted}")
+    assert [path.name for path in unrouted.iterdir()] == ["tradeoff.png"]
+    assert "BaseCNN-2-CC" in (unrouted / "tradeoff.png").read_text()
+    said = capsys.readouterr().out
+    assert "no figure routes: Small has no routers" in said
+    assert "no figure weights: Small has no parallel paths" in said
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--only=rutes"], "no figure 'rutes'; choose routes"),
+        (["--only="], "no figure ''"),
+        (["--gates=9:1-1"], "of router 9; there are 1 to 2"),
+        (["--gates=all"], "'all' is no gate; 2:1-2 is"),
+        (["--classes=dog"], "no class 'dog'"),
+        (["--images=30"], "not within the test split, 0 to 29"),
+        (["--images=nowhere.png"], "nowhere.png cannot be read (No such file"),
+        (["--layers=stage_9"], "'stage_9' is no layer"),
+        (["--limit=0"], "--limit=0 must be at least 1"),
+        (["--steps=few"], "invalid int value: 'few'"),
+        (["--out=FILE/figures"], "cannot be written"),
+        (["--frames=3"], "unrecognized arguments"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(routed, capsys, monkeypatch, argv, message):
+    (routed / "FILE").touch()
+    monkeypatch.chdir(routed)
+    assert one_line(capsys, monkeypatch, ["--workdir=RUN", *argv]).count(message) == 1
+    assert not list(routed.rglob("*.png"))
+
+
+def test_what_a_network_does_not_allow_is_refused_if_asked_for(unrouted, capsys, monkeypatch):
+    said = one_line(capsys, monkeypatch, ["--workdir=RUN", "--only=tradeoff,ablation"])
+    assert "no figure ablation: Small has no routers; choose --only=tradeoff" in said
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"), [([], "--workdir"), (["--workdir=NOWHERE"], "has no checkpoint")]
+)
+def test_a_run_is_needed(capsys, monkeypatch, argv, message):
+    assert message in one_line(capsys, monkeypatch, argv)
+
+
+def one_line(capsys, monkeypatch, argv):
+    """What the program says of bad input."""
+    monkeypatch.setattr("sys.argv", ["figures", *argv])
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(figures.main)
+    assert exit_.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    return said
