@@ -1,0 +1,136 @@
+"""One page about a run, that needs nothing but a browser: facts, curves, figures, a route explorer.
+
+The page is `web/page.html` with its style, its scripts and its data within; it works from a file
+and loads nothing.
+"""
+
+import html
+import json
+import mimetypes
+import os
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from multipath_jax.figures import explorer
+from multipath_jax.figures.explorer import Explored
+from multipath_jax.models.complexity import complexity
+from multipath_jax.runs import LoadedRun
+from multipath_jax.training.writers import duration, read_metrics, seconds_of
+
+PAGE_FILE = "report.html"
+IMAGES = 1000  # on the page by default, of CIFAR-10 about 3 MB
+SCRIPTS = ("tools.js", "run.js", "images.js", "route.js", "explorer.js", "start.js")
+CURVES = ("train/loss", "test/loss", "train/error", "test/error")
+
+
+def write_page(
+    path: str | os.PathLike,
+    run: LoadedRun,
+    explored: Explored | None,
+    figures: Mapping[str, str | os.PathLike],
+    count: int = IMAGES,
+) -> None:
+    """Writes the page; replaces an older one.
+
+    Args:
+      explored: the test split on its way through the network; None for one without routers.
+      figures: title and picture file of each.
+      count: of test images in the explorer, at most; fewer make a smaller page.
+    """
+    lines = read_metrics(run.workdir)
+    title = f"{run.config.model.name} on {run.config.dataset.name}"
+    data = {
+        "facts": list(facts(run, lines).items()),
+        "curves": _curves(lines, explored.outline.routers if explored else ()),
+        "figures": [_figure(title, pathlib.Path(file)) for title, file in figures.items()],
+        "explorer": explorer.pack(explored, count) if explored else None,
+    }
+    parts = {
+        "title": html.escape(title),
+        "style": _web("style.css"),
+        "script": "\n".join(map(_web, SCRIPTS)),
+        # "<" occurs in strings only, and written so it can end no script.
+        "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", r"\u003c"),
+    }
+    page = re.sub(r"\{\{(\w+)\}\}", lambda marker: parts[marker[1]], _web("page.html"))
+    pathlib.Path(path).write_text(page, encoding="utf-8")
+
+
+def facts(run: LoadedRun, lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What a reader asks first: size, recipe, results; ``lines`` are those of metrics.jsonl."""
+    config = run.config
+    size = complexity(run.model, run.description.image_shape)
+    optimizer = config.optimizer
+    return {
+        "network": f"{config.model.name} {config.model.options}".strip(),
+        "data set": config.dataset.name,
+        **_results(lines),
+        "parameters": f"{size.params / 1e6:.3g} M",
+        "multiply-adds an image": f"{size.multiply_adds / 1e6:,.4g} M",
+        "layers, routers": f"{size.depth}, {size.routers}",
+        "trained for": f"{config.train_for} in batches of {config.batch_size}",
+        "learning rate": _rate(config.schedule),
+        "momentum, weight decay": f"{optimizer.momentum:g}, {optimizer.weight_decay:g}",
+        "augmentation": _augmentation(config.dataset),
+        "seed": str(config.seed),
+        "checkpoint": f"step {run.step}",
+    }
+
+
+def _rate(schedule: ConfigDict) -> str:
+    if not schedule.drops:
+        return f"{schedule.rate:g}"
+    return f"{schedule.rate:g}, times {schedule.factor:g} after {schedule.drops}"
+
+
+def _augmentation(dataset: ConfigDict) -> str:
+    kinds = [f"shift of up to {dataset.shift} pixels"] * (dataset.shift > 0)
+    kinds += ["mirrored or not"] * dataset.flip
+    return ", ".join(kinds) or "none"
+
+
+def _results(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Final and best test error, and the time; what was not measured is left out."""
+    tested = [line for line in lines if line.get("test/error") is not None]
+    results = {}
+    if tested:
+        best = min(tested, key=lambda line: line["test/error"])
+        for name, line in (("final test error", tested[-1]), ("best test error", best)):
+            results[name] = f"{line['test/error']:.2f} % (epoch {line['epoch']:g})"
+    if seconds_of(lines):
+        results["time"] = duration(seconds_of(lines))
+    return results
+
+
+def _curves(lines: Sequence[Mapping[str, Any]], routers: Sequence[str]) -> dict[str, Any]:
+    """The lines' values that are drawn, and the routers' keys among them."""
+    measured = {key for line in lines for key in line}
+    found = []
+    for name in routers:
+        prefix = f"routing/{name}/"
+        shares = [key for key in measured if key.startswith(f"{prefix}share_")]
+        keys = {"entropy": f"{prefix}entropy", "shares": sorted(shares, key=_number)}
+        found.append({"name": name, **keys})
+    drawn = {"epoch", *CURVES, *(key for key in measured if key.startswith("routing/"))}
+    kept = [{key: line[key] for key in drawn & line.keys()} for line in lines]
+    return {"lines": kept, "routers": found}
+
+
+def _number(key: str) -> int:
+    """The number at the end of a key."""
+    return int(key.rpartition("_")[2])
+
+
+def _figure(title: str, path: pathlib.Path) -> dict[str, str]:
+    kind, _ = mimetypes.guess_type(path.name)
+    source = explorer.data_url(kind or "image/png", path.read_bytes())
+    return {"title": title, "name": path.name, "source": source}
+
+
+def _web(name: str) -> str:
+    return (resources.files("multipath_jax.figures") / "web" / name).read_text(encoding="utf-8")

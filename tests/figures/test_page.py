@@ -1,0 +1,331 @@
+"""The page in a browser: what it shows is what NumPy says of the same observation."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import subjects
+from etils import epath
+
+from multipath_jax.data import Description
+from multipath_jax.data.datasets import Split
+from multipath_jax.figures.explorer import Explored
+from multipath_jax.figures.observe import observe, outline
+from multipath_jax.figures.page import write_page
+from multipath_jax.runs import LoadedRun
+from multipath_jax.training.config import default_config
+from multipath_jax.training.writers import METRICS_FILE
+
+CLASSES = ("ant", "<b>bee</b> & {{data}}", "</script><script>document.title = 'broken'</script>")
+IMAGES, LABELS = subjects.images(60), subjects.labels(60)
+BINS = 20
+# The page keeps numbers in steps of 1/65,535 and prints gates to 3 places, distances to 4.
+GATE, DISTANCE = 0.0006, 0.0002
+
+
+def start_browser(profile):
+    """Headless Chromium and its driver, from the system; nothing is fetched or reported."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (browser and driver):
+        pytest.skip("no browser: needs chromium and chromedriver, as Debian packages them")
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for option in (
+        "headless",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-quic",
+        "disable-dev-shm-usage",
+        "no-first-run",
+        "disable-background-networking",
+        "disable-component-update",
+        "disable-sync",
+        "force-device-scale-factor=1",
+        f"user-data-dir={profile}",
+    ):
+        options.add_argument(f"--{option}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    os.environ |= {"SE_OFFLINE": "true", "SE_AVOID_STATS": "true"}
+    return webdriver.Chrome(options, webdriver.ChromeService(driver))
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    started = start_browser(tmp_path_factory.mktemp("profile"))
+    yield started
+    started.quit()
+
+
+def measured(epoch):
+    """A line of metrics.jsonl."""
+    routing = {"routing/router_1/entropy": 0.5, "routing/router_1/share_1": 0.25}
+    values = {"step": 10 * epoch, "epoch": float(epoch), "train/loss": 1 / epoch, "seconds": 7.0}
+    return values | routing | {"test/error": None if epoch == 3 else 10.0 + (epoch - 2) ** 2}
+
+
+def as_run(trained, workdir):
+    """A tiny network as a run that was trained for four epochs."""
+    config = default_config()
+    config.model.name, config.dataset.name = "Tiny", "<noise>"
+    description = Description("noise", CLASSES, (8, 8, 2), subjects.MEAN, subjects.STD)
+    lines = (json.dumps(measured(epoch)) + "\n" for epoch in range(1, 5))
+    (workdir / METRICS_FILE).write_text("".join(lines))
+    return LoadedRun(epath.Path(workdir), config, 40, trained.model, trained.variables, description)
+
+
+@pytest.fixture(scope="module")
+def observation():
+    return observe(subjects.network(), IMAGES)
+
+
+@pytest.fixture(scope="module")
+def write(tmp_path_factory, observation):
+    """Writes a page of the network with so many of the images; gives its address."""
+
+    def page(count=60):
+        folder, trained = tmp_path_factory.mktemp("run"), subjects.network()
+        run = as_run(trained, folder)
+        explored = Explored(
+            outline(trained, (8, 8, 2)), observation, Split(IMAGES, LABELS), CLASSES
+        )
+        write_page(folder / "report.html", run, explored, {}, count)
+        return (folder / "report.html").as_uri()
+
+    return page
+
+
+class Page:
+    """A page and what a reader does with it."""
+
+    def __init__(self, driver, address):
+        from selenium.webdriver.support.wait import WebDriverWait
+
+        self.driver = driver
+        driver.set_window_size(1280, 900)
+        driver.get("about:blank")  # else a mere change of the fragment would load nothing
+        driver.get_log("browser")
+        driver.get(address)
+        ready = "return document.documentElement.dataset.ready"
+        WebDriverWait(driver, 20).until(lambda driver: driver.execute_script(ready))
+
+    def one(self, selector):
+        return self.driver.find_element("css selector", selector)
+
+    def all(self, selector):
+        return self.driver.find_elements("css selector", selector)
+
+    def run(self, script):
+        return self.driver.execute_script(f"return {script}")
+
+    def texts(self, selector):
+        return self.run(f"[...document.querySelectorAll({selector!r})].map(e => e.textContent)")
+
+    def attributes(self, selector, name):
+        return self.run(
+            f"[...document.querySelectorAll({selector!r})].map(e => e.getAttribute({name!r}))"
+        )
+
+    def choose(self, number):
+        field = self.one("#number")
+        field.clear()
+        field.send_keys(f"{number}\n")
+
+    def select(self, selector, text):
+        from selenium.webdriver.support.ui import Select
+
+        Select(self.one(selector)).select_by_visible_text(text)
+
+    @property
+    def number(self):
+        return int(self.one("#number").get_property("value"))
+
+    @property
+    def errors(self):
+        return self.driver.get_log("browser")
+
+
+@pytest.fixture(scope="module")
+def whole(browser, write):
+    """All images; the tests share the page and choose what they need."""
+    return browser, write()
+
+
+@pytest.fixture
+def page(whole):
+    page = Page(*whole)
+    yield page
+    assert page.errors == []
+
+
+def vectors(observation, router):
+    return observation.routers[router].vectors
+
+
+def test_the_gates_read_are_those_observed(page, observation):
+    for number in (0, 17, 59):
+        page.choose(number)
+        assert f"Image {number} is {CLASSES[LABELS[number]]}" in page.one("#verdict").text
+        expected = np.concatenate([vectors(observation, router)[number] for router in (0, 1)])
+        shown = [float(text) for text in page.texts("#gates tbody td:last-child")]
+        np.testing.assert_allclose(shown, expected, atol=GATE)
+        drawn = [float(text) for text in page.attributes("#route circle.gate", "fill-opacity")]
+        np.testing.assert_allclose(drawn, expected, atol=1e-5)
+    assert page.texts("#gates tbody td:nth-child(3)") == ["g₁₁", "g₁₂", "g₁₁", "g₁₂", "g₂₁", "g₂₂"]
+
+
+def test_tensors_are_as_red_as_they_are_strong(page, observation):
+    page.choose(5)
+    router = observation.routers[1]
+    shares = [s[:, 5] / s[:, 5].sum() for s in (router.input_strength, router.output_strength)]
+    reds = [float(text) for text in page.attributes("#route rect.tensor", "fill-opacity")]
+    np.testing.assert_allclose(reds[-4:], np.concatenate(shares), atol=1e-4)  # of two: half is even
+
+
+def test_pointing_at_a_gate_says_its_value(page, observation):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    page.choose(9)
+    ActionChains(page.driver).move_to_element(page.all("#route circle.gate")[3]).perform()
+    says = page.one("#reading").text
+    assert says.startswith("router 2, gate g₁₂ (input 1 to output 2): ")
+    assert float(says.split()[-1]) == pytest.approx(observation.routers[1].gates[0, 9, 1], abs=GATE)
+
+
+def test_the_picture_is_the_image(page):
+    page.choose(11)
+    pixels = page.run(
+        "[...document.querySelector('#picture canvas').getContext('2d')"
+        ".getImageData(0, 0, 8, 8).data]"
+    )
+    grey = IMAGES[11, ..., 0]  # the second of two channels is taken for transparency
+    np.testing.assert_array_equal(np.reshape(pixels, (8, 8, 4))[..., 0], grey)
+
+
+@pytest.mark.parametrize("router", ["router 1", "router 2", "all"])
+@pytest.mark.parametrize("metric", ["Euclidean", "cosine"])
+def test_the_nearest_are_the_nearest(page, observation, router, metric):
+    page.choose(23)
+    page.select("#depth", router if router != "all" else "all routers together")
+    page.select("#metric", metric)
+    numbers = (0, 1) if router == "all" else (int(router[7]) - 1,)
+    rows = np.concatenate([vectors(observation, number) for number in numbers], axis=1)
+    distances = np.linalg.norm(rows - rows[23], axis=1)
+    if metric == "cosine":
+        distances = 1 - rows @ rows[23] / np.linalg.norm(rows, axis=1) / np.linalg.norm(rows[23])
+    order = np.delete(np.arange(60), 23)
+    order = order[np.argsort(distances[order], kind="stable")][:12]
+    shown = [int(text) for text in page.attributes("#nearest button", "data-number")]
+    # Two that are as near to 1e-4 may change places.
+    np.testing.assert_allclose(distances[shown], distances[order], atol=DISTANCE)
+    assert len(set(shown)) == 12
+    assert 23 not in shown
+    printed = [float(text.split()[-1]) for text in page.texts("#nearest button span:last-child")]
+    np.testing.assert_allclose(printed, distances[shown], atol=DISTANCE)
+    same = (LABELS[shown] == LABELS[23]).sum()
+    assert page.one("#agreement").text.startswith(f"{same} of the 12 nearest")
+
+
+def test_histograms_count_what_numpy_counts(page, observation):
+    page.select("#gate", "g₂₁ of router 2")
+    gates = observation.routers[1].gates[1, :, 0]
+    shown = {}
+    for label in page.attributes("#histograms svg", "aria-label"):
+        name, counts = label.split(": images in 20 bins from 0 to 1: ")
+        shown[name] = [int(count) for count in counts.split()]
+    assert shown == {
+        name: np.histogram(gates[label == LABELS], BINS, (0, 1))[0].tolist()
+        for label, name in enumerate(CLASSES)
+    }
+    means = [gates[label == LABELS].mean() for label in range(3)]
+    names = page.texts("#histograms figcaption strong")
+    assert names == [CLASSES[label] for label in np.argsort(means)]
+
+
+def test_clicking_a_gate_picks_it(page):
+    page.all("#route circle.gate")[4].click()
+    assert page.one("#gate").get_property("value") == "1:1:0"
+    assert page.one("#depth").get_property("value") == "1"
+    assert len(page.all("#route circle.picked")) == 1
+
+
+def test_images_are_found_by_class_and_by_error(page, observation):
+    wrong = observation.logits.argmax(-1) != LABELS
+    page.select("#class", "ant")
+    page.one("#wrong").click()
+    fitting = np.flatnonzero((LABELS == 0) & wrong)
+    assert len(fitting) > 2  # or there would be nothing to go through
+    seen = [page.number]
+    for _ in fitting:
+        page.one("#next").click()
+        seen.append(page.number)
+    assert seen == [*fitting, fitting[0]]
+    assert page.one("#position").text == f"1 of {len(fitting)}"
+    assert "wrong" in page.one("#verdict").text
+    page.one("#random").click()
+    assert page.number in fitting[1:]
+
+
+def test_arrow_keys_go_through_the_images(page):
+    page.choose(30)
+    body = page.one("#previous")
+    body.send_keys("\ue014")  # right
+    assert page.number == 31
+    body.send_keys("\ue012\ue012")  # left, twice
+    assert page.number == 29
+
+
+def test_an_address_with_an_image_begins_there(browser, whole):
+    page = Page(browser, f"{whole[1]}#image=42")
+    assert page.number == 42
+
+
+def test_nothing_is_loaded_and_no_text_becomes_markup(page):
+    assert page.driver.title == "Tiny on <noise>"
+    loaded = page.run("performance.getEntriesByType('resource').map(entry => entry.name)")
+    assert [name for name in loaded if not name.startswith("data:")] == []
+    assert not page.all("b")
+    assert CLASSES[1] in page.texts("#class option")
+
+
+def test_facts_and_curves(page):
+    facts = dict(zip(page.texts("dt"), page.texts("dd"), strict=True))
+    assert facts["final test error"] == "14.00 % (epoch 4)"
+    assert facts["best test error"] == "10.00 % (epoch 2)"
+    charts = page.attributes("#charts svg[role=img]", "aria-label")
+    assert charts == [
+        "Loss: training 0.25 at the end",
+        "Error (%): test 14 at the end",
+        "Entropy of the gates (1: even, 0: hard): router 1 0.5 at the end",
+        "Share of each output path, router 1: path 1 0.25 at the end",
+    ]
+
+
+def test_it_fits_a_phone(page):
+    phone = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    try:
+        assert page.run("innerWidth") == 390
+        assert page.run("document.documentElement.scrollWidth") <= 390
+        assert page.run("document.querySelector('#route').scrollWidth") > 390  # scrolls by itself
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_fewer_images_than_the_split_has(browser, write):
+    page = Page(browser, write(count=7))
+    assert "7 of the 60 images" in page.one("#scope").text
+    page.choose(22)
+    assert page.number == 20  # of 0, 10, 20, 30, 39, 49, 59
+    assert page.one("#position").text == "22 is not on this page; the nearest is shown"
+    assert page.errors == []
+
+
+def test_a_network_without_routers_has_no_explorer(browser, tmp_path):
+    run = as_run(subjects.without_routers(), tmp_path)
+    write_page(tmp_path / "report.html", run, None, {})
+    page = Page(browser, (tmp_path / "report.html").as_uri())
+    assert page.one("#explorer").text.endswith("This network has no routers.")
+    assert page.errors == []
