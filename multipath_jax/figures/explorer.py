@@ -46,6 +46,7 @@ class Explored:
 def pack(explored: Explored, count: int) -> dict[str, Any]:
     """At most ``count`` images, evenly spaced over the split, as values for JSON."""
     numbers = choose.spread(range(len(explored.split.images)), count)
+    (liveliest,) = choose.liveliest_gates(explored.observation, 1)
     return {
         "images": _images(explored, numbers),
         "routers": [
@@ -60,6 +61,7 @@ def pack(explored: Explored, count: int) -> dict[str, Any]:
             for router in explored.observation.routers
         ],
         "stacks": explored.outline.stacks,
+        "picked": [number - 1 for number in liveliest],
     }
 
 

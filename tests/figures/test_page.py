@@ -244,6 +244,12 @@ def test_histograms_count_what_numpy_counts(page, observation):
     assert names == [CLASSES[label] for label in np.argsort(means)]
 
 
+def test_the_gate_picked_first_differs_most_between_images(page, observation):
+    router, i, j = map(int, page.one("#gate").get_property("value").split(":"))
+    deviations = [record.gates.std(axis=1) for record in observation.routers]
+    assert deviations[router][i, j] == max(map(np.max, deviations))
+
+
 def test_clicking_a_gate_picks_it(page):
     page.all("#route circle.gate")[4].click()
     assert page.one("#gate").get_property("value") == "1:1:0"

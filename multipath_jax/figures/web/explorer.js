@@ -14,10 +14,10 @@ const METRICS = {
 const dot = (a, b) => sum(a.map((value, at) => value * b[at]));
 
 class Explorer {
-  constructor(images, routers, stacks) {
-    Object.assign(this, {images, routers});
+  /** ``picked`` is the gate to begin with. */
+  constructor(images, routers, stacks, picked) {
+    Object.assign(this, {images, routers, picked});
     this.image = 0;
-    this.picked = {router: routers.length - 1, i: 0, j: 0};
     this.drawing = new RouteDrawing(
       routers, stacks, (text) => { $('reading').textContent = text; },
       (router, i, j) => this.pick({router, i, j}));
@@ -29,7 +29,7 @@ class Explorer {
     const {count, total} = this.images;
     $('scope').textContent = count === total
       ? `All ${total} images of the test split.`
-      : `${count} of the ${total} images of the test split, evenly spaced. All here is of these.`;
+      : `${count} of the ${total} images of the test split, evenly spaced; all below is of these.`;
     if (!this.chooseByAddress()) this.choose(0);
   }
 
@@ -193,7 +193,7 @@ class Explorer {
     const {images, image, routers, picked} = this;
     const [[label, probability]] = images.predictions(image);
     const values = routers.map((router) => router.values(image));
-    const prediction = `${images.classes[label]} ${percent(probability)}`;
+    const prediction = [images.classes[label], percent(probability)];
     $('route').replaceChildren(this.drawing.draw(values, picked, prediction));
     $('reading').textContent = HINT;
     $('gates').tBodies[0].replaceChildren(...routers.flatMap((router, depth) =>

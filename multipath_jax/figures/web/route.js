@@ -1,11 +1,13 @@
 // The route of one image, drawn from left to right as in the paper's Fig. 8.
 
 const ROUTE = {
-  gate: 12, // radius of a circle
+  gate: 12, // radius of a circle; smaller, and without its value, where there are many
+  manyOutputs: 5,
+  smallGate: 5,
   tensor: {width: 20, height: 40},
   stack: {width: 26, gap: 20},
-  gates: 62, // from a router's left to its circles
-  outputs: 140, // and to its output tensors
+  gates: 58, // from a router's left to its circles
+  outputs: 132, // and to its output tensors
   after: 26,
   top: 26, // for the names
 };
@@ -17,13 +19,11 @@ class RouteDrawing {
   constructor(routers, stacks, read, pick) {
     Object.assign(this, {routers, stacks, read, pick});
     const outputs = Math.max(...routers.map((router) => router.outputs));
-    this.pitch = Math.max(64, outputs * this.gatePitch + 10);
+    this.radius = outputs < ROUTE.manyOutputs ? ROUTE.gate : ROUTE.smallGate;
+    this.gatePitch = 2 * this.radius + 2;
+    this.pitch = Math.max(64, outputs * this.gatePitch + 10); // of the parallel paths
     this.paths = Math.max(...routers.map(({inputs, outputs}) => Math.max(inputs, outputs)));
     this.height = ROUTE.top + this.paths * this.pitch + 4;
-  }
-
-  get gatePitch() {
-    return 2 * ROUTE.gate + 2;
   }
 
   /** The heights of so many parallel things. */
@@ -32,8 +32,8 @@ class RouteDrawing {
     return range(count).map((row) => middle + (row - (count - 1) / 2) * this.pitch);
   }
 
-  /** The drawing for one image: of every router its values {gates, inputs, outputs}, and which
-   * gate {router, i, j} is picked. */
+  /** The drawing for one image: of every router its values {gates, inputs, outputs}, which gate
+   * {router, i, j} is picked, and the predicted class with its probability as texts. */
   draw(values, picked, prediction) {
     this.parts = {lines: [], shapes: [], texts: []};
     this.x = 8;
@@ -86,7 +86,7 @@ class RouteDrawing {
         const x = left + ROUTE.gates;
         const circle = y + (j - (router.outputs - 1) / 2) * this.gatePitch;
         const isPicked = picked.router === depth && picked.i === i && picked.j === j;
-        this.line(left + ROUTE.tensor.width, y, x - ROUTE.gate, circle, {class: 'wire'});
+        this.line(left + ROUTE.tensor.width, y, x - this.radius, circle, {class: 'wire'});
         const value = gates[i * router.outputs + j];
         this.gate({depth, i, j, value, isPicked}, x, circle, right, yOut);
       });
@@ -124,24 +124,27 @@ class RouteDrawing {
     edge.addEventListener('pointerenter', () => this.read(says));
     this.parts.lines.push(edge);
     // The edge must not shine through a circle that is nearly open.
-    this.parts.shapes.push(svg('circle', {cx: x, cy: y, r: ROUTE.gate, class: 'backing'}));
+    this.parts.shapes.push(svg('circle', {cx: x, cy: y, r: this.radius, class: 'backing'}));
     const circle = svg('circle', {
-      cx: x, cy: y, r: ROUTE.gate, 'fill-opacity': value, class: isPicked ? 'gate picked' : 'gate',
+      cx: x, cy: y, r: this.radius, 'fill-opacity': value, class: isPicked ? 'gate picked' : 'gate',
     });
     circle.addEventListener('click', () => this.pick(depth, i, j));
     this.told(circle, says);
-    const text = value.toFixed(2).replace(/^0/, '');
+    if (this.radius < ROUTE.gate) return;
+    const text = value >= 0.995 ? '1' : value.toFixed(2).replace(/^0/, '');
     const colour = value > 0.65 ? 'on-gate' : ''; // read at either side of it in both themes
     this.parts.texts.push(svg('text', {x, y: y + 4, class: `value figure ${colour}`}, text));
   }
 
   /** The mean of the paths, and the class that it gives. */
-  answer(prediction) {
+  answer([className, probability]) {
     const [y] = this.rows(1);
     this.join(this.x, [y]);
-    const text = cut(prediction, 18);
-    this.parts.texts.push(svg('text', {x: this.x + 4, y: y + 4}, text));
-    this.x += 14 + 7 * text.length;
+    const name = cut(className, 14);
+    this.parts.texts.push(
+      svg('text', {x: this.x + 4, y: y - 2}, name),
+      svg('text', {x: this.x + 4, y: y + 14}, probability));
+    this.x += 12 + 7.5 * Math.max(name.length, probability.length);
   }
 
   /** Lines from where the last column ended: side by side, or from all to all. */

@@ -10,10 +10,11 @@ async function start() {
   document.documentElement.dataset.ready = 'yes';
 }
 
-async function startExplorer({images, routers, stacks}) {
+async function startExplorer({images, routers, stacks, picked: [router, i, j]}) {
   const shown = new Images(images);
   await shown.load();
-  new Explorer(shown, routers.map((router) => new Router(router)), stacks).start();
+  const records = routers.map((record) => new Router(record));
+  new Explorer(shown, records, stacks, {router, i, j}).start();
 }
 
 start();
