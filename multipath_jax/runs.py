@@ -7,13 +7,14 @@ logits = run.logits(images)  # uint8 [b h w c], as in the data set -> float32 [b
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from etils import epath
 from flax import traverse_util
 from jaxtyping import Array, Float, PyTree, UInt8
@@ -86,7 +87,7 @@ def load_run(
         neither a description of its data set nor the data set.
     """
     workdir = epath.Path(workdir).expanduser().absolute()
-    with contextlib.closing(checkpoints.open_existing(workdir)) as found:
+    with _quiet(), contextlib.closing(checkpoints.open_existing(workdir)) as found:
         config = read_config(workdir / checkpoints.CONFIG_FILE)
         if dtype is not None:
             config.dtype = dtype
@@ -99,6 +100,17 @@ def load_run(
         }
         weights = found.restore_weights(traverse_util.unflatten_dict(shapes), step)
     return LoadedRun(workdir, config, step, model, jax.device_put(weights), description)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax warns of reading only, which is meant, and prints what it also raises."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _description(workdir: epath.Path, config: ConfigDict) -> Description:

@@ -58,7 +58,7 @@ def digits_run(tmp_path_factory):
     rng = np.random.default_rng(0)
 
     def moved(x):
-        y = np.asarray(x) + rng.uniform(0, 0.1, x.shape).astype(np.float32)
+        y = np.asarray(x) + rng.normal(0, 0.02, x.shape).astype(np.float32)
         return jax.device_put(y, x.sharding)
 
     with start_run(Parts(config), config, folder / "run") as run:

@@ -19,7 +19,7 @@ from multipath_jax.data.prepared import one_line, open_prepared
 from multipath_jax.data.records import BadRecord, Files, Records
 from multipath_jax.errors import UserError
 
-_PIL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+PIL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _READ_AT_ONCE = 1000  # records; one call for many costs half of one call for each
 _SAMPLE = 1000  # images whose statistics stand for those of a split that stays encoded
 _SAMPLE_AT_ONCE = 50  # 10 MB of 256x256 pixels
@@ -233,6 +233,6 @@ def _examples(records: Records, channels: int) -> Iterator[tuple[np.ndarray, int
 
 def _decode(encoded: bytes, channels: int) -> UInt8[np.ndarray, "h w c"]:
     """A PNG or JPEG as an array. Raises `OSError`, `SyntaxError` or `ValueError` if damaged."""
-    image, mode = Image.open(io.BytesIO(encoded)), _PIL_MODES[channels]
+    image, mode = Image.open(io.BytesIO(encoded)), PIL_MODES[channels]
     pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     return pixels.reshape(*pixels.shape[:2], channels)

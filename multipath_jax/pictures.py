@@ -1,0 +1,59 @@
+"""Picture files as a trained network sees them."""
+
+import os
+import pathlib
+from collections.abc import Iterable
+
+import numpy as np
+from jaxtyping import UInt8
+
+from multipath_jax.data.datasets import PIL_MODES
+from multipath_jax.data.images import BadImage, decode, square
+from multipath_jax.errors import UserError
+from multipath_jax.runs import LoadedRun
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")  # of pictures in folders
+
+
+def find(paths: Iterable[str | os.PathLike]) -> list[pathlib.Path]:
+    """Files as they are given; of folders all pictures in them, at any depth, sorted.
+
+    Raises:
+      UserError: a folder has no pictures.
+    """
+    found = []
+    for path in map(pathlib.Path, paths):
+        inside = _inside(path) if path.is_dir() else [path]
+        if not inside:
+            raise UserError(
+                f"{path} has no pictures ({', '.join(SUFFIXES)}); choose a folder that does"
+            )
+        found += inside
+    return found
+
+
+def _inside(folder: pathlib.Path) -> list[pathlib.Path]:
+    hidden = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return sorted(path for path in hidden if path.is_file() and not path.name.startswith("."))
+
+
+def read(path: str | os.PathLike, run: LoadedRun) -> UInt8[np.ndarray, "h w c"]:
+    """A picture of any size and mode, as the images of the run's data set are stored.
+
+    Rescaled whole to their size (its centre, should they not be square); grey where they are.
+
+    Raises:
+      BadImage: it cannot be read; the message is the reason.
+    """
+    height, width, channels = run.description.image_shape
+    side = max(height, width)
+    try:
+        encoded = pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise BadImage(error.strerror or str(error)) from error
+    image = decode(encoded, draft=side)
+    if image.size != (side, side):
+        image = square(image, side)
+    pixels = np.asarray(image.convert(PIL_MODES[channels])).reshape(side, side, channels)
+    top, left = (side - height) // 2, (side - width) // 2
+    return pixels[top : top + height, left : left + width]

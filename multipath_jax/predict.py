@@ -1,0 +1,122 @@
+"""What a trained network says of pictures.
+
+    python -m multipath_jax.predict --workdir=runs/digits seven.png photographs/
+    python -m multipath_jax.predict --workdir=runs/digits --json photographs/ > answers.jsonl
+    python -m multipath_jax.predict --workdir=runs/digits --routes=routes.png seven.png
+
+Pictures may have any size and mode; of folders all pictures are taken. One line for each: the five
+most probable classes, or all of fewer. Exit status: 0; 1 if a picture cannot be read, which is
+named while the others go on; 2 for bad input.
+"""
+
+import json
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from multipath_jax import cli, pictures
+from multipath_jax.data.images import BadImage
+from multipath_jax.runs import LoadedRun, load_run
+from multipath_jax.training.devices import enable_compilation_cache
+
+BATCH = 64  # pictures at a time, so that a folder of any size fits into memory
+TOP = 5
+
+
+class Picture(NamedTuple):
+    """A picture as the network sees it."""
+
+    path: pathlib.Path
+    pixels: UInt8[np.ndarray, "h w c"]
+
+
+class Answer(NamedTuple):
+    """The most probable classes of a picture, with their probabilities."""
+
+    path: pathlib.Path
+    ranked: list[tuple[str, float]]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints an answer for each picture; gives the exit status."""
+    flags = _parser().parse_args(argv)
+    run = load_run(flags.workdir, flags.checkpoint)
+    enable_compilation_cache(run.config.compilation_cache)
+    paths = pictures.find(flags.pictures)
+    form = _json if flags.json else Table(paths, run.description.class_names)
+    readable, size, count = _readable(paths, run), min(BATCH, len(paths)), 0
+    while batch := list(islice(readable, size)):
+        count += len(batch)
+        for answer in answers(run, batch, size):
+            print(form(answer), flush=True)
+    return int(count < len(paths))
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser(
+        "python -m multipath_jax.predict", description="What a trained network says of pictures."
+    )
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="files or folders")
+    parser.add_argument("--workdir", required=True, help="of the run that trained it")
+    parser.add_argument("--checkpoint", default="best", help="best (default), latest, or a step")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    return parser
+
+
+def _readable(paths: Sequence[pathlib.Path], run: LoadedRun) -> Iterator[Picture]:
+    """The pictures, less those that cannot be read: these are named on stderr."""
+    for path in paths:
+        try:
+            yield Picture(path, pictures.read(path, run))
+        except BadImage as error:
+            print(f"error: {path} cannot be read ({error})", file=sys.stderr)
+
+
+def answers(run: LoadedRun, batch: Sequence[Picture], size: int) -> list[Answer]:
+    """What the run's network says of some pictures.
+
+    Args:
+      size: up to which the batch is filled up, so that every batch is computed by one program.
+    """
+    images = np.stack([picture.pixels for picture in batch])
+    images = np.pad(images, ((0, size - len(batch)), (0, 0), (0, 0), (0, 0)))
+    probabilities = np.asarray(jax.nn.softmax(run.logits(images)))
+    return [
+        Answer(picture.path, ranking(row, run.description.class_names))
+        for picture, row in zip(batch, probabilities[: len(batch)], strict=True)
+    ]
+
+
+def ranking(
+    probabilities: Float32[np.ndarray, " classes"], names: Sequence[str]
+) -> list[tuple[str, float]]:
+    """The most probable classes, the first of equals first."""
+    order = np.argsort(-probabilities, stable=True)[:TOP]
+    return [(names[index], float(probabilities[index])) for index in order]
+
+
+def _json(answer: Answer) -> str:
+    classes = [{"class": name, "probability": value} for name, value in answer.ranked]
+    return json.dumps({"picture": str(answer.path), "classes": classes})
+
+
+class Table:
+    """Answers in columns whose widths are known before the first answer is."""
+
+    def __init__(self, paths: Sequence[pathlib.Path], class_names: Sequence[str]):
+        self._path = max(len(str(path)) for path in paths)
+        self._name = max(map(len, class_names))
+
+    def __call__(self, answer: Answer) -> str:
+        cells = [f"{name:<{self._name}} {100 * value:5.1f} %" for name, value in answer.ranked]
+        return "   ".join([f"{answer.path!s:<{self._path}}", *cells])
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,175 @@
+"""Answers to pictures of every kind."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from multipath_jax import cli, pictures, predict
+from multipath_jax.data.images import BadImage
+from multipath_jax.runs import load_run
+
+
+@pytest.fixture(scope="module")
+def run(digits_run):
+    return load_run(digits_run)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Pictures of many sizes and modes, one of them in a folder of its own."""
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 53, 4), np.uint8)
+    (tmp_path / "inside").mkdir()
+    for name, mode in {
+        "a.png": "L",
+        "b.jpg": "CMYK",
+        "c.PNG": "RGBA",
+        "d.gif": "P",
+        "inside/e.webp": "RGB",
+    }.items():
+        Image.fromarray(pixels[..., :3]).convert(mode).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / ".hidden.png").write_text("no picture")
+    return tmp_path
+
+
+NAMES = ["a.png", "b.jpg", "c.PNG", "d.gif", "inside/e.webp"]
+
+
+def answer(capsys, run, *argv):
+    """Exit status, lines, and what was said about the rest."""
+    status = predict.main([f"--workdir={run.workdir}", *map(str, argv)])
+    out, err = capsys.readouterr()
+    return status, out.splitlines(), err
+
+
+def by_hand(run, path):
+    """Class names by falling probability, and these probabilities."""
+    logits = np.float64(run.logits(pictures.read(path, run)[None])[0])
+    found = np.exp(logits - logits.max())
+    found /= found.sum()
+    assert found.max() < 0.99  # or there would be little to compare
+    order = np.argsort(-found)[:5]
+    return [run.description.class_names[index] for index in order], found[order]
+
+
+def test_a_folder_is_answered_in_order_by_the_network(capsys, run, folder, monkeypatch):
+    monkeypatch.setattr(predict, "BATCH", 2)  # the last of three batches is filled up
+    status, lines, err = answer(capsys, run, "--json", folder)
+    assert (status, err) == (0, "")
+    found = [json.loads(line) for line in lines]
+    assert [line["picture"] for line in found] == [str(folder / name) for name in NAMES]
+    for line in found:
+        names, probabilities = by_hand(run, line["picture"])
+        assert [entry["class"] for entry in line["classes"]] == names
+        values = [entry["probability"] for entry in line["classes"]]
+        # Two and one picture at a time are two programs: other roundings of float32.
+        np.testing.assert_allclose(values, probabilities, rtol=1e-4)
+
+
+def test_the_table_has_the_same_answers_in_columns(capsys, run, folder):
+    status, lines, _ = answer(capsys, run, folder)
+    assert status == 0
+    for line, name in zip(lines, NAMES, strict=True):
+        path, rest = line.split(maxsplit=1)
+        cells = re.findall(r"(\S+) +([\d.]+) %", rest)
+        names, probabilities = by_hand(run, folder / name)
+        assert path == str(folder / name)
+        assert [cell[0] for cell in cells] == names
+        shown = [float(cell[1]) for cell in cells]
+        np.testing.assert_allclose(shown, 100 * probabilities, atol=0.051)  # one decimal
+    assert len({line.index("%") for line in lines}) == 1
+
+
+def test_fewer_classes_than_five_are_all_there_are():
+    assert predict.ranking(np.float32([0.2, 0.5, 0.3]), "abc") == [
+        ("b", 0.5),
+        ("c", pytest.approx(0.3)),
+        ("a", pytest.approx(0.2)),
+    ]
+
+
+def test_what_cannot_be_read_is_named_and_the_others_go_on(capsys, run, folder):
+    (folder / "b.jpg").write_text("text")
+    cut_off = (folder / "c.PNG").read_bytes()[:200]
+    (folder / "c.PNG").write_bytes(cut_off)
+    status, lines, err = answer(capsys, run, folder, folder / "missing.png", folder / "notes.txt")
+    assert status == 1
+    assert [line.split()[0] for line in lines] == [
+        str(folder / name) for name in ("a.png", "d.gif", "inside/e.webp")
+    ]
+    errors = err.splitlines()
+    names = ["b.jpg", "c.PNG", "missing.png", "notes.txt"]
+    assert len(errors) == len(names)
+    for line, name in zip(errors, names, strict=True):
+        assert line.startswith(f"error: {folder / name} cannot be read (")
+
+
+def test_nothing_that_can_be_read_is_no_answer(capsys, run, folder):
+    status, lines, _ = answer(capsys, run, folder / "notes.txt")
+    assert (status, lines) == (1, [])
+
+
+def test_a_picture_of_the_data_set_s_own_is_seen_as_it_is(run, tmp_path):
+    image = run.dataset.test.images[3]
+    Image.fromarray(image[..., 0]).save(tmp_path / "digit.png")
+    np.testing.assert_array_equal(pictures.read(tmp_path / "digit.png", run), image)
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 3), (4, 8, 1), (8, 6, 4)])
+def test_the_images_of_the_set_decide_on_size_and_channels(run, tmp_path, shape):
+    """A picture of four quarters at side 8, of which sets that are not square see the centre."""
+    described = dataclasses.replace(run.description, image_shape=shape)
+    other = dataclasses.replace(run, description=described)
+    quarters = np.zeros((8, 8, 3), np.uint8)
+    quarters[:4, :4], quarters[4:, 4:] = 255, 100
+    Image.fromarray(quarters).save(tmp_path / "quarters.png")
+    height, width, channels = shape
+    rows, columns = (slice((8 - side) // 2, (8 + side) // 2) for side in (height, width))
+    expected = np.concatenate([quarters, np.full((8, 8, 1), 255, np.uint8)], -1)
+    found = pictures.read(tmp_path / "quarters.png", other)
+    np.testing.assert_array_equal(found, expected[rows, columns, :channels])
+
+
+def test_a_large_picture_is_rescaled_whole(run, tmp_path):
+    image = Image.new("RGB", (1600, 900), (200, 10, 60))
+    image.save(tmp_path / "large.jpg", quality=95)
+    grey = np.asarray(image.convert("L"))[0, 0]
+    found = pictures.read(tmp_path / "large.jpg", run)
+    assert found.shape == (8, 8, 1)
+    assert abs(found.astype(int) - grey).max() <= 2  # JPEG's own loss
+
+
+def test_why_a_picture_cannot_be_read(run, tmp_path):
+    with pytest.raises(BadImage, match="No such file"):
+        pictures.read(tmp_path / "missing.png", run)
+    with pytest.raises(BadImage, match="Is a directory"):
+        pictures.read(tmp_path, run)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--workdir=RUN"], "PICTURE"),
+        (["x.png"], "--workdir"),
+        (["--workdir=EMPTY", "x.png"], "has no checkpoint"),
+        (["--workdir=RUN", "--checkpoint=9", "x.png"], "has no checkpoint '9'"),
+        (["--workdir=RUN", "EMPTY"], "has no pictures"),
+        (["--workdir=RUN", "--jsn", "x.png"], "--jsn"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(capsys, monkeypatch, run, tmp_path, argv, message):
+    places = {"RUN": str(run.workdir), "EMPTY": str(tmp_path)}
+    for name, place in places.items():
+        argv = [part.replace(name, place) for part in argv]
+    monkeypatch.setattr("sys.argv", ["predict", *argv])
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(predict.main)
+    assert exit_.value.code == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("error: ")
+    assert message in err
+    assert (out, err.count("\n")) == ("", 1)
