@@ -41,11 +41,10 @@ def test_the_same_seed_makes_the_same_images_and_another_seed_others(made):
     assert (other.images != made.images).any()
 
 
-def test_a_penalty_keeps_the_image_near_the_mean_colour():
+def test_a_penalty_keeps_the_image_near_the_mean_colour(made):
     network = subjects.network()
     faint = maximize.synthesize(network, GATES, (8, 8, 2), maximize.Ascent(steps=20, penalty=1e6))
-    free = maximize.synthesize(network, GATES, (8, 8, 2), ASCENT)
-    sizes = [np.square(network.prepare(made.images)).mean() for made in (faint, free)]
+    sizes = [np.square(network.prepare(one.images)).mean() for one in (faint, made)]
     assert sizes[0] < sizes[1] / 4
 
 

@@ -37,7 +37,7 @@ def made_up(inputs, outputs, stacks, count):
     [
         made_up((1, 2), (2, 2), ((), ("stage_1",), ("dense_1", "dense_2")), 3),
         made_up((1,), (3,), (("stem",), ()), 1),
-        made_up((1, 8, 8), (8, 8, 8), (("stem",), (), ("a_name_too_long_for_its_box",), ()), 2),
+        made_up((1, 8, 8), (8, 8, 8), (("stem",), (), ("a_name_too_long_for_its_box",), ()), 1),
         made_up((1, *[2] * 9), (2,) * 10, (("stem",), *[("stack",)] * 10), 1),
         made_up((1, 1), (3, 2), ((), ("merged",), ()), 1),
     ],
