@@ -4,6 +4,7 @@
     python -m multipath_jax.figures --workdir=runs/cifar --only=routes --images=0,7,20-22,cat.jpg
     python -m multipath_jax.figures --workdir=runs/cifar --only=maximize,histograms \\
         --gates=2:2-1,4:1-1 --classes=ship,frog
+    python -m multipath_jax.figures --workdir=runs/cifar --html
 
 Figures, each a picture of its own in --out, those with numbers beside a JSON file:
     routes        the routes of the images (Fig. 8)
@@ -15,6 +16,9 @@ Figures, each a picture of its own in --out, those with numbers beside a JSON fi
     clusters      how routes cluster at each depth, and whether the clusters are classes
     ablation      the error with gates that do not depend on the image
 
+With --html also report.html, one page with the run's facts and curves, these figures, and an
+explorer of the test images' routes; it works from the file, in any browser, without a network.
+
 Gates are written router:input-output, counted from one: 2:2-1 is the paper's g_21^2. Classes are
 names or numbers; images are numbers of the test split, ranges of them, or picture files. A figure
 of an earlier call is replaced. Exit status: 0; 2 for bad input.
@@ -25,7 +29,7 @@ import dataclasses
 import difflib
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,9 +43,11 @@ from multipath_jax.figures import (
     clusters,
     histograms,
     maximize,
+    page,
     routes,
     weights,
 )
+from multipath_jax.figures.explorer import Explored
 from multipath_jax.figures.subject import Subject
 from multipath_jax.reproduce import plot, report
 from multipath_jax.reproduce.ledger import Ledger
@@ -61,6 +67,8 @@ def main(argv: Sequence[str]) -> int:
     for name, draw in figures.items():
         for path in draw(subject, subject.folder / f"{name}.png"):
             print(f"wrote {path}", flush=True)
+    if flags.html:
+        print(f"wrote {_page(subject, figures)}")
     return 0
 
 
@@ -84,8 +92,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--results", default="results", metavar="DIR", help="of the ledger")
     parser.add_argument("--out", metavar="DIR", help="default: RUN/figures")
+    parser.add_argument("--html", action="store_true", help="all on one page too, report.html")
+    parser.add_argument(
+        "--html_images",
+        type=int,
+        default=page.IMAGES,
+        metavar="N",
+        help="test images on that page, evenly spaced over them; default: %(default)s",
+    )
     flags = parser.parse_args(argv)
-    for name in ("limit", "steps"):
+    for name in ("limit", "steps", "html_images"):
         value = getattr(flags, name)
         if value is not None and value < 1:
             raise UserError(f"--{name}={value} must be at least 1")
@@ -161,6 +177,17 @@ def _ablation(subject: Subject, path: pathlib.Path) -> list[pathlib.Path]:
     print(ablation.table(outcomes))
     ablation.draw(path, outcomes)
     return [path, _json(path, [dataclasses.asdict(outcome) for outcome in outcomes])]
+
+
+def _page(subject: Subject, figures: Iterable[str]) -> pathlib.Path:
+    """Writes the page, with the figures just drawn."""
+    path = subject.folder / page.PAGE_FILE
+    explored = None
+    if subject.outline.routers:
+        explored = Explored(subject.outline, subject.observation, subject.test, subject.names)
+    drawn = [subject.folder / f"{name}.png" for name in figures]
+    page.write_page(path, subject.run, explored, drawn, subject.flags.html_images)
+    return path
 
 
 def _json(picture: pathlib.Path, numbers: Any) -> pathlib.Path:

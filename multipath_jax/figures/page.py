@@ -6,11 +6,10 @@ and loads nothing.
 
 import html
 import json
-import mimetypes
 import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -25,6 +24,16 @@ from multipath_jax.training.writers import duration, read_metrics, seconds_of
 PAGE_FILE = "report.html"
 IMAGES = 1000  # on the page by default, of CIFAR-10 about 3 MB
 SCRIPTS = ("tools.js", "run.js", "images.js", "route.js", "explorer.js", "start.js")
+TITLES = {  # of the figures, by the names of their files
+    "routes": "Routes of chosen images (the paper's Fig. 8)",
+    "maximize": "What opens a gate (Fig. 9)",
+    "histograms": "Gates by class (Fig. 10)",
+    "weights": "Weights of parallel paths (Fig. 11)",
+    "tradeoff": "Error against parameters (Fig. 7)",
+    "classes": "Mean gates of every class",
+    "clusters": "Clusters of routes",
+    "ablation": "Error with gates that do not depend on the image",
+}
 CURVES = ("train/loss", "test/loss", "train/error", "test/error")
 
 
@@ -32,14 +41,14 @@ def write_page(
     path: str | os.PathLike,
     run: LoadedRun,
     explored: Explored | None,
-    figures: Mapping[str, str | os.PathLike],
+    figures: Iterable[pathlib.Path],
     count: int = IMAGES,
 ) -> None:
     """Writes the page; replaces an older one.
 
     Args:
       explored: the test split on its way through the network; None for one without routers.
-      figures: title and picture file of each.
+      figures: picture files.
       count: of test images in the explorer, at most; fewer make a smaller page.
     """
     lines = read_metrics(run.workdir)
@@ -47,7 +56,7 @@ def write_page(
     data = {
         "facts": list(facts(run, lines).items()),
         "curves": _curves(lines, explored.outline.routers if explored else ()),
-        "figures": [_figure(title, pathlib.Path(file)) for title, file in figures.items()],
+        "figures": [_figure(path) for path in figures],
         "explorer": explorer.pack(explored, count) if explored else None,
     }
     parts = {
@@ -126,10 +135,10 @@ def _number(key: str) -> int:
     return int(key.rpartition("_")[2])
 
 
-def _figure(title: str, path: pathlib.Path) -> dict[str, str]:
-    kind, _ = mimetypes.guess_type(path.name)
-    source = explorer.data_url(kind or "image/png", path.read_bytes())
-    return {"title": title, "name": path.name, "source": source}
+def _figure(path: pathlib.Path) -> dict[str, str]:
+    """A PNG with its title."""
+    title = TITLES.get(path.stem, path.stem)
+    return {"title": title, "source": explorer.data_url("image/png", path.read_bytes())}
 
 
 def _web(name: str) -> str:

@@ -1,6 +1,7 @@
 """The program: every figure of a run, the same from the same seed, and errors in one line."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -91,6 +92,17 @@ def test_figures_go_into_the_workdir_and_replace_older_ones(routed):
     assert all(0 < layer["distance"] < 1 for layer in layers)
 
 
+def test_all_on_one_page(routed):
+    run("--only=histograms,weights", "--html", "--html_images=7")
+    page = (routed / "figures" / "report.html").read_text()
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*)</script>', page)
+    data = json.loads(data)
+    assert dict(data["facts"])["network"] == "Small-2-CC"
+    assert [figure["title"][:5] for figure in data["figures"]] == ["Gates", "Weigh"]
+    assert data["explorer"]["images"]["total"] == 30
+    assert len(data["explorer"]["images"]["numbers"]) == 7
+
+
 def test_pictures_of_ones_own_need_no_data(routed, monkeypatch):
     figure = routed / "mine.png"
     Image.fromarray(np.full((20, 30, 3), 200, np.uint8)).save(figure)
@@ -120,6 +132,7 @@ def test_a_network_without_routers_has_what_it_can_have(unrouted, capsys):
         (["--images=nowhere.png"], "nowhere.png cannot be read (No such file"),
         (["--layers=stage_9"], "'stage_9' is no layer"),
         (["--limit=0"], "--limit=0 must be at least 1"),
+        (["--html_images=0"], "--html_images=0 must be at least 1"),
         (["--steps=few"], "invalid int value: 'few'"),
         (["--out=FILE/figures"], "cannot be written"),
         (["--frames=3"], "unrecognized arguments"),

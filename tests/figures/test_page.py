@@ -91,7 +91,7 @@ def write(tmp_path_factory, observation):
         explored = Explored(
             outline(trained, (8, 8, 2)), observation, Split(IMAGES, LABELS), CLASSES
         )
-        write_page(folder / "report.html", run, explored, {}, count)
+        write_page(folder / "report.html", run, explored, [], count)
         return (folder / "report.html").as_uri()
 
     return page
@@ -322,7 +322,7 @@ def test_it_fits_a_phone(page):
 
 def test_fewer_images_than_the_split_has(browser, write):
     page = Page(browser, write(count=7))
-    assert "7 of the 60 images" in page.one("#scope").text
+    assert "7 of the 60 test images" in page.one("#scope").text
     page.choose(22)
     assert page.number == 20  # of 0, 10, 20, 30, 39, 49, 59
     assert page.one("#position").text == "22 is not on this page; the nearest is shown"
@@ -331,7 +331,7 @@ def test_fewer_images_than_the_split_has(browser, write):
 
 def test_a_network_without_routers_has_no_explorer(browser, tmp_path):
     run = as_run(subjects.without_routers(), tmp_path)
-    write_page(tmp_path / "report.html", run, None, {})
+    write_page(tmp_path / "report.html", run, None, [])
     page = Page(browser, (tmp_path / "report.html").as_uri())
     assert page.one("#explorer").text.endswith("This network has no routers.")
     assert page.errors == []

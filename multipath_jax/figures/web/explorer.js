@@ -28,8 +28,8 @@ class Explorer {
     this.listen();
     const {count, total} = this.images;
     $('scope').textContent = count === total
-      ? `All ${total} images of the test split.`
-      : `${count} of the ${total} images of the test split, evenly spaced; all below is of these.`;
+      ? `All ${total} test images.`
+      : `${count} of the ${total} test images, evenly spaced; all below is of these.`;
     if (!this.chooseByAddress()) this.choose(0);
   }
 

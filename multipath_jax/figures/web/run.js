@@ -6,9 +6,9 @@ function showFacts() {
 }
 
 function showFigures() {
-  $('gallery').append(...DATA.figures.map(({name, title, source}) =>
+  $('gallery').append(...DATA.figures.map(({title, source}) =>
     html('figure', {},
-      html('figcaption', {}, `${title} (${name})`),
+      html('figcaption', {}, title),
       html('div', {class: 'scroll', tabindex: '0', role: 'group', 'aria-label': title},
         html('img', {src: source, alt: title})))));
   $('figures').hidden = !DATA.figures.length;
