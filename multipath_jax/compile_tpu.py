@@ -39,12 +39,12 @@ TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x4", "A slice, such as v5e:4x4 
 JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
 
 MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # GiB of a chip
-# Training images, their shape in the network, classes: of data sets that need not be there.
+# Training images, their shape as they are stored, classes: of data sets that need not be there.
 KNOWN = {
     "cifar10": (50_000, (32, 32, 3), 10),
     "cifar100": (50_000, (32, 32, 3), 100),
-    "imagenet256": (1_281_167, (224, 224, 3), 1000),
-    "imagenet256/subset100": (130_000, (224, 224, 3), 100),  # as Section 6.4 counts them
+    "imagenet256": (1_281_167, (256, 256, 3), 1000),
+    "imagenet256/subset100": (130_000, (256, 256, 3), 100),  # as Section 6.4 counts them
 }
 _TYPES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
 _KINDS = ("all-reduce", "reduce-scatter", "all-gather", "collective-permute", "all-to-all")

@@ -38,15 +38,15 @@ def _inside(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def read(path: str | os.PathLike, run: LoadedRun) -> UInt8[np.ndarray, "h w c"]:
-    """A picture of any size and mode, as the images of the run's data set are stored.
+    """A picture of any size and mode, as the run's network sees those of its data set.
 
-    Rescaled whole to their size (its centre, should they not be square); grey where they are.
+    Rescaled whole to the size that theirs are (their centre is what is seen); grey where they are.
 
     Raises:
       BadImage: it cannot be read; the message is the reason.
     """
     height, width, channels = run.description.image_shape
-    side = max(height, width)
+    side = run.config.dataset.size or max(height, width)
     try:
         encoded = pathlib.Path(path).read_bytes()
     except OSError as error:

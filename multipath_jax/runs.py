@@ -1,7 +1,7 @@
 """A trained network by its workdir, for whatever comes after training.
 
 run = multipath_jax.load_run("runs/digits")
-logits = run.logits(images)  # uint8 [b h w c], as in the data set -> float32 [b classes]
+logits = run.logits(images)  # uint8 [b h w c], of the run's image_shape -> float32 [b classes]
 """
 
 import contextlib
@@ -20,11 +20,12 @@ from flax import traverse_util
 from jaxtyping import Array, Float, PyTree, UInt8
 from ml_collections import ConfigDict
 
-from multipath_jax.data import Dataset, Description, describe, load_dataset, normalize
+from multipath_jax.data import Dataset, Description, EncodedSplit, Split, describe, normalize
 from multipath_jax.data.description import read_description
+from multipath_jax.evaluation.crops import centre_crop
 from multipath_jax.training import checkpoints
 from multipath_jax.training.config import read_config
-from multipath_jax.training.parts import make_model
+from multipath_jax.training.parts import make_model, read_dataset, seen_shape
 
 Images = UInt8[Array, "b h w c"] | UInt8[np.ndarray, "b h w c"]
 
@@ -52,14 +53,24 @@ class LoadedRun:
     @cached_property
     def dataset(self) -> Dataset:
         """The whole data set, read when it is first asked for. Raises UserError if it is gone."""
-        return _load_dataset(self.config)
+        return read_dataset(self.config.dataset)
+
+    def test(self, limit: int | None = None) -> Split:
+        """The test split, or its first images, as the network sees them: their centre crops."""
+        split, crop = self.dataset.test, self.config.dataset.crop
+        count = min(limit or len(split), len(split))
+        if isinstance(split, EncodedSplit):
+            images, labels, _ = split.load(np.arange(count))
+        else:
+            images, labels = split.images[:count], split.labels[:count]
+        return Split(centre_crop(images, crop) if crop else images, labels)
 
     def prepare(self, images: Images) -> Float[Array, "b h w c"]:
-        """Images as they are stored -> the network's input, as in evaluation."""
+        """Images as they are seen, uint8 -> the network's input, as in evaluation."""
         return normalize(jnp.asarray(images), self.description.mean, self.description.std)
 
     def forward(self, variables: PyTree, images: Images) -> Float[Array, "b classes"]:
-        """Images as they are stored -> logits, as a pure function to be transformed further."""
+        """Images as they are seen -> logits, as a pure function to be transformed further."""
         return self.model.apply(variables, self.prepare(images), train=False)
 
     def logits(self, images: Images) -> Float[Array, "b classes"]:
@@ -115,8 +126,7 @@ def _quiet() -> Iterator[None]:
 
 def _description(workdir: epath.Path, config: ConfigDict) -> Description:
     path = workdir / checkpoints.DATASET_FILE
-    return read_description(path) if path.exists() else describe(_load_dataset(config))
-
-
-def _load_dataset(config: ConfigDict) -> Dataset:
-    return load_dataset(config.dataset.name, config.dataset.data_dir or None)
+    if path.exists():
+        return read_description(path)
+    dataset = read_dataset(config.dataset)
+    return describe(dataset, seen_shape(dataset, config.dataset.crop))

@@ -34,7 +34,7 @@ def test_exchanges_are_counted_once_with_their_bytes():
 
 def test_a_data_set_that_is_not_there_takes_no_memory():
     found = compile_tpu.described("imagenet256")
-    assert (found.num_classes, found.image_shape) == (1000, (224, 224, 3))
+    assert (found.num_classes, found.image_shape) == (1000, (256, 256, 3))
     assert len(found.train.labels) == 1_281_167
     assert found.train.images.base.nbytes <= 8
     with pytest.raises(UserError, match="cifar10, cifar100, imagenet256"):

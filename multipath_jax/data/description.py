@@ -34,9 +34,9 @@ class Description:
         return len(self.class_names)
 
 
-def describe(dataset: Dataset) -> Description:
-    """The description of a data set."""
-    shape = tuple(map(int, dataset.image_shape))
+def describe(dataset: Dataset, image_shape: tuple[int, int, int] | None = None) -> Description:
+    """The description of a data set; ``image_shape``: of what is seen of its images, if not all."""
+    shape = tuple(map(int, image_shape or dataset.image_shape))
     return Description(dataset.name, dataset.class_names, shape, dataset.mean, dataset.std)
 
 

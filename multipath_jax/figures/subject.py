@@ -11,12 +11,14 @@ import numpy as np
 from jaxtyping import UInt8
 
 from multipath_jax import pictures
-from multipath_jax.data import Split
+from multipath_jax.data import EncodedSplit, Split
 from multipath_jax.data.images import BadImage
 from multipath_jax.errors import UserError
 from multipath_jax.figures import choose, weights
 from multipath_jax.figures.observe import Observation, Outline, observe, outline
 from multipath_jax.runs import LoadedRun
+
+MOST = 2000  # 300 MB of images of 224x224; --limit may ask for more
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,9 +65,9 @@ class Subject:
 
     @cached_property
     def test(self) -> Split:
-        """The test split, or its first images."""
-        split, limit = self.run.dataset.test, self.flags.limit
-        return Split(split.images[:limit], split.labels[:limit])
+        """The test split, or its first images: of one that stays encoded no more than `MOST`."""
+        encoded = isinstance(self.run.dataset.test, EncodedSplit)
+        return self.run.test(self.flags.limit or (MOST if encoded else None))
 
     @cached_property
     def observation(self) -> Observation:

@@ -93,7 +93,7 @@ def start_run(
     """
     with ckpt.claimed(workdir):
         ckpt.write_config(workdir, config)
-        ckpt.write_description(workdir, describe(parts.dataset))
+        ckpt.write_description(workdir, describe(parts.dataset, parts.image_shape))
         with contextlib.closing(ckpt.Checkpoints(workdir)) as checkpoints:
             run = Run(parts, config, workdir, checkpoints, name)
             with contextlib.closing(run.log):

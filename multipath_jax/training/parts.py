@@ -79,12 +79,12 @@ class Parts:
         self.config = config
         self.mesh = devices.make_mesh(config, on)
         self.everywhere = devices.replicated(self.mesh)
-        self.dataset = dataset or _load(config.dataset)
+        self.dataset = dataset or read_dataset(config.dataset)
         self.model = make_model(config, self.dataset.num_classes)
         placement.check(self.model, config.model.name, config.mesh.path)
         self.placement = placement.Placement(self.model, self.mesh)
         self.encoded = isinstance(self.dataset.train, EncodedSplit)
-        self.image_shape = _seen_shape(self.dataset, config.dataset.crop)
+        self.image_shape = seen_shape(self.dataset, config.dataset.crop)
         self.train_size = len(self.dataset.train)
         per_epoch = batches_per_epoch(self.train_size, config.batch_size)
         self.plan = schedule.make_plan(config, per_epoch)
@@ -218,7 +218,8 @@ class Parts:
         return jax.jit(draw, out_shardings=self.everywhere)
 
 
-def _load(config: ConfigDict) -> Dataset:
+def read_dataset(config: ConfigDict) -> Dataset:
+    """The data set of a config's part ``dataset``. Raises UserError."""
     with processes.first_alone("dataset"):  # it may have to be prepared
         data_dir = config.data_dir or None
         if config.size:
@@ -226,7 +227,7 @@ def _load(config: ConfigDict) -> Dataset:
         return load_dataset(config.name, data_dir)
 
 
-def _seen_shape(dataset: Dataset, crop: int) -> tuple[int, int, int]:
+def seen_shape(dataset: Dataset, crop: int) -> tuple[int, int, int]:
     """The shape of an image as the network sees it. Raises UserError for too large a crop."""
     height, width, channels = dataset.image_shape
     if crop > min(height, width):
