@@ -1,7 +1,7 @@
 """What the page's route explorer is given: test images and what the routers did with them.
 
 Numbers in [0, 1] travel as 16-bit integers (steps of 1/65,535) and pictures as sheets of
-thumbnails: 10,000 images of CIFAR-10 through the five routers of BaseCNN-3-CC take 11 MB.
+thumbnails: 10,000 images of CIFAR-10 and the five routers of BaseCNN-3-CC take 6.4 MB.
 """
 
 import base64

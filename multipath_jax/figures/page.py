@@ -98,7 +98,7 @@ def _rate(schedule: ConfigDict) -> str:
 
 
 def _augmentation(dataset: ConfigDict) -> str:
-    kinds = [f"shift of up to {dataset.shift} pixels"] * (dataset.shift > 0)
+    kinds = [f"shift of up to {dataset.shift} px"] * (dataset.shift > 0)
     kinds += ["mirrored or not"] * dataset.flip
     return ", ".join(kinds) or "none"
 
