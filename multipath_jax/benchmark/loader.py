@@ -19,9 +19,9 @@ from multipath_jax.data.loader import training_batches
 WORKERS = 2  # on either side
 SIDE = 256
 SIZES = {"256x256": (256, 256), "500x375": (500, 375)}  # as prepared, and ImageNet's usual
-# Batches that the loader may have decoded in advance: of each worker one that waits in its queue,
-# one to be put there, and one that a thread of this process has taken out.
-IN_ADVANCE = 3 * WORKERS
+BATCHES = 16  # of one call on either side: one more or less in advance is a small part of them
+# No fewer than the loader has decoded in advance when nobody takes any for a while.
+IN_ADVANCE = 5 * WORKERS
 
 
 def decode(encoded: bytes) -> np.ndarray:
@@ -53,10 +53,10 @@ class Bare:
         self._pool = context.Pool(WORKERS, _give, (images,))
         self._count, self._clock = batch_size, clock
 
-    def __call__(self, batches: int) -> float:
-        """Decodes so many batches; the seconds that it took."""
+    def __call__(self, calls: int) -> float:
+        """Decodes so many times `BATCHES`; the seconds that it took."""
         begun = self._clock()
-        share = batches * self._count // WORKERS
+        share = calls * BATCHES * self._count // WORKERS
         self._pool.map(_decode_many, [share] * WORKERS, chunksize=1)
         return self._clock() - begun
 
@@ -68,15 +68,15 @@ class Bare:
 def taking(batches: Iterator, clock: Clock = time.perf_counter) -> Contestant:
     """A loader as a contestant: what it decoded while others had their turn does not count."""
 
-    def run(count: int) -> float:
+    def run(calls: int) -> float:
         for _ in range(IN_ADVANCE):
             next(batches)
         begun = clock()
-        for _ in range(count):
+        for _ in range(calls * BATCHES):
             next(batches)
         seconds = clock() - begun
         # Until it has decoded as much in advance as it ever does, and leaves the cores to others.
-        time.sleep(2 * IN_ADVANCE * seconds / count)
+        time.sleep(2 * IN_ADVANCE * seconds / (calls * BATCHES))
         return seconds
 
     return run
@@ -84,13 +84,13 @@ def taking(batches: Iterator, clock: Clock = time.perf_counter) -> Contestant:
 
 def loader(settings: Settings) -> Iterator[Row]:
     """The images per second of the loader over those of bare decoding, for both sizes."""
-    count, batch_size = (128, 32) if settings.quick else (1024, 256)
+    count, batch_size = (128, 16) if settings.quick else (1024, 64)
     for name, (width, height) in SIZES.items():
         images = photographs.encoded(count, width, height)
         with tempfile.TemporaryDirectory() as folder:
             train = open_encoded(photographs.prepare(folder, images), folder, SIDE).train
             times = _compare(train, images, batch_size, settings)
-        rates = {who: 1e3 * batch_size / times.milliseconds(who) for who in times.seconds}
+        rates = {who: 1e3 * BATCHES * batch_size / times.milliseconds(who) for who in times.seconds}
         yield Row(
             f"JPEGs of {name}, {WORKERS} processes",
             "images/s of the loader / of bare Pillow",

@@ -24,7 +24,7 @@ def photograph(seed: int, width: int, height: int) -> UInt8[np.ndarray, "h w 3"]
     # Colours vary less than brightness.
     brightness, colours = waves[:1], 0.3 * waves[1:]
     pixels = np.concatenate([brightness, brightness + colours])
-    pixels = 128 + 50 * (pixels - pixels.mean()) / pixels.std()
+    pixels = 128 + 20 * (pixels - pixels.mean()) / pixels.std()
     return np.moveaxis(pixels, 0, -1).clip(0, 255).astype(np.uint8)
 
 

@@ -1,7 +1,6 @@
 """A split that stays encoded: images of any size are decoded and rescaled when they are wanted."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -27,7 +26,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, indices: Sequence[int]) -> list[Record]:
+    def __getitem__(self, index: int) -> Record:
         """Raises `BadRecord`."""
 
     def name(self, index: int) -> str:
@@ -92,22 +91,19 @@ class EncodedSplit:
 
     def _decode_into(self, images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> int:
         """Gives how many were replaced."""
-        within = indices[indices < len(self)].tolist()
-        images[len(within) :] = 0
-        try:
-            records = self.records.read(within)  # one call for many costs half of one for each
-        except BadRecord:
-            records = [None] * len(within)  # one by one, then
         replaced = 0
-        for row, (index, record) in enumerate(zip(within, records, strict=True)):
-            images[row], labels[row], is_other = self._example(index, record)
-            replaced += is_other
+        for row, index in enumerate(indices.tolist()):
+            if index < len(self):
+                images[row], labels[row], is_other = self._example(index)
+                replaced += is_other
+            else:
+                images[row] = 0
         return replaced
 
-    def _example(self, index: int, record: Record | None) -> tuple[np.ndarray, int, bool]:
+    def _example(self, index: int) -> tuple[np.ndarray, int, bool]:
         """Pixels, label, and whether they are another record's."""
         try:
-            return *self._usable(index, record), False
+            return *self._decoded(index), False
         except (BadRecord, BadImage) as error:
             if self.on_bad != REPLACE:
                 other = "dataset.on_bad=replace takes the next instead, or " if self.on_bad else ""
@@ -116,15 +112,15 @@ class EncodedSplit:
             reason = error
         for following in range(index + 1, index + MOST_IN_A_ROW):
             try:
-                return *self._usable(following % len(self), None), True
+                return *self._decoded(following % len(self)), True
             except (BadRecord, BadImage):
                 continue
         which = f"{self.records.name(index)}, with the {MOST_IN_A_ROW - 1} that follow it,"
         raise unreadable(which, reason, self.records.remedy)
 
-    def _usable(self, index: int, record: Record | None) -> tuple[np.ndarray, int]:
+    def _decoded(self, index: int) -> tuple[np.ndarray, int]:
         """Pixels and label. Raises BadRecord or BadImage."""
-        encoded, label = record or self.records.read([index])[0]
+        encoded, label = self.records[index]
         if not 0 <= label < self.num_classes:
             raise BadRecord(f"its label {label} is not one of 0 to {self.num_classes - 1}")
         image = decode(encoded, draft=self.size)

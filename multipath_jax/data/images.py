@@ -79,7 +79,7 @@ def _open(encoded: bytes) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     """Turned as its EXIF says. Damaged EXIF says nothing, and is no damage to the picture."""
     with contextlib.suppress(Exception), _quiet():
-        image = ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)  # else a copy, turned or not
     return image
 
 

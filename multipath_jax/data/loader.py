@@ -12,17 +12,21 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
+from typing import NamedTuple
 
 import grain
 import numpy as np
 from absl import flags
-from grain.multiprocessing import SharedMemoryArray
 from jaxtyping import Int
 
 from multipath_jax.data.encoded import Decoded, EncodedSplit
+from multipath_jax.data.ring import Ring
 from multipath_jax.errors import UserError
 
 _BATCHES_WAITING = 1  # of each worker, besides the one that it is about to hand over
+# For each worker: the batch that it decodes, the one that waits, and the one that a thread of
+# Grain's has fetched; and one more, so that nobody waits for a block while a batch is copied.
+_BLOCKS = 4
 
 
 @contextmanager
@@ -67,6 +71,14 @@ def evaluation_batches(
         yield batches
 
 
+class _Ready(NamedTuple):
+    """A batch whose images are in the ring; its labels, int32, as bytes, which Grain just sends."""
+
+    number: int
+    labels: bytes
+    replaced: int
+
+
 @contextmanager
 def _decoded(
     split: EncodedSplit,
@@ -75,40 +87,60 @@ def _decoded(
     rows: Int[np.ndarray, " r"] | None,
 ) -> Iterator[Iterator[Decoded]]:
     """The examples of batches of indices."""
+    if rows is not None:
+        batches = batches.map(partial(_chosen, rows))
+    decode = _in_workers if workers else _in_a_thread
+    with decode(split, batches, workers) as decoded:
+        yield decoded
+
+
+def _chosen(rows: Int[np.ndarray, " r"], indices: Int[np.ndarray, " b"]) -> np.ndarray:
+    return indices[rows]
+
+
+@contextmanager
+def _in_a_thread(
+    split: EncodedSplit, batches: grain.MapDataset, workers: int
+) -> Iterator[Iterator[Decoded]]:
+    del workers
+    reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_BATCHES_WAITING)
+    with closing(iter(batches.map(split.load).to_iter_dataset(reading))) as decoded:
+        yield decoded
+
+
+@contextmanager
+def _in_workers(
+    split: EncodedSplit, batches: grain.MapDataset, workers: int
+) -> Iterator[Iterator[Decoded]]:
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain asks for flags of its own, also where there are none
-    load = partial(_load, split, rows, workers > 0)
-    # A worker decodes one batch at a time; a thread of this process decodes ahead as well.
-    reading = grain.ReadOptions(num_threads=int(not workers), prefetch_buffer_size=_BATCHES_WAITING)
+    reading = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # a batch at a time
     waiting = grain.MultiprocessingOptions(workers, per_worker_buffer_size=_BATCHES_WAITING)
-    decoded = batches.map(load).to_iter_dataset(reading)
-    with closing(iter(decoded.mp_prefetch(waiting, worker_init_fn=_begin_worker))) as iterator:
-        yield _surviving(iterator)
+    shape = (len(batches[0]), *split.image_shape)
+    with closing(Ring(shape, _BLOCKS * workers)) as ring:
+        ready = batches.map_with_index(partial(_load, split, ring)).to_iter_dataset(reading)
+        ready = ready.mp_prefetch(waiting, worker_init_fn=_begin_worker)
+        with closing(iter(ready)) as iterator:
+            try:
+                yield (
+                    Decoded(ring.take(number), np.frombuffer(labels, np.int32), replaced)
+                    for number, labels, replaced in _surviving(iterator)
+                )
+            finally:
+                ring.end()
 
 
-def _load(
-    split: EncodedSplit,
-    rows: Int[np.ndarray, " r"] | None,
-    shared: bool,
-    indices: Int[np.ndarray, " b"],
-) -> Decoded:
-    """One batch; ``shared``: in memory that the run shares, which saves copying it there."""
-    chosen = indices if rows is None else indices[rows]
-    if not shared:
-        return split.load(chosen)
-    images = SharedMemoryArray((len(chosen), *split.image_shape), np.uint8)
-    try:
-        return split.load(chosen, images)
-    except Exception:
-        images.unlink_on_del()  # nobody else will
-        raise
+def _load(split: EncodedSplit, ring: Ring, number: int, indices: Int[np.ndarray, " b"]) -> _Ready:
+    """Decodes a batch into the ring."""
+    _, labels, replaced = split.load(indices, ring.free(number))
+    return _Ready(number, labels.tobytes(), replaced)
 
 
-def _surviving(iterator: Iterator[Decoded]) -> Iterator[Decoded]:
+def _surviving(iterator: Iterator[_Ready]) -> Iterator[_Ready]:
     """The same; raises UserError where a worker has died, as of too little memory."""
     while True:
         try:
-            decoded = next(iterator)
+            ready = next(iterator)
         except StopIteration:
             return
         except RuntimeError as error:
@@ -118,7 +150,7 @@ def _surviving(iterator: Iterator[Decoded]) -> Iterator[Decoded]:
                 "a process that decodes images was killed, most likely for want of memory; "
                 "use fewer dataset.workers or a smaller batch_size"
             ) from error
-        yield decoded
+        yield ready
 
 
 def _begin_worker(index: int, count: int) -> None:

@@ -1,6 +1,7 @@
 """The records of a split, read at random: encoded images and their labels."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import tensorflow_datasets as tfds
@@ -40,16 +41,19 @@ class Records:
     def __len__(self) -> int:
         return len(self._reader)
 
+    def __getitem__(self, index: int) -> Record:
+        """One of them. Raises `BadRecord` if it cannot be read."""
+        with _one_error():
+            return _parse(self._reader[index])
+
     def read(self, indices: Sequence[int]) -> list[Record]:
-        """The records with these indices, by one call. Raises `BadRecord` if one cannot be read."""
-        if not indices:
-            return []
-        try:
+        """Several, by one call. Raises `BadRecord` if one cannot be read.
+
+        That takes half the time of one by one, but more of the processor: the reader has threads.
+        """
+        with _one_error():
             # Parsed here, since TFDS's own way takes half as long again.
             return [_parse(record) for record in self._reader.__getitems__(indices)]
-        # RuntimeError: from the reader in C++, of a file that is missing, cut off or changed.
-        except (DecodeError, IndexError, RuntimeError) as error:
-            raise BadRecord(one_line(error)) from error
 
     def name(self, index: int) -> str:
         """How to speak of one of them."""
@@ -67,17 +71,27 @@ class Files:
     def __len__(self) -> int:
         return len(self._images)
 
-    def read(self, indices: Sequence[int]) -> list[Record]:
-        """The images with these indices. Raises `BadRecord` if one cannot be read."""
-        chosen = [self._images[index] for index in indices]
+    def __getitem__(self, index: int) -> Record:
+        """One image. Raises `BadRecord` if it cannot be read."""
+        image = self._images[index]
         try:
-            return [Record(image.read(), image.label) for image in chosen]
+            return Record(image.read(), image.label)
         except BadImage as error:
             raise BadRecord(str(error)) from error
 
     def name(self, index: int) -> str:
         """How to speak of one of them: by its path."""
         return f"image {index}, {self._images[index]},"
+
+
+@contextlib.contextmanager
+def _one_error() -> Iterator[None]:
+    """Whatever is wrong with a record is a `BadRecord`."""
+    try:
+        yield
+    # RuntimeError: from the reader in C++, of a file that is missing, cut off or changed.
+    except (DecodeError, IndexError, RuntimeError) as error:
+        raise BadRecord(one_line(error)) from error
 
 
 def _parse(record: bytes) -> Record:

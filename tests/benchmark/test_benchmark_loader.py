@@ -33,5 +33,5 @@ def test_what_was_decoded_in_advance_does_not_count(monkeypatch):
             yield number
 
     run = loader.taking(batches(), clock=lambda: now[0])
-    assert run(5) == 10.0
+    assert run(5) == 5 * loader.BATCHES * 2.0
     assert slept == [2 * loader.IN_ADVANCE * 2.0]

@@ -207,17 +207,16 @@ def test_a_bad_record_of_the_test_split_always_stops(tmp_path):
         list(batches)
 
 
-def test_one_record_that_the_reader_refuses_is_named(dataset, monkeypatch):
-    """The reader in C++ says only that one of many is damaged."""
+def test_a_record_that_the_reader_refuses_is_named(dataset, monkeypatch):
     reader = type(dataset.train.records._reader)
-    honest = reader.__getitems__
+    honest = reader.__getitem__
 
-    def damaged(self, keys):
-        if 5 in keys:
+    def damaged(self, key):
+        if key == 5:
             raise RuntimeError("DATA_LOSS: checksum")
-        return honest(self, keys)
+        return honest(self, key)
 
-    monkeypatch.setattr(reader, "__getitems__", damaged)
+    monkeypatch.setattr(reader, "__getitem__", damaged)
     with pytest.raises(UserError, match=r"record 5 of 'train' in .* \(DATA_LOSS: checksum\)"):
         dataset.train.load(np.arange(8))
 

@@ -70,8 +70,8 @@ class InMemory:
     def __len__(self):
         return len(self._records)
 
-    def read(self, indices):
-        return [self._records[index] for index in indices]
+    def __getitem__(self, index):
+        return self._records[index]
 
     def name(self, index):
         return str(index)
