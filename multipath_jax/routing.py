@@ -18,7 +18,7 @@ the maps.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -347,7 +347,8 @@ def _check_paths(name: str, xs: Sequence) -> None:
         raise ValueError(f"{name}: needs inputs of one floating type, got {', '.join(dtypes)}")
 
 
-def _check_gates(name: str, gates: Sequence, m: int, b: int) -> None:
+def _check_gates(name: str, gates: Sequence, m: int, b: Any) -> None:
+    """``b``: the size of the batch; a symbol while a network is exported for any size."""
     shapes = [g.shape for g in gates]
     fits = len(shapes) == m and len(set(shapes)) == 1 and len(shapes[0]) == 2
     if not fits or shapes[0][0] != b or shapes[0][1] < 1:

@@ -1,5 +1,6 @@
 """Settings that every test shares: two CPU devices, checked shapes, cached compilation."""
 
+import contextlib
 import os
 
 # Before jax is imported: sharded code is tested on a mesh of two devices from the first day.
@@ -15,7 +16,6 @@ from jaxtyping import install_import_hook
 install_import_hook("multipath_jax", "beartype.beartype")
 
 import jax  # noqa: E402
-import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/multipath_jax/xla"))
@@ -43,31 +43,24 @@ def x64():
 def digits_run(tmp_path_factory):
     """A workdir with two checkpoints of a routed network for the digits, made without training.
 
-    All parameters and statistics are moved off their initial values, by random numbers that differ
-    from step 1 (the best) to step 2. The data set is beside the workdir, in ``tfds``.
+    Their weights are random, and others at step 1 (the best) than at step 2. The data set is beside
+    the workdir, in ``tfds``.
     """
     from etils import epath
+    from weights import random_like
 
+    from multipath_jax.data import describe
+    from multipath_jax.training import checkpoints as ckpt
     from multipath_jax.training.config import default_config
-    from multipath_jax.training.loop import start_run
     from multipath_jax.training.parts import Parts
 
     folder = epath.Path(tmp_path_factory.mktemp("digits"))
     config = default_config()
     config.model.name, config.dataset.data_dir = "BaseCNN-2-CC", str(folder / "tfds")
-    rng = np.random.default_rng(0)
-
-    def moved(x):
-        y = np.asarray(x) + rng.normal(0, 0.02, x.shape).astype(np.float32)
-        return jax.device_put(y, x.sharding)
-
-    with start_run(Parts(config), config, folder / "run") as run:
+    parts, workdir = Parts(config), folder / "run"
+    with ckpt.claimed(workdir), contextlib.closing(ckpt.Checkpoints(workdir)) as checkpoints:
+        ckpt.write_config(workdir, config)
+        ckpt.write_description(workdir, describe(parts.dataset))
         for step, error in ((1, 40.0), (2, 60.0)):
-            state = run.carry.state
-            state = state.replace(
-                step=state.step + step,
-                params=jax.tree.map(moved, state.params),
-                batch_stats=jax.tree.map(moved, state.batch_stats),
-            )
-            run.checkpoints.save(step, run.carry._replace(state=state), error)
-    return folder / "run"
+            checkpoints.save(step, random_like(parts.abstract_carry, seed=step), error)
+    return workdir

@@ -137,7 +137,7 @@ class DenseLayer(nn.Module):
     def __call__(self, x: Float[Array, "b *rest"], train: bool = False) -> Float[Array, "b f"]:
         init = nn.initializers.he_normal() if self.relu else nn.initializers.lecun_normal()
         x = nn.Dense(self.features, kernel_init=init, dtype=self.dtype, name="dense")(
-            x.reshape(len(x), -1)
+            x.reshape(x.shape[0], -1)
         )
         if self.norm:
             x = batch_norm(train, self.dtype)(x)

@@ -65,7 +65,7 @@ class PrimaryCapsules(nn.Module):
             dtype=self.dtype,
             name="conv",
         )(x)
-        return squash(x.astype(jnp.float32).reshape(len(x), -1, self.size))
+        return squash(x.astype(jnp.float32).reshape(x.shape[0], -1, self.size))
 
 
 class RoutedCapsules(nn.Module):

@@ -70,7 +70,7 @@ class CapsNet(nn.Module):
     def _decode(self, capsules, classes, shape) -> Float[Array, "b h w c"]:
         """The image as one class's capsule describes it; recorded under ``intermediates``."""
         mask = jax.nn.one_hot(classes, self.num_classes)
-        x = (capsules * mask[..., None]).reshape(len(capsules), -1)
+        x = (capsules * mask[..., None]).reshape(capsules.shape[0], -1)
         for number, features in enumerate((512, 1024), start=1):
             init = nn.initializers.he_normal()
             x = nn.relu(nn.Dense(features, kernel_init=init, name=f"decoder_{number}")(x))
