@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -14,6 +15,16 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
+
+
+def new_file(flag: str, name: str) -> pathlib.Path:
+    """The file that a flag names. Raises UserError unless it is new and can be written."""
+    path = pathlib.Path(name).expanduser()
+    if path.exists():
+        raise UserError(f"{flag}: {path} is there already; remove it, or choose another name")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{flag}: {path.parent} is no folder that can be written; choose another")
+    return path
 
 
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:

@@ -9,7 +9,6 @@ than the one that wrote it. Beside JAX, reading takes the package flatbuffers, a
 Exit status: 0; 1 if there is no room to write; 2 for bad input.
 """
 
-import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -20,7 +19,6 @@ import jax.numpy as jnp
 from jax import export as jax_export
 
 from multipath_jax import cli
-from multipath_jax.errors import UserError
 from multipath_jax.runs import LoadedRun, load_run
 from multipath_jax.training.checkpoints import DATASET_FILE
 
@@ -30,8 +28,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def main(argv: Sequence[str]) -> int:
     """Writes the file and says how to use it; gives the exit status."""
     flags = _parser().parse_args(argv)
-    out = pathlib.Path(flags.out).expanduser()
-    _check_free(out)
+    out = cli.new_file("--out", flags.out)
     run = load_run(flags.workdir, flags.checkpoint, dtype=flags.dtype)
     try:
         _write(out, artifact(run))
@@ -65,16 +62,6 @@ def artifact(run: LoadedRun) -> bytes:
     # Host arrays, which the trace takes for constants wherever the run's own lie.
     forward = jax.jit(partial(run.forward, jax.device_get(run.variables)))
     return bytes(jax_export.export(forward, platforms=PLATFORMS)(images).serialize())
-
-
-def _check_free(out: pathlib.Path) -> None:
-    """Raises UserError unless a new file can be made there."""
-    if out.exists():
-        raise UserError(f"--out={out} is there already; remove it, or choose another name")
-    if not os.access(out.parent, os.W_OK):
-        raise UserError(
-            f"--out={out}: {out.parent} is no folder that can be written; choose another"
-        )
 
 
 def _write(out: pathlib.Path, content: bytes) -> None:

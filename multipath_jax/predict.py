@@ -22,11 +22,14 @@ from jaxtyping import Float32, UInt8
 
 from multipath_jax import cli, pictures
 from multipath_jax.data.images import BadImage
+from multipath_jax.errors import UserError
+from multipath_jax.figures import observe, routes
 from multipath_jax.runs import LoadedRun, load_run
 from multipath_jax.training.devices import enable_compilation_cache
 
 BATCH = 64  # pictures at a time, so that a folder of any size fits into memory
 TOP = 5
+DRAWN = 8  # pictures whose routes one drawing shows
 
 
 class Picture(NamedTuple):
@@ -48,13 +51,19 @@ def main(argv: Sequence[str]) -> int:
     flags = _parser().parse_args(argv)
     run = load_run(flags.workdir, flags.checkpoint)
     enable_compilation_cache(run.config.compilation_cache)
+    drawing = flags.routes and _drawing(run, flags.routes)
     paths = pictures.find(flags.pictures)
     form = _json if flags.json else Table(paths, run.description.class_names)
     readable, size, count = _readable(paths, run), min(BATCH, len(paths)), 0
+    drawn: list[Picture] = []
     while batch := list(islice(readable, size)):
         count += len(batch)
+        drawn += batch[: DRAWN - len(drawn)]
         for answer in answers(run, batch, size):
             print(form(answer), flush=True)
+    if drawing and drawn:
+        draw_routes(run, drawn, drawing)
+        print(f"wrote {drawing}", file=sys.stderr)
     return int(count < len(paths))
 
 
@@ -65,6 +74,9 @@ def _parser() -> cli.Parser:
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="files or folders")
     parser.add_argument("--workdir", required=True, help="of the run that trained it")
     parser.add_argument("--checkpoint", default="best", help="best (default), latest, or a step")
+    parser.add_argument(
+        "--routes", metavar="FILE.png", help=f"draw the routes of the first {DRAWN} pictures"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     return parser
 
@@ -99,6 +111,22 @@ def ranking(
     """The most probable classes, the first of equals first."""
     order = np.argsort(-probabilities, stable=True)[:TOP]
     return [(names[index], float(probabilities[index])) for index in order]
+
+
+def _drawing(run: LoadedRun, name: str) -> pathlib.Path:
+    """Where routes are to be drawn. Raises UserError where there is nothing to draw or no place."""
+    if not name.endswith((".png", ".pdf", ".svg")):
+        raise UserError(f"--routes={name} is no picture's name; let it end in .png, .pdf or .svg")
+    if not observe.outline(run, run.description.image_shape).routers:
+        raise UserError(f"--routes: {run.config.model.name} has no routers; leave the flag out")
+    return cli.new_file("--routes", name)
+
+
+def draw_routes(run: LoadedRun, chosen: Sequence[Picture], path: pathlib.Path) -> None:
+    """Draws how the network routed some pictures, as in Fig. 8 of the paper."""
+    images = np.stack([picture.pixels for picture in chosen])
+    names = [picture.path.name for picture in chosen]
+    routes.draw(path, routes.trace(run, images, names, run.description.class_names))
 
 
 def _json(answer: Answer) -> str:

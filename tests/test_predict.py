@@ -10,6 +10,7 @@ from PIL import Image
 
 from multipath_jax import cli, pictures, predict
 from multipath_jax.data.images import BadImage
+from multipath_jax.errors import UserError
 from multipath_jax.runs import load_run
 
 
@@ -84,6 +85,18 @@ def test_the_table_has_the_same_answers_in_columns(capsys, run, folder):
     assert len({line.index("%") for line in lines}) == 1
 
 
+def test_routes_are_drawn_of_the_first_pictures(capsys, run, folder, monkeypatch):
+    monkeypatch.setattr(predict, "DRAWN", 2)
+    monkeypatch.setattr(predict, "BATCH", 1)
+    heights = []
+    for name, what in (("two.png", folder), ("one.png", folder / "a.png")):
+        status, _, err = answer(capsys, run, f"--routes={folder / name}", what)
+        assert (status, err) == (0, f"wrote {folder / name}\n")
+        with Image.open(folder / name) as drawing:
+            heights.append(drawing.height)
+    assert heights[0] > 1.5 * heights[1]  # one beneath the other, and a legend
+
+
 def test_fewer_classes_than_five_are_all_there_are():
     assert predict.ranking(np.float32([0.2, 0.5, 0.3]), "abc") == [
         ("b", 0.5),
@@ -106,6 +119,13 @@ def test_what_cannot_be_read_is_named_and_the_others_go_on(capsys, run, folder):
     assert len(errors) == len(names)
     for line, name in zip(errors, names, strict=True):
         assert line.startswith(f"error: {folder / name} cannot be read (")
+
+
+def test_a_picture_is_never_drawn_over(run, folder):
+    before = (folder / "a.png").read_bytes()
+    with pytest.raises(UserError, match="is there already"):
+        predict.main([f"--workdir={run.workdir}", f"--routes={folder / 'a.png'}", "x.png"])
+    assert (folder / "a.png").read_bytes() == before
 
 
 def test_nothing_that_can_be_read_is_no_answer(capsys, run, folder):
@@ -158,6 +178,8 @@ def test_why_a_picture_cannot_be_read(run, tmp_path):
         (["--workdir=EMPTY", "x.png"], "has no checkpoint"),
         (["--workdir=RUN", "--checkpoint=9", "x.png"], "has no checkpoint '9'"),
         (["--workdir=RUN", "EMPTY"], "has no pictures"),
+        (["--workdir=RUN", "--routes=EMPTY/x.txt", "x.png"], ".png, .pdf or .svg"),
+        (["--workdir=RUN", "--routes=EMPTY/no/x.png", "x.png"], "no folder that can be written"),
         (["--workdir=RUN", "--jsn", "x.png"], "--jsn"),
     ],
 )
