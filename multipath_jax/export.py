@@ -59,8 +59,7 @@ def artifact(run: LoadedRun) -> bytes:
     """The run's network, serialized by `jax.export` for all of `PLATFORMS`."""
     (batch,) = jax_export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((batch, *run.description.image_shape), jnp.uint8)
-    # Host arrays, which the trace takes for constants wherever the run's own lie.
-    forward = jax.jit(partial(run.forward, jax.device_get(run.variables)))
+    forward = jax.jit(partial(run.forward, run.variables))  # which are constants, then
     return bytes(jax_export.export(forward, platforms=PLATFORMS)(images).serialize())
 
 
