@@ -33,8 +33,8 @@ def find(paths: Iterable[str | os.PathLike]) -> list[pathlib.Path]:
 
 
 def _inside(folder: pathlib.Path) -> list[pathlib.Path]:
-    hidden = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    return sorted(path for path in hidden if path.is_file() and not path.name.startswith("."))
+    named = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return sorted(path for path in named if path.is_file() and not path.name.startswith("."))
 
 
 def read(path: str | os.PathLike, run: LoadedRun) -> UInt8[np.ndarray, "h w c"]:
