@@ -19,7 +19,7 @@ class Description:
     Attributes:
       name: of the data set.
       class_names: in the order of the logits.
-      image_shape: height, width and channels of an image as it is stored.
+      image_shape: height, width and channels of an image as the network sees it.
       mean, std: of the training pixels in [0, 1], by channel.
     """
 
