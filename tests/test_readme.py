@@ -22,6 +22,7 @@ def test_python_block_runs(code):
     assert kernel.shape == (3, 3, 3, 3, 32)  # one set of parameters for each of three paths
 
 
+@pytest.mark.slow  # all networks, traced
 def test_the_table_of_networks_is_the_summary_s(capsys):
     summary.main([])
     block = re.search(r"<!-- summary.*?```text\n(.*?)```", README.read_text(), re.DOTALL)

@@ -55,7 +55,7 @@ def test_test_goes_before_val(tmp_path):
 
 def test_the_second_of_every_ten_is_held_out(tmp_path, caplog):
     _write(tmp_path, cat=23, dog=1, owl=2)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="absl"):
         builder = open_folder(tmp_path)
     test = {1, 11, 21}
     assert _labelled(builder, "test") == _expected("cat", test) | _expected("owl", {1})

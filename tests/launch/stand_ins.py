@@ -63,7 +63,7 @@ def train():
                     "env": {name: os.environ[name] for name in names if name in os.environ}})
     print("flags", json.dumps(argv[argv.index("multipath_jax.main") + 1 :]), flush=True)
     if f"--fail_in={index}" in argv:
-        all = next(int(a.split("=")[1]) for a in argv if a.startswith("--num_processes="))
+        all = next((int(a.split("=")[1]) for a in argv if a.startswith("--num_processes=")), 1)
         while len((HERE / "runs.jsonl").read_text().splitlines()) < all:
             time.sleep(0.05)
         sys.exit(7)

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from workdirs import assert_same_end, saved
 
-SPACING = 40  # steps from one kill to the next; a log every 5
+SPACING = 20  # steps from one kill to the next; a log every 5
 
 
 def campaign(program, tmp_path, kills, seed):

@@ -68,7 +68,15 @@ def stopped(data_dir, workdir, monkeypatch):
     return pathlib.Path(workdir) / ckpt.FOLDER
 
 
-@pytest.mark.parametrize("damage", [truncate, empty, remove, flip])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncate,
+        flip,
+        pytest.param(empty, marks=pytest.mark.slow),
+        pytest.param(remove, marks=pytest.mark.slow),
+    ],
+)
 def test_a_damaged_checkpoint_is_gone_behind(data_dir, workdir, whole, damage, monkeypatch, capsys):
     folder = stopped(data_dir, workdir, monkeypatch)
     damage(folder / "9")

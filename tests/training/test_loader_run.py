@@ -164,6 +164,7 @@ def test_a_bad_record_stops_the_run_and_may_be_replaced_when_it_goes_on(tmp_path
     assert 1 <= sum(counts) <= TOTAL // 5
 
 
+@pytest.mark.slow
 def test_trials_side_by_side_have_orders_of_their_own(undisturbed, photo_dir, tmp_path):
     _, config, _ = undisturbed
     together = recipe(photo_dir, trials=2, side_by_side="on", train_for="6 steps")
@@ -181,6 +182,7 @@ def test_too_large_a_crop_is_refused(photo_dir):
         Parts(recipe(photo_dir, **{"dataset.crop": 33}))
 
 
+@pytest.mark.slow
 def test_images_in_memory_are_cropped_too(data_dir, tmp_path):
     config = tiny.tiny_config(data_dir, **{"dataset.crop": 6, "train_for": "3 steps"})
     config.schedule.drops = ""

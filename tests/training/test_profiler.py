@@ -30,6 +30,7 @@ def test_the_steps_asked_for_are_traced(data_dir, workdir, capsys, monkeypatch):
     assert list(pathlib.Path(workdir, "profile").glob("**/*.xplane.pb"))  # what TensorBoard reads
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_in_between_writes_what_it_has(data_dir, workdir, monkeypatch):
     monkeypatch.setattr(loop.Pace, "steps", lambda _, limit: min(limit, 1))
     calls = iter([False] * 4 + [True])

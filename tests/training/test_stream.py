@@ -42,6 +42,7 @@ def test_a_run_may_change_from_one_to_the_other(data_dir, workdir, resident, mon
     jax.tree.map(np.testing.assert_array_equal, final(workdir, recipe(data_dir, True)), resident)
 
 
+@pytest.mark.slow
 def test_trials_side_by_side_have_orders_of_their_own(data_dir, workdir, resident):
     config = recipe(data_dir, True, trials=2, side_by_side="on")
     trials.train_trials(config, workdir)
