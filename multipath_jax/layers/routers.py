@@ -166,7 +166,7 @@ class _CrossPredict(Router):
         us = [jnp.split(u, self.num_outputs, axis=-1) for u in jnp.unstack(us)]
         _, gates = self._gate(xs)
         sums = spread.deliver(jnp.stack(routing.mix_predictions(us, gates)))
-        return self._leave(xs, jax.nn.relu(sums))
+        return self._leave(xs, nn.relu(sums))
 
 
 class ConvCrossPredict(_CrossPredict):
