@@ -7,12 +7,15 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Num
 
 Classify = Callable[[Num[Array, "b s s c"]], Float[Array, "b classes"]]
 
 
-def centre_crop(images: Num[Array, "b h w c"], side: int) -> Num[Array, "b s s c"]:
+def centre_crop(
+    images: Num[Array | np.ndarray, "b h w c"], side: int
+) -> Num[Array | np.ndarray, "b s s c"]:
     """The middle of each image; of an odd margin the smaller half is above and to the left."""
     top, left = ((length - side) // 2 for length in images.shape[1:3])
     return images[:, top : top + side, left : left + side]

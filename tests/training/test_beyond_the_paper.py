@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import tiny
 from etils import epath
+from workdirs import final, lines
 
 from multipath_jax.errors import UserError
 from multipath_jax.training import checkpoints as ckpt
 from multipath_jax.training import loop
 from multipath_jax.training.parts import Parts
-from multipath_jax.training.writers import read_metrics
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
 
@@ -27,19 +27,6 @@ BEYOND = {
 def recipe(data_dir, **changes):
     own = {"train_for": f"{TOTAL} steps", "schedule.drops": "", "log_every": "1 step"}
     return tiny.tiny_config(data_dir, **own | {"eval_every": "5 steps"} | changes)
-
-
-def final(workdir, config):
-    checkpoints = ckpt.open_existing(workdir)
-    return checkpoints.restore(Parts(config).abstract_carry, checkpoints.latest)
-
-
-def lines(workdir):
-    """metrics.jsonl without what depends on the clock."""
-    return [
-        {key: line[key] for key in line.keys() - {"images_per_second", "seconds"}}
-        for line in read_metrics(workdir)
-    ]
 
 
 @pytest.fixture(scope="module")

@@ -9,17 +9,18 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from etils import epath
+from workdirs import assert_same_end, final, lines
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "data"))
 import photos
 
 from multipath_jax.errors import UserError
+from multipath_jax.runs import load_run
 from multipath_jax.training import checkpoints as ckpt
 from multipath_jax.training import loop, trials
 from multipath_jax.training.parts import Parts
 from multipath_jax.training.stream import LoaderRunner
-from multipath_jax.training.writers import METRICS_FILE, read_metrics
+from multipath_jax.training.writers import METRICS_FILE
 
 TRAIN, TEST, BATCH, TOTAL = 42, 13, 8, 60  # twelve epochs of five batches
 
@@ -55,24 +56,6 @@ def recipe(folder, **changes):
     return tiny.tiny_config(folder, **RECIPE | changes)
 
 
-def final(workdir, config):
-    checkpoints = ckpt.open_existing(workdir)
-    return checkpoints.restore(Parts(config).abstract_carry, checkpoints.latest)
-
-
-def lines(workdir):
-    """metrics.jsonl without what depends on the clock."""
-    return [
-        {key: line[key] for key in line.keys() - {"images_per_second", "seconds"}}
-        for line in read_metrics(epath.Path(workdir))
-    ]
-
-
-def assert_same_run(workdir, other, config):
-    jax.tree.map(np.testing.assert_array_equal, final(workdir, config), final(other, config))
-    assert lines(workdir) == lines(other)
-
-
 @pytest.fixture(scope="module")
 def undisturbed(photo_dir, tmp_path_factory):
     """A run from start to end: its workdir, config and result."""
@@ -96,6 +79,17 @@ def test_a_run_learns_and_measures_both_ways(undisturbed):
     assert [line["step"] for line in logged if "test/ten_crop_error" in line] == [TOTAL]
 
 
+def test_what_comes_after_training_sees_the_centre_crops(undisturbed):
+    workdir, config, _ = undisturbed
+    run = load_run(workdir)
+    assert run.description.image_shape == (24, 24, 3)
+    split = run.test(limit=3)
+    whole = Parts(config).dataset.test.load(np.arange(3))
+    np.testing.assert_array_equal(split.images, whole.images[:, 4:28, 4:28])
+    np.testing.assert_array_equal(split.labels, whole.labels)
+    assert run.logits(split.images).shape == (3, run.description.num_classes)
+
+
 def test_a_run_that_stops_and_goes_on_is_the_same_run(
     undisturbed, photo_dir, tmp_path, monkeypatch
 ):
@@ -106,7 +100,7 @@ def test_a_run_that_stops_and_goes_on_is_the_same_run(
     calls = iter([False] * 6 + [True])
     assert loop.train(config, tmp_path, should_stop=lambda: next(calls)).step == 8
     assert loop.train(config, tmp_path).test == result.test
-    assert_same_run(tmp_path, whole, config)
+    assert_same_end(tmp_path, whole)
 
 
 def program(workdir, folder, *flags, **changes):
@@ -138,7 +132,7 @@ def test_a_killed_run_goes_on_to_the_same_end(undisturbed, photo_dir, tmp_path):
     run.communicate(timeout=60)  # ends when all have that hold the pipe, the workers too
     assert 0 < ckpt.Checkpoints(tmp_path).latest < TOTAL
     loop.train(config, tmp_path)
-    assert_same_run(tmp_path, whole, config)
+    assert_same_end(tmp_path, whole)
 
 
 def test_evaluation_prints_what_the_run_found(undisturbed, photo_dir):
