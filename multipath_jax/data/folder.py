@@ -63,10 +63,10 @@ class Folder(tfds.core.DatasetBuilder, skip_registration=True):
         return self._splits[split]
 
     def _download_and_prepare(self, *args, **kwargs):
-        raise NotImplementedError("a folder of images needs no preparation")
+        raise UserError("a folder of images needs no preparation; read it with as_data_source")
 
     def _as_dataset(self, *args, **kwargs):
-        raise NotImplementedError("read it with as_data_source")
+        raise UserError("a folder of images is no tf.data set; read it with as_data_source")
 
 
 def _split_info(name: str, images: Sequence[ImageFile]) -> tfds.core.SplitInfo:

@@ -8,6 +8,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import dataset_builder
 
 from multipath_jax.data import imagenet_source, shards
+from multipath_jax.errors import UserError
 
 NAME = "imagenet256"
 CONFIGS = ("full", "subset100")
@@ -37,7 +38,7 @@ class Imagenet256(dataset_builder.FileReaderBuilder):
         )
 
     def _download_and_prepare(self, dl_manager, download_config=None):
-        raise NotImplementedError(f"prepare it with: {command(self.builder_config.name)}")
+        raise UserError(f"prepare it with: {command(self.builder_config.name)}")
 
 
 def builder(config: str, data_dir: str | os.PathLike) -> Imagenet256:

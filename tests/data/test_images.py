@@ -141,7 +141,9 @@ def test_no_image(encoded):
 def test_cut_off(kind, part):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
     encoded = _encoded(noise, kind)
-    _reason(encoded[: int(part * len(encoded))])
+    said = _reason(encoded[: int(part * len(encoded))])
+    assert said.strip()
+    assert "\n" not in said
 
 
 def test_cut_off_jpeg_says_so():
