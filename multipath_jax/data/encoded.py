@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
-from multipath_jax.data.images import BadImage, decode, square
+from multipath_jax.data.images import BadImage, decode_square
 from multipath_jax.data.records import BadRecord, Record
 from multipath_jax.errors import UserError
 
@@ -94,16 +94,16 @@ class EncodedSplit:
         replaced = 0
         for row, index in enumerate(indices.tolist()):
             if index < len(self):
-                images[row], labels[row], is_other = self._example(index)
+                labels[row], is_other = self._example(index, images[row])
                 replaced += is_other
             else:
                 images[row] = 0
         return replaced
 
-    def _example(self, index: int) -> tuple[np.ndarray, int, bool]:
-        """Pixels, label, and whether they are another record's."""
+    def _example(self, index: int, into: np.ndarray) -> tuple[int, bool]:
+        """Decodes the pixels; gives the label, and whether both are another record's."""
         try:
-            return *self._decoded(index), False
+            return self._decoded(index, into), False
         except (BadRecord, BadImage) as error:
             if self.on_bad != REPLACE:
                 other = "dataset.on_bad=replace takes the next instead, or " if self.on_bad else ""
@@ -112,21 +112,19 @@ class EncodedSplit:
             reason = error
         for following in range(index + 1, index + MOST_IN_A_ROW):
             try:
-                return *self._decoded(following % len(self)), True
+                return self._decoded(following % len(self), into), True
             except (BadRecord, BadImage):
                 continue
         which = f"{self.records.name(index)}, with the {MOST_IN_A_ROW - 1} that follow it,"
         raise unreadable(which, reason, self.records.remedy)
 
-    def _decoded(self, index: int) -> tuple[np.ndarray, int]:
-        """Pixels and label. Raises BadRecord or BadImage."""
+    def _decoded(self, index: int, into: np.ndarray) -> int:
+        """Decodes the pixels; gives the label. Raises BadRecord or BadImage."""
         encoded, label = self.records[index]
         if not 0 <= label < self.num_classes:
             raise BadRecord(f"its label {label} is not one of 0 to {self.num_classes - 1}")
-        image = decode(encoded, draft=self.size)
-        if image.size != (self.size, self.size):
-            image = square(image, self.size)
-        return np.asarray(image), label
+        decode_square(encoded, into)
+        return label
 
 
 def unreadable(which: str, reason: object, remedy: str) -> UserError:

@@ -197,3 +197,57 @@ def test_encode_is_jpeg_of_quality_95():
     assert image.format == "JPEG"
     reference = Image.open(io.BytesIO(_encoded(photo, "jpeg", quality=95)))
     assert image.quantization == reference.quantization
+
+
+def _square(encoded: bytes, side: int) -> np.ndarray:
+    pixels = np.full((side, side, 3), 7, np.uint8)
+    images.decode_square(encoded, pixels)
+    return pixels
+
+
+@pytest.fixture
+def no_pillow(monkeypatch):
+    def fail(*args, **options):
+        raise AssertionError("asked Pillow")
+
+    monkeypatch.setattr(images, "decode", fail)
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_of_the_size_is_decoded_as_by_pillow(subsampling, progressive, no_pillow):
+    noise = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
+    options = {"quality": 95, "subsampling": subsampling, "progressive": progressive}
+    encoded = _encoded(Image.fromarray(noise), "jpeg", **options)
+    np.testing.assert_array_equal(_square(encoded, 48), Image.open(io.BytesIO(encoded)))
+
+
+def _turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    return _encoded(_photo(32, 32), "jpeg", exif=exif)
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        _encoded(_photo(32, 24), "jpeg"),
+        _encoded(_photo(32, 32), "png"),
+        _encoded(_photo(32, 32).convert("L"), "jpeg"),
+        _encoded(_photo(32, 32).convert("CMYK"), "jpeg"),
+        _turned(),
+        _encoded(_photo(32, 32), "jpeg")[:-2] + b"rubbish\xff\xd9",
+    ],
+    ids=["another size", "no JPEG", "grey", "CMYK", "turned", "rubbish at the end"],
+)
+def test_other_images_are_pillows(encoded):
+    image = decode(encoded)
+    expected = image if image.size == (32, 32) else square(image, 32)
+    np.testing.assert_array_equal(_square(encoded, 32), expected)
+
+
+@pytest.mark.parametrize("part", [0, 0.1, 0.9])
+def test_a_damaged_jpeg_of_the_size_is_bad(part):
+    encoded = _encoded(_photo(32, 32), "jpeg")
+    with pytest.raises(BadImage):
+        _square(encoded[: int(part * len(encoded))], 32)
