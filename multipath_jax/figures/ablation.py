@@ -23,7 +23,7 @@ from multipath_jax.figures.observe import BATCH_SIZE, Observation, Trained, batc
 from multipath_jax.layers import Gate
 
 KINDS = {"mean": "mean gates", "uniform": "even gates", "shuffled": "another image's gates"}
-TICKS = (0, 0.5, 1, 2, 5, 10, 20, 50, 100)
+TICKS = (0.5, 1, 2, 5, 10, 20, 50, 100)
 
 Gates = list[Float[np.ndarray, "b _ _"]]  # [b m n] of every router
 
@@ -159,30 +159,32 @@ def _cell(outcome: Outcome) -> str:
 
 
 def draw(path: str | os.PathLike, outcomes: Sequence[Outcome]) -> None:
-    """Draws the errors, a mark for each kind with the standard error of its change."""
+    """Draws the changes of the error, a mark for each kind, with their standard errors."""
     base, *rest = outcomes
     places = list(dict.fromkeys(outcome.router for outcome in rest))
     figure = Figure(figsize=(min(style.WIDTH, 2.4 + 1.1 * len(places)), 4), layout="constrained")
     axes = figure.subplots()
-    axes.axhline(base.error, color=style.GREY, ls="--", lw=1, label="as trained")
+    as_trained = f"as trained, {base.error:.2f} %"
+    axes.axhline(0, color=style.GREY, ls="--", lw=1, label=as_trained)
     for number, (kind, words) in enumerate(KINDS.items()):
         chosen = [outcome for outcome in rest if outcome.kind == kind]
         axes.errorbar(
             [places.index(outcome.router) + 0.2 * (number - 1) for outcome in chosen],
-            [outcome.error for outcome in chosen],
+            [outcome.change for outcome in chosen],
             [outcome.deviation for outcome in chosen],
             fmt=style.MARKERS[number],
             color=style.COLOURS[number],
             capsize=3,
             label=words,
         )
-    # Logarithmic, for errors span from a fraction of a percent to most of them; below 1 % linear.
-    axes.set_yscale("symlog", linthresh=1)
-    axes.yaxis.set_major_locator(FixedLocator(TICKS))
+    # Logarithmic, for changes span from a fraction of a percent to most of it; linear around 0.
+    axes.set_yscale("symlog", linthresh=1, linscale=0.5)
+    axes.yaxis.set_major_locator(FixedLocator([*(-t for t in TICKS), 0, *TICKS]))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_ylim(0, min(115, 1.6 * max(outcome.error for outcome in outcomes) + 0.2))
-    axes.set_ylabel("test error (%)")
+    axes.yaxis.set_major_formatter("{x:+g}")
+    lows, highs = ([sign * o.change + o.deviation for o in rest] for sign in (-1, 1))
+    axes.set_ylim(-1.3 * max(0.4, *lows), 1.3 * max(0.4, *highs))
+    axes.set_ylabel("change of the test error (percentage points)")
     names = ("all routers" if place is None else f"router {place}" for place in places)
     axes.set_xticks(range(len(places)), names)
     axes.grid(axis="y", color="#EEEEEE", zorder=0)
