@@ -11,7 +11,16 @@ from multipath_jax.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """Flags; what is wrong with them is a `UserError` rather than a printed usage."""
+    """Flags, never abbreviated; what is wrong with them is a `UserError`, not a printed usage."""
+
+    def __init__(self, module: str, description: str):
+        """``module``: of this package, that is run; ``description``: shown by --help as it is."""
+        super().__init__(
+            f"python -m multipath_jax.{module}",
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")

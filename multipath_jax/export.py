@@ -40,9 +40,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser(
-        "python -m multipath_jax.export", description="A trained network as one file for JAX."
-    )
+    parser = cli.Parser("export", "A trained network as one file for JAX.")
     parser.add_argument("--workdir", required=True, help="of the run that trained it")
     parser.add_argument("--out", required=True, metavar="FILE", help="to write")
     parser.add_argument("--checkpoint", default="best", help="best (default), latest, or a step")

@@ -68,9 +68,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser(
-        "python -m multipath_jax.predict", description="What a trained network says of pictures."
-    )
+    parser = cli.Parser("predict", "What a trained network says of pictures.")
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="files or folders")
     parser.add_argument("--workdir", required=True, help="of the run that trained it")
     parser.add_argument("--checkpoint", default="best", help="best (default), latest, or a step")

@@ -35,12 +35,7 @@ from multipath_jax.errors import UserError
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The flags. Raises UserError for one that is unknown or has a value that cannot be."""
-    parser = cli.Parser(
-        "python -m multipath_jax.prepare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = cli.Parser("prepare", __doc__)
     parser.add_argument("dataset", choices=("imagenet",))
     parser.add_argument("--source", required=True, metavar="DIR", help="where ILSVRC2012 is")
     parser.add_argument(

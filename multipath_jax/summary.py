@@ -49,9 +49,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser(
-        "python -m multipath_jax.summary", description="The networks beside the paper's figures."
-    )
+    parser = cli.Parser("summary", "The networks beside the paper's figures.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="networks; default: the tables")
     parser.add_argument("--table", type=int, choices=(2, 3, 4), help="the rows of one table")
     parser.add_argument("--classes", type=int, help="classes, instead of the paper's")

@@ -11,9 +11,10 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from command_line import refusal
 from weights import random_like
 
-from multipath_jax import cli, create_model, export, list_models
+from multipath_jax import create_model, export, list_models
 from multipath_jax.models import family_of
 from multipath_jax.runs import load_run
 
@@ -105,14 +106,7 @@ def test_bad_input_is_one_line_and_status_2(capsys, monkeypatch, run, tmp_path, 
     places = {"RUN": str(run.workdir), "TMP": str(tmp_path)}
     for name, place in places.items():
         argv = [part.replace(name, place) for part in argv]
-    monkeypatch.setattr("sys.argv", ["export", *argv])
-    with pytest.raises(SystemExit) as exit_:
-        cli.run(export.main)
-    assert exit_.value.code == 2
-    out, err = capsys.readouterr()
-    assert err.startswith("error: ")
-    assert message in err
-    assert (out, err.count("\n")) == ("", 1)
+    assert message in refusal(export, argv, capsys, monkeypatch)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["kept"]
 
 

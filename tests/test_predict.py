@@ -6,9 +6,10 @@ import re
 
 import numpy as np
 import pytest
+from command_line import refusal
 from PIL import Image
 
-from multipath_jax import cli, pictures, predict
+from multipath_jax import pictures, predict
 from multipath_jax.data.images import BadImage
 from multipath_jax.errors import UserError
 from multipath_jax.runs import load_run
@@ -187,11 +188,4 @@ def test_bad_input_is_one_line_and_status_2(capsys, monkeypatch, run, tmp_path, 
     places = {"RUN": str(run.workdir), "EMPTY": str(tmp_path)}
     for name, place in places.items():
         argv = [part.replace(name, place) for part in argv]
-    monkeypatch.setattr("sys.argv", ["predict", *argv])
-    with pytest.raises(SystemExit) as exit_:
-        cli.run(predict.main)
-    assert exit_.value.code == 2
-    out, err = capsys.readouterr()
-    assert err.startswith("error: ")
-    assert message in err
-    assert (out, err.count("\n")) == ("", 1)
+    assert message in refusal(predict, argv, capsys, monkeypatch)

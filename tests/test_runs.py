@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from damage import empty, flip, remove
 
 import multipath_jax
 from multipath_jax.data import describe, load_dataset, normalize
@@ -88,29 +89,6 @@ def test_a_broken_description_is_said_to_be_one(copy, text):
     (copy / ckpt.DATASET_FILE).write_text(text)
     with pytest.raises(UserError, match=r"dataset.json does not describe .* remove it"):
         load_run(copy)
-
-
-def files(folder):
-    found = [path for path in folder.rglob("*") if path.is_file()]
-    return sorted(found, key=lambda path: -path.stat().st_size)
-
-
-def flip(folder):
-    """One bit in the middle of the file with the most numbers."""
-    path = files(folder / "weights")[0]
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0x10
-    path.write_bytes(content)
-
-
-def empty(folder):
-    for path in files(folder):
-        path.write_bytes(b"")
-
-
-def remove(folder):
-    for path in files(folder):
-        path.unlink()
 
 
 @pytest.mark.parametrize("damage", [flip, empty, remove])

@@ -3,8 +3,9 @@
 import json
 
 import pytest
+from command_line import refusal
 
-from multipath_jax import cli, summary
+from multipath_jax import summary
 
 
 def run(capsys, *argv):
@@ -51,11 +52,4 @@ def test_json_has_the_figures_as_numbers(capsys):
     ],
 )
 def test_bad_input_is_one_line_and_status_2(capsys, monkeypatch, argv, message):
-    monkeypatch.setattr("sys.argv", ["summary", *argv])
-    with pytest.raises(SystemExit) as exit_:
-        cli.run(summary.main)
-    assert exit_.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert message in error
-    assert error.count("\n") == 1
+    assert message in refusal(summary, argv, capsys, monkeypatch)

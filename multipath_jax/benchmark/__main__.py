@@ -37,9 +37,7 @@ PICTURES = (".png", ".pdf", ".svg")
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The flags. Raises UserError for one that is unknown or a file that cannot be written."""
     parser = cli.Parser(
-        "python -m multipath_jax.benchmark",
-        description="Measures the package on this machine; ratios first, with their quartiles.",
-        allow_abbrev=False,
+        "benchmark", "Measures the package on this machine; ratios first, with their quartiles."
     )
     parser.add_argument("--quick", action="store_true", help="2 to 3 minutes on 2 CPU cores")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")

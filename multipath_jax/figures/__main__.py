@@ -74,12 +74,7 @@ def main(argv: Sequence[str]) -> int:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The flags. Raises UserError for one that is unknown or has a value that cannot be."""
-    parser = cli.Parser(
-        "python -m multipath_jax.figures",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = cli.Parser("figures", __doc__)
     parser.add_argument("--workdir", required=True, metavar="RUN", help="of the trained network")
     parser.add_argument("--checkpoint", default="best", help="best (default), latest, or a step")
     parser.add_argument("--only", metavar="FIGURE,...", help="default: all that the network allows")

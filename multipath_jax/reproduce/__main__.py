@@ -48,12 +48,7 @@ SMOKE = {
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The flags. Raises UserError for one that is unknown or has a value that cannot be."""
-    parser = cli.Parser(
-        "python -m multipath_jax.reproduce",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = cli.Parser("reproduce", __doc__)
     parser.add_argument("table", choices=TABLES, metavar="table2|table3|table4")
     parser.add_argument("--rows", metavar="NAME[:column],...", help="default: all of the table")
     parser.add_argument(

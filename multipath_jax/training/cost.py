@@ -1,6 +1,7 @@
 """What a compiled program costs: time to compile, operations, memory."""
 
-from typing import NamedTuple
+import time
+from typing import Any, NamedTuple
 
 import jax
 
@@ -25,6 +26,15 @@ class Cost(NamedTuple):
         if self.bytes is not None:
             known.append(f"{self.bytes / 1e6:,.0f} MB at its peak")
         return ", ".join(known)
+
+
+def compiled(function: jax.stages.Wrapped, *args: Any) -> tuple[jax.stages.Compiled, Cost]:
+    """A jitted function compiled for arguments like these, and what that came to."""
+    begun = time.perf_counter()
+    lowered = function.lower(*args)
+    program = lowered.compile()
+    seconds = time.perf_counter() - begun
+    return program, Cost(seconds, flops(lowered), peak_bytes(program))
 
 
 def flops(lowered: jax.stages.Lowered) -> float | None:

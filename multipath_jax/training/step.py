@@ -1,6 +1,5 @@
 """One training step, and many of them over data that lie on the device."""
 
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from jaxtyping import Array, Float, Int, Num, PyTree, UInt8
 from multipath_jax.data import ResidentData, augment, batch_at, normalize, random_crop
 from multipath_jax.errors import UserError
 from multipath_jax.training.accumulation import Pass, accumulated
-from multipath_jax.training.cost import Cost, flops, peak_bytes
+from multipath_jax.training.cost import Cost, compiled
 from multipath_jax.training.metrics import TrainMetrics, is_wrong, routing_statistics
 from multipath_jax.training.placement import Network
 from multipath_jax.training.state import AUGMENT, GATES, TrainState, moving_average
@@ -205,15 +204,15 @@ class Runner:
         """``sharding``: of the carry, or of each of its leaves."""
         self.loop = loop
         self.compiled = False
-        compiled = partial(jax.jit, donate_argnums=0, out_shardings=sharding)
+        jitted = partial(jax.jit, donate_argnums=0, out_shardings=sharding)
         if loop:
 
             def many(carry, data, order, count):
                 return jax.lax.fori_loop(0, count, lambda _, c: step(c, data, order), carry)
 
-            self._function = compiled(many)
+            self._function = jitted(many)
         else:
-            self._function = compiled(step)
+            self._function = jitted(step)
 
     def compile(self, *args: PyTree) -> Cost | None:
         """Compiles for arguments like these, ``(carry, data, order)``, without running.
@@ -224,10 +223,8 @@ class Runner:
             return None
         self.compiled = True
         count = (jnp.int32(0),) if self.loop else ()
-        begun = time.perf_counter()
-        lowered = self._function.lower(*args, *count)
-        self._function = lowered.compile()
-        return Cost(time.perf_counter() - begun, flops(lowered), peak_bytes(self._function))
+        self._function, cost = compiled(self._function, *args, *count)
+        return cost
 
     def __call__(self, carry: PyTree, data: ResidentData, order: PyTree, count: int) -> PyTree:
         """The carry (or those of several runs, see `side_by_side`) after ``count`` more steps."""

@@ -1,7 +1,6 @@
 """Steps over data that come from the host, for sets that no device has room for."""
 
 import contextlib
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
@@ -12,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 from multipath_jax.data import EncodedSplit, Split
 from multipath_jax.data.encoded import Decoded
-from multipath_jax.training.cost import Cost, flops, peak_bytes
+from multipath_jax.training.cost import Cost, compiled
 from multipath_jax.training.devices import from_rows, own_rows
 from multipath_jax.training.step import Batch
 
@@ -53,10 +52,8 @@ class StreamRunner:
             jax.ShapeDtypeStruct((self._size, *data.image_shape), np.uint8, sharding=self._where),
             jax.ShapeDtypeStruct((self._size,), np.int32, sharding=self._where),
         )
-        begun = time.perf_counter()
-        lowered = self._function.lower(carries, (shapes,) * len(carries))
-        self._function = lowered.compile()
-        return Cost(time.perf_counter() - begun, flops(lowered), peak_bytes(self._function))
+        self._function, cost = compiled(self._function, carries, (shapes,) * len(carries))
+        return cost
 
     def __call__(
         self, carries: tuple, data: Split | EncodedSplit, orders: tuple, count: int

@@ -6,10 +6,10 @@ import re
 import numpy as np
 import pytest
 import subjects
+from command_line import refusal
 from etils import epath
 from PIL import Image
 
-from multipath_jax import cli
 from multipath_jax.data import Dataset, Split, describe
 from multipath_jax.figures import __main__ as figures
 from multipath_jax.runs import LoadedRun
@@ -141,12 +141,12 @@ def test_a_network_without_routers_has_what_it_can_have(unrouted, capsys):
 def test_bad_input_is_one_line_and_nothing_is_written(routed, capsys, monkeypatch, argv, message):
     (routed / "FILE").touch()
     monkeypatch.chdir(routed)
-    assert one_line(capsys, monkeypatch, ["--workdir=RUN", *argv]).count(message) == 1
+    assert refusal(figures, ["--workdir=RUN", *argv], capsys, monkeypatch).count(message) == 1
     assert not list(routed.rglob("*.png"))
 
 
 def test_what_a_network_does_not_allow_is_refused_if_asked_for(unrouted, capsys, monkeypatch):
-    said = one_line(capsys, monkeypatch, ["--workdir=RUN", "--only=tradeoff,ablation"])
+    said = refusal(figures, ["--workdir=RUN", "--only=tradeoff,ablation"], capsys, monkeypatch)
     assert "no figure ablation: Small has no routers; choose --only=tradeoff" in said
 
 
@@ -154,16 +154,4 @@ def test_what_a_network_does_not_allow_is_refused_if_asked_for(unrouted, capsys,
     ("argv", "message"), [([], "--workdir"), (["--workdir=NOWHERE"], "has no checkpoint")]
 )
 def test_a_run_is_needed(capsys, monkeypatch, argv, message):
-    assert message in one_line(capsys, monkeypatch, argv)
-
-
-def one_line(capsys, monkeypatch, argv):
-    """What the program says of bad input."""
-    monkeypatch.setattr("sys.argv", ["figures", *argv])
-    with pytest.raises(SystemExit) as exit_:
-        cli.run(figures.main)
-    assert exit_.value.code == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ")
-    assert said.count("\n") == 1
-    return said
+    assert message in refusal(figures, argv, capsys, monkeypatch)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from damage import empty, flip, remove, truncate
 from workdirs import final
 
 from multipath_jax.errors import UserError
@@ -20,35 +21,6 @@ pytestmark = pytest.mark.usefixtures("tiny_model")
 
 def recipe(data_dir, **changes):
     return tiny.tiny_config(data_dir, **{"train_for": "2 epochs", "schedule.drops": ""} | changes)
-
-
-def data_files(folder):
-    """The files that hold the numbers, the largest first."""
-    files = [path for path in pathlib.Path(folder).rglob("*") if path.is_file()]
-    return sorted(files, key=lambda path: -path.stat().st_size)
-
-
-def truncate(folder):
-    for path in data_files(folder):
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def empty(folder):
-    for path in data_files(folder):
-        path.write_bytes(b"")
-
-
-def remove(folder):
-    for path in data_files(folder):
-        path.unlink()
-
-
-def flip(folder):
-    """One bit in the middle of the largest file."""
-    path = data_files(folder)[0]
-    found = bytearray(path.read_bytes())
-    found[len(found) // 2] ^= 0x10
-    path.write_bytes(found)
 
 
 @pytest.fixture(scope="module")
