@@ -98,7 +98,7 @@ def test_tasks_that_slurm_signalled_itself_are_requeued_too(slurm):
     job = slurm.start("bash", SCRIPT, "--config=c.py")
     assert "flags" in job.stdout.readline()
     pid = int(wait_until(lambda: (slurm.folder / "task").read_text()))
-    slurm.run("kill", "-TERM", pid)
+    slurm.run("bash", "-c", f"kill -TERM {pid}")
     job.communicate(timeout=20)
     assert job.returncode == 143
     assert slurm.calls("scontrol")[-1] == ["requeue", "7"]
