@@ -112,8 +112,10 @@ def spans_path(groups, data, path):
 
     Device ``i`` of the mesh has part ``i // path`` of the batch, and paths ``i % path``.
     """
-    if groups.startswith("mesh["):  # XLA's own sums, over axes that it names by their number
-        return groups.rpartition("{")[2].startswith("'axis_1'")
+    if groups.startswith(
+        "mesh["
+    ):  # by the axes' names (JAX 0.11) or their numbers (XLA's own sums)
+        return re.search(r"\{'(\w+)'", groups)[1] in ("path", "axis_1")
     first = [int(number) for number in re.findall(r"\{([\d,]+)\}", groups)[0].split(",")]
     return len({i % path for i in first}) > 1 and len({i // path for i in first}) == 1
 
