@@ -181,7 +181,7 @@ def draw(path: str | os.PathLike, outcomes: Sequence[Outcome]) -> None:
     axes.set_yscale("symlog", linthresh=1, linscale=0.5)
     axes.yaxis.set_major_locator(FixedLocator([*(-t for t in TICKS), 0, *TICKS]))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter("{x:+g}")
+    axes.yaxis.set_major_formatter(lambda change, _: f"{change:+g}" if change else "0")
     lows, highs = ([sign * o.change + o.deviation for o in rest] for sign in (-1, 1))
     axes.set_ylim(-1.3 * max(0.4, *lows), 1.3 * max(0.4, *highs))
     axes.set_ylabel("change of the test error (percentage points)")

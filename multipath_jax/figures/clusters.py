@@ -126,6 +126,7 @@ def _plane(axes: Axes, one: Clusters, labels, class_names, classes, points) -> N
     axes.set_xlabel(f"two components, {100 * one.explained:.0f} % of the variance", fontsize=8)
     axes.set_aspect("equal", adjustable="datalim")  # what looks like a line is one
     axes.tick_params(labelsize=7)
+    axes.locator_params(nbins=6)  # labels of more would touch
 
 
 def _agreement(axes: Axes, found: Sequence[Clusters]) -> None:
