@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 
 # Before jax is imported: sharded code is tested on a mesh of two devices from the first day.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -17,6 +18,9 @@ install_import_hook("multipath_jax", "beartype.beartype")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+# A suite that a script began in the background ignores SIGINT, and so would all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/multipath_jax/xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
