@@ -215,11 +215,13 @@ def assert_alike(results, others, rtol):
         )
 
 
-def test_the_written_out_backward_pass_is_autodiff_s_inside_a_whole_network():
-    _, variables = initialized("ResNet20-3-CC")
+@pytest.mark.parametrize(
+    "name", ["ResNet8-3-CC", pytest.param("ResNet20-3-CC", marks=pytest.mark.slow)]
+)
+def test_the_written_out_backward_pass_is_autodiff_s_inside_a_whole_network(name):
+    _, variables = initialized(name)
     custom, auto = (
-        loss_and_gradients("ResNet20-3-CC", variables, custom_vjp=custom_vjp)
-        for custom_vjp in (True, False)
+        loss_and_gradients(name, variables, custom_vjp=custom_vjp) for custom_vjp in (True, False)
     )
     for number in range(1, 5):
         gate = auto[1][f"router_{number}"]["gate"]

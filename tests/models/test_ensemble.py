@@ -24,7 +24,7 @@ SMALL = Ensemble((member(1), member(2), member(3, width=7)))
 
 
 def variables_of(model, images=IMAGES):
-    return {"params": model.init(jax.random.key(0), images)["params"]}
+    return {"params": jax.jit(model.init)(jax.random.key(0), images)["params"]}
 
 
 def own_logits(variables, number, width=5):

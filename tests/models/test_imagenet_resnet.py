@@ -96,6 +96,7 @@ def test_maps_are_halved_five_times(name):
     assert sizes == [56, 56, 28, 14, 7]
 
 
+@pytest.mark.slow
 def test_a_single_path_runs_and_so_do_its_gradients():
     model, variables = initialized("ResNet18", num_classes=4)
 

@@ -14,8 +14,7 @@ from multipath_jax.models import family_of
 from multipath_jax.training.state import create_state
 from multipath_jax.training.step import Batch, make_train_step
 
-# Two that compile in seconds; the others are slow tests.
-QUICK = {"BaseCNN-2-CC", "NDDR-CNN2-shortcut"}
+QUICK = {"BaseCNN-2-CC"}  # the others are slow tests
 SKIPPING = {"SkipNet", "BlockDrop", "ConvNet-AIG", "ConvNet-AIG-all"}
 NEEDS_32 = ("VGG", "CapsNet")  # pooled too often, or too large a kernel, for 8x8 pixels
 

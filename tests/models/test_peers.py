@@ -75,7 +75,10 @@ def test_constant_gates_and_cross_stitch_coefficients_are_the_same_network():
     assert not np.allclose(stitch(other), expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["NDDR-CNN2", "NDDR-CNN2-shortcut", "Cr-Stitch2"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("NDDR-CNN2", marks=pytest.mark.slow), "NDDR-CNN2-shortcut", "Cr-Stitch2"],
+)
 def test_the_way_paths_run_changes_no_response(name):
     unrolled, grouped = (
         multipath_jax.create_model(name, execution=execution)

@@ -66,7 +66,7 @@ def test_cross_predictions_replace_four_layers(x):
 )
 def test_gates_are_recorded_router_by_router(name, routers):
     model = multipath_jax.create_model(name)
-    variables = model.init(jax.random.key(0), SMALL)
+    variables = jax.jit(model.init)(jax.random.key(0), SMALL)
     variables = {key: variables[key] for key in ("params", "batch_stats")}
     logits, recorded = model.apply(variables, SMALL, mutable=["intermediates"])
     recorded = recorded["intermediates"]
@@ -81,7 +81,7 @@ def test_gates_are_recorded_router_by_router(name, routers):
 
 def test_without_routing_the_response_is_the_mean_of_separate_networks():
     model, single = (multipath_jax.create_model(name) for name in ("BaseCNN-3", "BaseCNN"))
-    variables = model.init(jax.random.key(0), SMALL)
+    variables = jax.jit(model.init)(jax.random.key(0), SMALL)
     alone = [single.apply(jax.tree.map(lambda v, i=i: v[i], variables), SMALL) for i in range(3)]
     np.testing.assert_allclose(model.apply(variables, SMALL), sum(alone) / 3, rtol=1e-4, atol=1e-5)
 
@@ -94,7 +94,7 @@ def test_the_switches_change_no_parameter_and_no_result():
         model = multipath_jax.create_model(
             "BaseCNN-2-CC", num_classes=4, dtype=jnp.float64, **overrides
         )
-        variables = model.init(jax.random.key(0), images)
+        variables = jax.jit(model.init)(jax.random.key(0), images)
 
         def loss(params):
             logits, _ = model.apply(
@@ -121,7 +121,7 @@ def test_the_switches_change_no_parameter_and_no_result():
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
     model = multipath_jax.create_model("BaseCNN-2-CC", dtype=jnp.bfloat16)
-    variables = model.init(jax.random.key(0), SMALL)
+    variables = jax.jit(model.init)(jax.random.key(0), SMALL)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
     exact = multipath_jax.create_model("BaseCNN-2-CC").apply(variables, SMALL)
     logits = model.apply(variables, SMALL)

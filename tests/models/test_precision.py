@@ -38,7 +38,14 @@ def traced(name):
     return jax.eval_shape(run, images), outputs
 
 
-@pytest.mark.parametrize("name", list_models())
+FAMILIES = [family_of(name) for name in list_models()]
+NAMES = [  # those whose family had its turn are slow tests
+    pytest.param(name, marks=pytest.mark.slow if family in FAMILIES[:number] else ())
+    for number, (name, family) in enumerate(zip(list_models(), FAMILIES, strict=True))
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_what_is_kept_and_decided_upon_is_float32(name):
     (params, logits, updates), outputs = traced(name)
     for leaf in jax.tree.leaves((params, logits, updates)):
