@@ -21,7 +21,12 @@ for line in open(sys.argv[1]):
         os.dup2(write, 1)
         os.dup2(write, 2)
         sys.argv = ["main", *json.loads(line)]
-        main.run()
+        try:
+            main.run()
+        except SystemExit as end:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code)  # to clear up after JAX takes most of a second
     os.close(write)
     said = os.fdopen(read).read()
     status = os.waitstatus_to_exitcode(os.wait()[1])

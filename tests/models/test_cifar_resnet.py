@@ -231,6 +231,7 @@ def test_the_written_out_backward_pass_is_autodiff_s_inside_a_whole_network(name
     assert_alike(custom, auto, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_grouped_execution_changes_no_parameter_and_no_result():
     name = "ResNet8-2-CP"  # has convolutions both in its routers and between them
     _, variables = initialized(name)
@@ -258,6 +259,7 @@ def test_zero_init_leaves_only_the_shortcuts():
     assert (usual["params"]["stack_1"]["block_1"]["conv_2"]["norm"]["scale"] == 1).all()
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
     model, variables = initialized("ResNet8-2-CC", dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}

@@ -20,7 +20,13 @@ SHALLOW = {  # three blocks
 }
 
 
-@pytest.fixture(scope="module", params=SHALLOW)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=pytest.mark.slow if name == "ConvNet-AIG-all" else ())
+        for name in SHALLOW
+    ],
+)
 def network(request):
     model = multipath_jax.create_model(request.param, **SHALLOW[request.param])
     variables = jax.jit(model.init)(jax.random.key(0), IMAGES)

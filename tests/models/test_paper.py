@@ -34,7 +34,15 @@ def each(names):
     return pytest.mark.parametrize("name", names)
 
 
-@pytest.mark.parametrize("row", paper.ROWS, ids=lambda row: f"{row.table}: {row.network}")
+def each_row():
+    """Those whose 110 layers take long to trace are slow tests; ResNet110 itself is not."""
+    deep = {"BlockDrop", "ConvNet-AIG-all", "SkipNet", "SEResNet110"}
+    for row in paper.ROWS:
+        marks = pytest.mark.slow if row.model in deep else ()
+        yield pytest.param(row, id=f"{row.table}: {row.network}", marks=marks)
+
+
+@pytest.mark.parametrize("row", list(each_row()))
 def test_the_parameters_are_those_that_the_paper_prints(row):
     off = abs(measured(row).params / 1e6 - row.params)
     if row.exception:

@@ -87,7 +87,11 @@ def test_without_routing_the_response_is_the_mean_of_separate_networks():
 
 
 @pytest.mark.usefixtures("x64")
-def test_the_switches_change_no_parameter_and_no_result():
+@pytest.mark.parametrize(
+    "overrides",
+    [{"custom_vjp": False}, pytest.param({"execution": "grouped"}, marks=pytest.mark.slow)],
+)
+def test_the_switches_change_no_parameter_and_no_result(overrides):
     images = SMALL.astype(jnp.float64)
 
     def outcome(**overrides):
@@ -108,15 +112,14 @@ def test_the_switches_change_no_parameter_and_no_result():
 
     params, logits, grads = outcome()
     scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads))
-    for overrides in ({"execution": "grouped"}, {"custom_vjp": False}):
-        others, other_logits, other_grads = outcome(**overrides)
-        jax.tree.map(np.testing.assert_array_equal, params, others)
-        # In float64, since BatchNorm over two images divides by small deviations and magnifies
-        # rounding, to 0.3 % of the largest gradient in float32.
-        np.testing.assert_allclose(logits, other_logits, rtol=1e-9, atol=1e-9)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9 * scale), grads, other_grads
-        )
+    others, other_logits, other_grads = outcome(**overrides)
+    jax.tree.map(np.testing.assert_array_equal, params, others)
+    # In float64, since BatchNorm over two images divides by small deviations and magnifies
+    # rounding, to 0.3 % of the largest gradient in float32.
+    np.testing.assert_allclose(logits, other_logits, rtol=1e-9, atol=1e-9)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9 * scale), grads, other_grads
+    )
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():

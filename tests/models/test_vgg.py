@@ -96,7 +96,8 @@ def test_routers_follow_the_poolings():
     assert outputs == [(2, 1, side, side, c) for side, c in sides] + [(2, 1, 256)]
 
 
-@pytest.mark.parametrize("name", ["VGG13-2-CC", pytest.param("VGG16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["VGG13-2-CC", "VGG16"])
 def test_it_runs(name):
     model = create_model(name, 4)
     logits, _ = jax.jit(lambda: model.init_with_output(jax.random.key(0), SMALL))()

@@ -205,6 +205,7 @@ def test_signals_stop_at_a_checkpoint(data_dir, tmp_path, monkeypatch, capsys, n
     assert f"stopped by {name}; the same command goes on with BaseCNN" in printed.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_killed_campaign_ends_like_an_undisturbed_one(undisturbed, data_dir, tmp_path):
     """kill -9 in the middle of a trial; then the same command."""
     process = subprocess.Popen(

@@ -36,6 +36,7 @@ def campaign(program, tmp_path, kills, seed):
     return in_mid_write
 
 
+@pytest.mark.slow
 def test_two_kills_change_nothing(program, tmp_path):
     campaign(program, tmp_path, kills=2, seed=0)
     assert_same_end(tmp_path / "killed", tmp_path / "whole")

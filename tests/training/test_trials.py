@@ -68,6 +68,7 @@ def test_side_by_side_they_are_the_runs_alone(alone, workdir, data_dir, capsys):
     assert capsys.readouterr().out.count("compiled the training step") == 1
 
 
+@pytest.mark.slow
 def test_stopped_and_apart_they_go_on_side_by_side(alone, workdir, data_dir, monkeypatch):
     """One trial is ahead, as after a kill between two checkpoints; the other catches up."""
     monkeypatch.setattr(loop.Pace, "steps", lambda _, limit: min(limit, 3))
