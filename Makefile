@@ -16,7 +16,7 @@ train: $(READY)  ## train the default network and show what it learned
 	$(BIN)/python -m multipath_jax.main --config=configs/digits.py --workdir=runs/digits
 
 test: $(READY) lint  ## formatting, lint and the default suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(READY)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

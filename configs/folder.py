@@ -7,7 +7,7 @@ Protocol:  not the paper's: batch 64, 90 epochs, a warm-up of one epoch to the r
            paper's 0.1 for 256 images), then a cosine, so that --config.train_for=... asks for no
            other change. ImageNet's networks see random crops of 224x224 of images of 256x256, the
            others of 32x32 of 36x36, and mirror images (--config.dataset.flip=False: none).
-Time:      14 minutes for 15 epochs of BaseCNN-2-CC on 5,000 pictures of 32x32 (CIFAR-10's, as PNG
+Time:      15 minutes for 15 epochs of BaseCNN-2-CC on 5,000 pictures of 32x32 (CIFAR-10's, as PNG
            files in ten folders), on two CPU cores beside other work
 Error:     that of your images; 30.20 % for those
 """

@@ -61,6 +61,7 @@ def test_both_backward_passes_are_of_one_function():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_limit_of_small_routers():
     rows = list(routers.limit(TINY))
     assert len(rows) == 2 * 4  # forward and backward of BaseCNN-2-CC's maps

@@ -172,6 +172,7 @@ def test_only_the_seeds_that_are_open_are_trained(undisturbed, data_dir, tmp_pat
 
 
 @pytest.mark.usefixtures("three_steps")
+@pytest.mark.slow
 def test_spent_minutes_stop_at_a_checkpoint_and_the_same_command_goes_on(
     undisturbed, data_dir, tmp_path, monkeypatch, capsys
 ):
