@@ -87,8 +87,7 @@ free_port() {
 
 set_devices() {
   [[ ! $cpu ]] || export JAX_PLATFORMS=cpu
-  [[ ! $devices ]] ||
-    export XLA_FLAGS="${XLA_FLAGS-} --xla_force_host_platform_device_count=$devices"
+  [[ ! $devices ]] || export JAX_NUM_CPU_DEVICES=$devices
 }
 
 choose_gpus() { # of process I

@@ -3,9 +3,17 @@
 from typing import Any
 
 from multipath_jax import layers, routing
+from multipath_jax.cpu import use_fast_convolutions as use_fast_cpu_convolutions
 from multipath_jax.models import create_model, list_models
 
-__all__ = ["create_model", "layers", "list_models", "load_run", "routing"]
+__all__ = [
+    "create_model",
+    "layers",
+    "list_models",
+    "load_run",
+    "routing",
+    "use_fast_cpu_convolutions",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from multipath_jax.cpu import use_fast_convolutions
 from multipath_jax.errors import UserError
 
 
@@ -38,6 +39,7 @@ def new_file(flag: str, name: str) -> pathlib.Path:
 
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Exits with what ``main(arguments)`` returns; a `UserError` is one line and status 2."""
+    use_fast_convolutions()
     try:
         status = main(sys.argv[1:])
         sys.stdout.flush()

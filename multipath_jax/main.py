@@ -17,6 +17,7 @@ from absl import app, flags
 from etils import epath
 
 from multipath_jax import recipe
+from multipath_jax.cpu import use_fast_convolutions
 from multipath_jax.errors import UserError
 from multipath_jax.training import checkpoints, processes
 from multipath_jax.training import config as config_lib
@@ -44,6 +45,7 @@ def main(argv: list[str]) -> int:
             raise UserError(f"what is {argv[1]!r}? arguments are flags, such as {USAGE}")
         if not WORKDIR.value:
             raise UserError(f"say where to write, and by which recipe: {USAGE}")
+        use_fast_convolutions()
         processes.initialize(DISTRIBUTED.value, PROCESS_ID.value, NUM_PROCESSES.value)
         return _evaluate() if MODE.value == "eval" else _train()
     except UserError as error:

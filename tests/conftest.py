@@ -6,10 +6,6 @@ import signal
 
 # Before jax is imported: sharded code is tested on a mesh of two devices from the first day.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Tests compile much and compute little: less optimized code is there in a third of the time.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
-    " --xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
-)
 
 from jaxtyping import install_import_hook
 
@@ -18,6 +14,14 @@ install_import_hook("multipath_jax", "beartype.beartype")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+from multipath_jax.cpu import use_fast_convolutions  # noqa: E402
+
+use_fast_convolutions()
+# Tests compile much and compute little: less optimized code is there in a third of the time.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
+    " --xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+)
 
 # A suite that a script began in the background ignores SIGINT, and so would all that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -17,6 +17,7 @@ from multipath_jax import cli
 from multipath_jax.benchmark import loader, loop, networks, peers, report, routers
 from multipath_jax.benchmark.rows import Row
 from multipath_jax.benchmark.settings import Settings, make_settings
+from multipath_jax.cpu import convolutions_in_use, use_fast_convolutions
 from multipath_jax.errors import UserError
 
 PARTS: dict[str, Callable[[Settings], Iterator[Row]]] = {
@@ -86,9 +87,12 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     logging.set_verbosity(logging.ERROR)  # of the libraries behind a run
+    use_fast_convolutions()
     settings = make_settings(flags.quick)
     about = report.environment(settings)
     print(report.heading(about), flush=True)
+    if said := convolutions_in_use():
+        print(said, flush=True)
     rows: list[tuple[str, Row]] = []
     failed = False
     for part in flags.only:

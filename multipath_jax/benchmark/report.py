@@ -34,6 +34,7 @@ def environment(settings: Settings) -> dict[str, Any]:
             "system": platform.platform(),
         },
         "versions": {"python": platform.python_version(), **_versions()},
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "quick": settings.quick,
         "dtype": settings.dtype,
         "rounds": settings.rounds,

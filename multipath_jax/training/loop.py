@@ -12,6 +12,7 @@ from etils import epath
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from multipath_jax.cpu import convolutions_in_use
 from multipath_jax.data import describe
 from multipath_jax.training import checkpoints as ckpt
 from multipath_jax.training import curves, processes
@@ -114,6 +115,8 @@ def go(runs: Sequence["Run"], should_stop: Callable[[], bool], until: int | None
             run.has_ended()
     if first.step >= end:
         return
+    if said := convolutions_in_use():
+        first.log.say(said)
     runner, pace = parts.runner(len(runs)), Pace()
     cost = runner.compile(tuple(r.carry for r in runs), parts.data, tuple(r.order() for r in runs))
     if cost:

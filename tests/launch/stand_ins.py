@@ -51,7 +51,7 @@ def told(name, default=None):
 RUN = """
 def train():
     index = next((int(a.split("=")[1]) for a in argv if a.startswith("--process_id=")), 0)
-    names = ["XLA_FLAGS", "JAX_PLATFORMS", "JAX_LOCAL_DEVICE_IDS", "SRUN_CPUS_PER_TASK"]
+    names = ["JAX_NUM_CPU_DEVICES", "JAX_PLATFORMS", "JAX_LOCAL_DEVICE_IDS", "SRUN_CPUS_PER_TASK"]
 
     def stop(number, frame):
         time.sleep(told("saving", 0))

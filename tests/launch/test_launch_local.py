@@ -50,11 +50,10 @@ def test_each_process_gets_the_flags_and_its_number(programs):
 
 
 def test_options_set_the_environment(programs):
-    before = {"XLA_FLAGS": "--xla_other=1"}
-    programs.run(SCRIPT, "--cpu", "--devices-per-process=4", "1", "--", "--quick", env=before)
+    programs.run(SCRIPT, "--cpu", "--devices-per-process=4", "1", "--", "--quick")
     assert programs.calls("runs")[0]["env"] == {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_other=1 --xla_force_host_platform_device_count=4",
+        "JAX_NUM_CPU_DEVICES": "4",
     }
 
 
