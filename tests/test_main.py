@@ -1,7 +1,6 @@
 """The command line: what it says, what it writes, and how it ends."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -153,7 +152,6 @@ def answers(tmp_path_factory):
         [sys.executable, "-c", SERVER, str(folder / "commands")],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=True,
     )
     return folder, dict(zip(CASES, map(json.loads, found.stdout.splitlines()), strict=True))

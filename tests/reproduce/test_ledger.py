@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from made_up import line
@@ -37,9 +36,8 @@ def ledger(tmp_path):
 
 def test_eight_writers_lose_no_line_and_double_none(ledger):
     like = json.dumps(line("BaseCNN", "cifar10", 0, 9.0))
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", WRITERS, str(ledger.path.parent), like]
-    subprocess.run(command, env=environment, check=True)
+    subprocess.run(command, check=True)
     own = [100 * (writer + 1) + seed for writer in range(8) for seed in range(10)]
     assert sorted(found["seed"] for found in ledger.lines()) == [*range(10), *own]
     assert {len(found["padding"]) for found in ledger.lines()} == {20000}
