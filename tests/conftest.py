@@ -13,6 +13,8 @@ from jaxtyping import install_import_hook
 install_import_hook("multipath_jax", "beartype.beartype")
 
 import jax  # noqa: E402
+import memory  # noqa: E402
+import processes  # noqa: E402
 import pytest  # noqa: E402
 
 from multipath_jax.cpu import use_fast_convolutions  # noqa: E402
@@ -28,6 +30,29 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/multipath_jax/xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+processes.adopt_orphans()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def file_ends_its_processes():
+    """Those of a file's own fixtures."""
+    with processes.none_left():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def test_ends_its_processes(file_ends_its_processes):
+    """None outlives its test: it would slow the others down, or outlive the suite."""
+    with processes.none_left():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def within_memory():
+    """Two processes of tests are to fit into a small machine's memory."""
+    with memory.bounded():
+        yield
 
 
 @pytest.fixture(scope="session")

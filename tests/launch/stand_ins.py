@@ -4,18 +4,17 @@ Each is a file of Python in a folder that comes first on PATH; what it records a
 in the folder that the variable STAND_IN names.
 """
 
-import contextlib
 import json
 import os
 import re
 import shutil
-import signal
 import stat
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
@@ -176,6 +175,7 @@ class StandIns:
     def __init__(self, folder: Path, **programs: str):
         """Makes them; a program's name is its keyword with - for _ and . for two of them."""
         self.folder = folder
+        self._earlier = processes.children()
         bin_folder = folder / "bin"
         bin_folder.mkdir()
         tools = folder / "tools"
@@ -220,12 +220,8 @@ class StandIns:
             path.unlink()
 
     def end(self) -> None:
-        """Kills what is left of the programs that a test started; their environment tells them."""
-        mark = f"STAND_IN={self.folder}\0".encode()
-        for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if mark in (process / "environ").read_bytes():
-                    os.kill(int(process.name), signal.SIGKILL)
+        """Kills what is left of the programs that a test started."""
+        processes.end(self._earlier)
 
     def start(self, *command, **options) -> subprocess.Popen:
         """Starts a program with the stand-ins, in a process group of its own."""

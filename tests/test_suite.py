@@ -1,0 +1,105 @@
+"""What the suite asks of each of its tests: to end its processes, and not to take the memory."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import memory
+import processes
+import pytest
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+# A program that goes on in a session of its own when what started it has long ended.
+DETACHED = ["setsid", "--fork", "sleep", "60"]
+
+
+def run_detached():
+    """Gives the number of a process that nobody knows of."""
+    earlier = processes.children()
+    subprocess.run(DETACHED, check=True)
+    (left,) = processes.children() - earlier
+    return left
+
+
+def is_there(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@linux
+def test_a_process_that_is_left_fails_the_test_and_is_killed():
+    with pytest.raises(pytest.fail.Exception, match="sleep 60"), processes.none_left(seconds=0.2):
+        pid = run_detached()
+    assert not is_there(pid)
+
+
+@linux
+def test_a_process_that_is_told_to_end_has_time_to():
+    with processes.none_left():
+        pid = run_detached()
+        os.kill(pid, 15)
+    assert not is_there(pid)
+
+
+@linux
+def test_nothing_escapes_that_starts_others_while_it_is_killed():
+    earlier = processes.children()
+    # Each ends once it has started the next, in a session of its own and with nothing inherited.
+    program = (
+        "import os, time\n"
+        "for _ in range(2000):\n"
+        "    if os.fork():\n"
+        "        os._exit(0)\n"
+        "    os.setsid()\n"
+        "    time.sleep(0.01)\n"
+    )
+    for _ in range(4):
+        subprocess.run([sys.executable, "-c", program], env={}, check=True)
+    assert len(processes.children() - earlier) >= 4
+    processes.end(earlier)
+    assert not processes.children() - earlier
+
+
+@linux
+def test_earlier_processes_are_left_alone():
+    with subprocess.Popen(["sleep", "60"]) as earlier:
+        try:
+            with processes.none_left(seconds=0):
+                pass
+            processes.end(processes.children())
+            assert earlier.poll() is None
+        finally:
+            earlier.kill()
+
+
+@linux
+def test_a_process_that_grows_over_its_limit_fails_the_test():
+    step = 100_000_000
+    with (
+        pytest.raises(pytest.fail.Exception, match="GB of this process are resident"),
+        memory.bounded(limit=memory.peak() + step / 2),
+    ):
+        content = b"x" * (memory.peak() - memory.resident() + step)
+    del content
+    with memory.bounded(limit=memory.peak() - step / 4):  # an earlier test's fault
+        pass
+
+
+@linux
+def test_compiled_programs_are_let_go_above_a_bound():
+    @jax.jit
+    def function(x):
+        return x + 1
+
+    function(jnp.ones(3))
+    with memory.bounded(cleared_above=memory.LIMIT):
+        pass
+    assert function._cache_size() == 1
+    with memory.bounded(cleared_above=0):
+        pass
+    assert function._cache_size() == 0
