@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from weights import random_like
 
 import multipath_jax
 
@@ -53,7 +54,7 @@ def test_constant_gates_and_cross_stitch_coefficients_are_the_same_network():
     """Gates whose last kernel is zero are softmax(b2) for every input."""
     routed = multipath_jax.create_model("BaseCNN-2-CC")
     stitched = multipath_jax.create_model("Cr-Stitch2")
-    variables = jax.jit(routed.init)(jax.random.key(0), SMALL)
+    variables = random_like(jax.eval_shape(routed.init, jax.random.key(0), SMALL), seed=0)
     params, coefficients = dict(variables["params"]), {}
     for number in range(1, 6):
         gate = params[f"router_{number}"]["gate"]
@@ -84,7 +85,7 @@ def test_the_way_paths_run_changes_no_response(name):
         multipath_jax.create_model(name, execution=execution)
         for execution in ("unrolled", "grouped")
     )
-    variables = jax.jit(unrolled.init)(jax.random.key(0), SMALL)
+    variables = random_like(jax.eval_shape(unrolled.init, jax.random.key(0), SMALL), seed=0)
     variables = {key: variables[key] for key in ("params", "batch_stats")}
     expected, actual = (jax.jit(one.apply)(variables, SMALL) for one in (unrolled, grouped))
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)

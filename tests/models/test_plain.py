@@ -1,9 +1,12 @@
 """Table 1's plain networks: their sizes, their routers, and how they may run."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from weights import random_like
 
 import multipath_jax
 
@@ -66,9 +69,10 @@ def test_cross_predictions_replace_four_layers(x):
 )
 def test_gates_are_recorded_router_by_router(name, routers):
     model = multipath_jax.create_model(name)
-    variables = jax.jit(model.init)(jax.random.key(0), SMALL)
+    variables = random_like(shapes(model, SMALL), seed=0)
     variables = {key: variables[key] for key in ("params", "batch_stats")}
-    logits, recorded = model.apply(variables, SMALL, mutable=["intermediates"])
+    apply = jax.jit(functools.partial(model.apply, mutable=["intermediates"]))
+    logits, recorded = apply(variables, SMALL)
     recorded = recorded["intermediates"]
     assert logits.shape == (2, 10)
     assert set(recorded) == {f"router_{number}" for number in range(1, routers + 1)}
@@ -81,9 +85,11 @@ def test_gates_are_recorded_router_by_router(name, routers):
 
 def test_without_routing_the_response_is_the_mean_of_separate_networks():
     model, single = (multipath_jax.create_model(name) for name in ("BaseCNN-3", "BaseCNN"))
-    variables = jax.jit(model.init)(jax.random.key(0), SMALL)
-    alone = [single.apply(jax.tree.map(lambda v, i=i: v[i], variables), SMALL) for i in range(3)]
-    np.testing.assert_allclose(model.apply(variables, SMALL), sum(alone) / 3, rtol=1e-4, atol=1e-5)
+    variables = random_like(shapes(model, SMALL), seed=0)
+    apply = jax.jit(single.apply)
+    alone = [apply(jax.tree.map(lambda v, i=i: v[i], variables), SMALL) for i in range(3)]
+    together = jax.jit(model.apply)(variables, SMALL)
+    np.testing.assert_allclose(together, sum(alone) / 3, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures("x64")
@@ -124,10 +130,11 @@ def test_the_switches_change_no_parameter_and_no_result(overrides):
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
     model = multipath_jax.create_model("BaseCNN-2-CC", dtype=jnp.bfloat16)
-    variables = jax.jit(model.init)(jax.random.key(0), SMALL)
+    variables = shapes(model, SMALL)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
-    exact = multipath_jax.create_model("BaseCNN-2-CC").apply(variables, SMALL)
-    logits = model.apply(variables, SMALL)
+    variables = random_like(variables, seed=0)
+    exact = jax.jit(multipath_jax.create_model("BaseCNN-2-CC").apply)(variables, SMALL)
+    logits = jax.jit(model.apply)(variables, SMALL)
     assert logits.dtype == jnp.float32
     # 8 bits of mantissa through 9 layers: some percent of the logits' size.
     np.testing.assert_allclose(logits, exact, atol=0.05 * float(jnp.abs(exact).max()))
