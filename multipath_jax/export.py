@@ -3,16 +3,16 @@
     python -m multipath_jax.export --workdir=runs/digits --out=digits.jax
 
 The file is a `jax.export` artifact: images as they are stored, uint8 ``[b h w c]`` with any b, to
-float32 logits ``[b classes]``; normalization and parameters are inside, and it runs on CPUs, NVIDIA
-GPUs and TPUs. By JAX's promise it is read by versions up to three weeks older and six months newer
-than the one that wrote it. Beside JAX, reading takes the package flatbuffers, as `jax.export` does.
+float32 logits ``[b classes]``; cropping, normalization and parameters are inside, and it runs on
+CPUs, NVIDIA GPUs and TPUs. By JAX's promise it is read by versions up to three weeks older and six
+months newer than the one that wrote it. Beside JAX, reading takes the package flatbuffers, as
+`jax.export` does.
 Exit status: 0; 1 if there is no room to write; 2 for bad input.
 """
 
 import pathlib
 import sys
 from collections.abc import Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -56,8 +56,12 @@ def _parser() -> cli.Parser:
 def artifact(run: LoadedRun) -> bytes:
     """The run's network, serialized by `jax.export` for all of `PLATFORMS`."""
     (batch,) = jax_export.symbolic_shape("b")
-    images = jax.ShapeDtypeStruct((batch, *run.description.image_shape), jnp.uint8)
-    forward = jax.jit(partial(run.forward, run.variables))  # which are constants, then
+    images = jax.ShapeDtypeStruct((batch, *run.description.stored_shape), jnp.uint8)
+
+    @jax.jit
+    def forward(images):
+        return run.forward(run.variables, run.crop(images))  # the weights are constants, then
+
     return bytes(jax_export.export(forward, platforms=PLATFORMS)(images).serialize())
 
 
@@ -72,7 +76,7 @@ def _write(out: pathlib.Path, content: bytes) -> None:
 
 
 def _usage(run: LoadedRun, out: pathlib.Path) -> list[str]:
-    height, width, channels = run.description.image_shape
+    height, width, channels = run.description.stored_shape
     classes = run.description.num_classes
     return [
         f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB): {run.config.model.name} after "

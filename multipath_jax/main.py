@@ -3,12 +3,16 @@
     python -m multipath_jax.main --config=configs/digits.py --workdir=runs/digits
     python -m multipath_jax.main --mode=eval --workdir=runs/digits
 
+Evaluation runs on any number of devices. The data have to have the classes that the run was trained
+on; if the images are other ones, it says so.
+
 Exit status: 0 done; 1 the loss is not finite, or there is no room to write; 2 bad input. After
 SIGINT (Ctrl-C) and SIGTERM the run saves a checkpoint within a second or so and ends with 130 or
 143; the same command goes on. A second Ctrl-C ends it at once.
 """
 
 import contextlib
+import dataclasses
 import os
 import signal
 import sys
@@ -19,11 +23,11 @@ from etils import epath
 from multipath_jax import recipe
 from multipath_jax.cpu import use_fast_convolutions
 from multipath_jax.errors import UserError
+from multipath_jax.runs import load_run
 from multipath_jax.training import checkpoints, processes
 from multipath_jax.training import config as config_lib
 from multipath_jax.training.devices import enable_compilation_cache
 from multipath_jax.training.loop import Result, TrainingFailed, train
-from multipath_jax.training.parts import Parts
 from multipath_jax.training.stopping import Stopping
 from multipath_jax.training.trials import train_trials
 
@@ -92,22 +96,21 @@ def _report(result: Result) -> None:
 
 def _evaluate() -> int:
     """Evaluates a workdir's checkpoint by the config stored there, or by one that agrees."""
-    workdir = epath.Path(WORKDIR.value).expanduser()
-    found = checkpoints.open_existing(workdir)
-    config = recipe.CONFIG.value
-    if config is None:
-        config = config_lib.read_config(workdir / checkpoints.CONFIG_FILE)
-    else:
+    workdir, config = epath.Path(WORKDIR.value).expanduser(), recipe.CONFIG.value
+    if config is not None:
+        config_lib.validate(config)
         checkpoints.check_workdir(workdir, config)
-    enable_compilation_cache(config.compilation_cache)
-    parts = Parts(config)
-    step = found.find(CHECKPOINT.value)
-    weights = found.restore_weights(parts.abstract_carry.state.variables, step)
-    data = config.dataset.source or config.dataset.name
-    print(f"{CHECKPOINT.value} checkpoint of {workdir}, step {step}, {data} test split")
-    for name, value in parts.evaluate_fully(weights).items():
+    run = load_run(workdir, CHECKPOINT.value)
+    run = run if config is None else dataclasses.replace(run, config=config)
+    enable_compilation_cache(run.config.compilation_cache)
+    data = run.dataset.name
+    lines = [f"{CHECKPOINT.value} checkpoint of {workdir}, step {run.step}, {data} test split"]
+    lines += [f"not the data of training: {other}" for other in run.other_images]
+    for name, value in run.evaluate().items():
         unit = " %" if "error" in name else ""
-        print(f"{name.replace('_', ' ')} {value:.{2 if unit else 4}f}{unit}")
+        lines.append(f"{name.replace('_', ' ')} {value:.{2 if unit else 4}f}{unit}")
+    if processes.is_first():
+        print("\n".join(lines))
     return 0
 
 

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import UInt8
 
-from multipath_jax.data.datasets import PIL_MODES
-from multipath_jax.data.images import BadImage, decode, square
+from multipath_jax.data.images import BadImage, decode_into
 from multipath_jax.errors import UserError
 from multipath_jax.runs import LoadedRun
 
@@ -40,20 +39,16 @@ def _inside(folder: pathlib.Path) -> list[pathlib.Path]:
 def read(path: str | os.PathLike, run: LoadedRun) -> UInt8[np.ndarray, "h w c"]:
     """A picture of any size and mode, as the run's network sees those of its data set.
 
-    Rescaled whole to the size that theirs are (their centre is what is seen); grey where they are.
+    A picture of the size that theirs are stored at is taken as it is, another is rescaled whole;
+    then both are cropped as in evaluation. Grey where theirs are.
 
     Raises:
       BadImage: it cannot be read; the message is the reason.
     """
-    height, width, channels = run.description.image_shape
-    side = run.config.dataset.size or max(height, width)
+    stored = np.empty(run.description.stored_shape, np.uint8)
     try:
         encoded = pathlib.Path(path).read_bytes()
     except OSError as error:
         raise BadImage(error.strerror or str(error)) from error
-    image = decode(encoded, draft=side)
-    if image.size != (side, side):
-        image = square(image, side)
-    pixels = np.asarray(image.convert(PIL_MODES[channels])).reshape(side, side, channels)
-    top, left = (side - height) // 2, (side - width) // 2
-    return pixels[top : top + height, left : left + width]
+    decode_into(encoded, stored)
+    return run.crop(stored[None])[0]

@@ -21,11 +21,14 @@ from jaxtyping import Array, Float, PyTree, UInt8
 from ml_collections import ConfigDict
 
 from multipath_jax.data import Dataset, Description, EncodedSplit, Split, describe, normalize
-from multipath_jax.data.description import read_description
+from multipath_jax.data.description import differences, read_description
+from multipath_jax.errors import UserError
 from multipath_jax.evaluation.crops import centre_crop
+from multipath_jax.evaluation.evaluate import Views, make_evaluator
 from multipath_jax.training import checkpoints
 from multipath_jax.training.config import read_config
-from multipath_jax.training.parts import make_model, read_dataset, seen_shape
+from multipath_jax.training.devices import evaluation_mesh, replicated
+from multipath_jax.training.parts import make_model, read_dataset
 
 Images = UInt8[Array, "b h w c"] | UInt8[np.ndarray, "b h w c"]
 
@@ -40,7 +43,8 @@ class LoadedRun:
       step: of the checkpoint, the steps it was trained for.
       model: the network; ``model.apply(variables, prepare(images), train=False)`` are its logits.
       variables: its parameters and statistics, on the first device.
-      description: of its data set: class names, image shape, mean and deviation of the pixels.
+      description: of the data that it was trained on: class names, shape of the images, mean and
+        deviation of the pixels.
     """
 
     workdir: epath.Path
@@ -52,18 +56,60 @@ class LoadedRun:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The whole data set, read when it is first asked for. Raises UserError if it is gone."""
-        return read_dataset(self.config.dataset)
+        """The whole data set, read when it is first asked for.
+
+        Its images are normalized as in training; they may be other ones (`other_images`).
+
+        Raises:
+          UserError: it is gone, or has other classes or images of another shape.
+        """
+        found = read_dataset(self.config.dataset)
+        now = dataclasses.replace(
+            self.description, class_names=found.class_names, stored_shape=found.image_shape
+        )
+        if other := differences(self.description, now):
+            raise UserError(
+                f"{self.workdir} holds a run of other data than {found.name} now has "
+                f"({'; '.join(other.values())}); name the data that it was trained on"
+            )
+        return dataclasses.replace(found, mean=self.description.mean, std=self.description.std)
+
+    @property
+    def other_images(self) -> list[str]:
+        """How the images of the data set differ from those of training, in words."""
+        other = differences(self.description, describe(self.dataset))
+        return [other[key] for key in ("train", "test") if key in other]
 
     def test(self, limit: int | None = None) -> Split:
         """The test split, or its first images, as the network sees them: their centre crops."""
-        split, crop = self.dataset.test, self.config.dataset.crop
+        split = self.dataset.test
         count = min(limit or len(split), len(split))
         if isinstance(split, EncodedSplit):
             images, labels, _ = split.load(np.arange(count))
         else:
             images, labels = split.images[:count], split.labels[:count]
-        return Split(centre_crop(images, crop) if crop else images, labels)
+        return Split(self.crop(images), labels)
+
+    def evaluate(self) -> dict[str, float]:
+        """The metrics of the test split (`make_evaluator`), as at the end of training.
+
+        On all devices, each with a part of a batch, whatever those of training were.
+        """
+        how, mesh = self.config.dataset, evaluation_mesh()
+        evaluator = make_evaluator(
+            self.model,
+            self.dataset,
+            self.config.eval_batch_size,
+            mesh,
+            views=Views(how.crop, how.ten_crop),
+            workers=how.workers,
+        )
+        return evaluator(jax.device_put(jax.device_get(self.variables), replicated(mesh)))
+
+    def crop(self, images: Images) -> UInt8[Array | np.ndarray, "b h2 w2 c"]:
+        """Images as the data set gives them -> as they are seen: their centres, or the whole."""
+        side = self.config.dataset.crop
+        return centre_crop(images, side) if side else images
 
     def prepare(self, images: Images) -> Float[Array, "b h w c"]:
         """Images as they are seen, uint8 -> the network's input, as in evaluation."""
@@ -87,22 +133,22 @@ def load_run(
 ) -> LoadedRun:
     """The network that was trained in a workdir; nothing there is changed.
 
-    The data set need not be there, but for runs from before its description was kept.
+    The data set need not be there.
 
     Args:
       checkpoint: ``"best"`` (the lowest test error), ``"latest"``, or a step.
       dtype: of the computation, in place of the config's: ``"float32"`` or ``"bfloat16"``.
 
     Raises:
-      UserError: the workdir has no such checkpoint or it is damaged, no readable config, or
-        neither a description of its data set nor the data set.
+      UserError: the workdir has no such checkpoint or it is damaged, or no readable config or
+        description of the data.
     """
     workdir = epath.Path(workdir).expanduser().absolute()
     with _quiet(), contextlib.closing(checkpoints.open_existing(workdir)) as found:
         config = read_config(workdir / checkpoints.CONFIG_FILE)
         if dtype is not None:
             config.dtype = dtype
-        description = _description(workdir, config)
+        description = read_description(workdir / checkpoints.DATASET_FILE)
         model = make_model(config, description.num_classes)
         step = found.find(checkpoint)
         shapes = {
@@ -122,11 +168,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
-
-
-def _description(workdir: epath.Path, config: ConfigDict) -> Description:
-    path = workdir / checkpoints.DATASET_FILE
-    if path.exists():
-        return read_description(path)
-    dataset = read_dataset(config.dataset)
-    return describe(dataset, seen_shape(dataset, config.dataset.crop))

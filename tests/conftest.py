@@ -82,7 +82,6 @@ def digits_run(tmp_path_factory):
     from etils import epath
     from weights import random_like
 
-    from multipath_jax.data import describe
     from multipath_jax.training import checkpoints as ckpt
     from multipath_jax.training.config import default_config
     from multipath_jax.training.parts import Parts
@@ -93,7 +92,7 @@ def digits_run(tmp_path_factory):
     parts, workdir = Parts(config), folder / "run"
     with ckpt.claimed(workdir), contextlib.closing(ckpt.Checkpoints(workdir)) as checkpoints:
         ckpt.write_config(workdir, config)
-        ckpt.write_description(workdir, describe(parts.dataset))
+        ckpt.write_description(workdir, parts.description)
         for step, error in ((1, 40.0), (2, 60.0)):
             checkpoints.save(step, random_like(parts.abstract_carry, seed=step), error)
     return workdir

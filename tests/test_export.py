@@ -64,7 +64,7 @@ def of_name(run, name, shape):
     shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), image)
     variables = random_like(shapes, seed=0)
     statistics = {key: np.full(shape[-1], 0.5, np.float32) for key in ("mean", "std")}
-    described = dataclasses.replace(run.description, image_shape=shape, **statistics)
+    described = dataclasses.replace(run.description, stored_shape=shape, **statistics)
     return dataclasses.replace(run, model=model, variables=variables, description=described)
 
 

@@ -1,6 +1,5 @@
 """Answers to pictures of every kind."""
 
-import dataclasses
 import json
 import re
 
@@ -138,21 +137,6 @@ def test_a_picture_of_the_data_set_s_own_is_seen_as_it_is(run, tmp_path):
     image = run.dataset.test.images[3]
     Image.fromarray(image[..., 0]).save(tmp_path / "digit.png")
     np.testing.assert_array_equal(pictures.read(tmp_path / "digit.png", run), image)
-
-
-@pytest.mark.parametrize("shape", [(8, 8, 3), (4, 8, 1), (8, 6, 4)])
-def test_the_images_of_the_set_decide_on_size_and_channels(run, tmp_path, shape):
-    """A picture of four quarters at side 8, of which sets that are not square see the centre."""
-    described = dataclasses.replace(run.description, image_shape=shape)
-    other = dataclasses.replace(run, description=described)
-    quarters = np.zeros((8, 8, 3), np.uint8)
-    quarters[:4, :4], quarters[4:, 4:] = 255, 100
-    Image.fromarray(quarters).save(tmp_path / "quarters.png")
-    height, width, channels = shape
-    rows, columns = (slice((8 - side) // 2, (8 + side) // 2) for side in (height, width))
-    expected = np.concatenate([quarters, np.full((8, 8, 1), 255, np.uint8)], -1)
-    found = pictures.read(tmp_path / "quarters.png", other)
-    np.testing.assert_array_equal(found, expected[rows, columns, :channels])
 
 
 def test_a_large_picture_is_rescaled_whole(run, tmp_path):

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
-from multipath_jax.data.images import BadImage, decode_square
+from multipath_jax.data.images import BadImage, decode_into
 from multipath_jax.data.records import BadRecord, Record
 from multipath_jax.errors import UserError
 
@@ -20,9 +20,11 @@ class Source(Protocol):
 
     Attributes:
       remedy: what to do where a record cannot be read.
+      fingerprint: differs between sources of other images or labels.
     """
 
     remedy: str
+    fingerprint: str
 
     def __len__(self) -> int: ...
 
@@ -66,6 +68,11 @@ class EncodedSplit:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the records."""
+        return self.records.fingerprint
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -123,7 +130,7 @@ class EncodedSplit:
         encoded, label = self.records[index]
         if not 0 <= label < self.num_classes:
             raise BadRecord(f"its label {label} is not one of 0 to {self.num_classes - 1}")
-        decode_square(encoded, into)
+        decode_into(encoded, into)
         return label
 
 

@@ -1,4 +1,4 @@
-"""Pictures as they come: checked, decoded to RGB, rescaled as in the paper, and encoded again."""
+"""Pictures as they come: checked, decoded, rescaled as in the paper, and encoded again."""
 
 import contextlib
 import io
@@ -11,6 +11,7 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+PIL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by the number of channels
 MAX_PIXELS = 100_000_000  # 10,000 x 10,000, 300 MB as RGB; ImageNet's largest are far below
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")  # the first frame, where there are several
 _WARNINGS = threading.Lock()  # before Python 3.14 all threads share one list of filters
@@ -20,17 +21,18 @@ class BadImage(ValueError):
     """An encoded image that cannot be used; the message is the reason, in one line."""
 
 
-def decode(encoded: bytes, draft: int | None = None) -> Image.Image:
-    """An encoded image as RGB, 8 bits a channel.
+def decode(encoded: bytes, draft: int | None = None, mode: str = "RGB") -> Image.Image:
+    """An encoded image as RGB, or in another of `PIL_MODES`, 8 bits a channel.
 
     The content decides what it is, not a file's name: JPEG, PNG, GIF, BMP or WebP. Grey, palette
     and CMYK images are converted; of 16 bits the upper 8 are kept; what is transparent is shown on
-    white; what a camera marked as turned (EXIF) is turned upright, since that is how the people who
-    labelled it saw it.
+    white, unless the mode has an alpha channel; what a camera marked as turned (EXIF) is turned
+    upright, since that is how the people who labelled it saw it.
 
     Args:
       draft: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as neither side becomes
         shorter than this: several times as fast for large photographs.
+      mode: one of `PIL_MODES`.
 
     Raises:
       BadImage: not an image, damaged or cut off, or of more than `MAX_PIXELS` pixels, which is seen
@@ -41,7 +43,7 @@ def decode(encoded: bytes, draft: int | None = None) -> Image.Image:
         if draft is not None:
             image.draft(None, (draft, draft))
         image.load()
-        return _rgb(_upright(image))
+        return _converted(_upright(image), mode)
     except BadImage:
         raise
     except Exception as error:  # damage surfaces as whatever a decoder stumbles over
@@ -54,25 +56,32 @@ def square(image: Image.Image, side: int) -> Image.Image:
     By Lanczos' filter, whose support grows with the reduction: no aliasing, and the sharpest of
     Pillow's filters. Grey and RGB images; the mode stays.
     """
-    return image.resize((side, side), Image.Resampling.LANCZOS)
+    return _rescaled(image, side, side)
 
 
-def decode_square(encoded: bytes, into: UInt8[np.ndarray, "s s 3"]) -> None:
-    """The pixels of an image as `decode` gives it, rescaled by `square` unless it has that size.
+def _rescaled(image: Image.Image, width: int, height: int) -> Image.Image:
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def decode_into(encoded: bytes, into: UInt8[np.ndarray, "h w c"]) -> None:
+    """The pixels of an image as `decode` gives it, rescaled as by `square` unless it has that size.
 
     Prepared images, which are JPEGs of the size that is wanted, are decoded where they are to be,
     without Pillow: the same library underneath gives the same bits in two thirds of the time.
 
     Args:
-      into: where the pixels go, contiguous.
+      into: where the pixels go, contiguous; its shape decides on their size and mode.
 
     Raises:
       BadImage: as `decode`.
     """
-    side = len(into)
-    if not _decoded_in_place(encoded, into):
-        image = decode(encoded, draft=side)
-        into[:] = image if image.size == (side, side) else square(image, side)
+    height, width, channels = into.shape
+    if channels == 3 and _decoded_in_place(encoded, into):
+        return
+    image = decode(encoded, max(height, width), PIL_MODES[channels])
+    if image.size != (width, height):
+        image = _rescaled(image, width, height)
+    into[:] = np.asarray(image).reshape(into.shape)
 
 
 def encode(image: Image.Image) -> bytes:
@@ -82,7 +91,7 @@ def encode(image: Image.Image) -> bytes:
     return encoded.getvalue()
 
 
-def _decoded_in_place(encoded: bytes, into: UInt8[np.ndarray, "s s 3"]) -> bool:
+def _decoded_in_place(encoded: bytes, into: UInt8[np.ndarray, "h w 3"]) -> bool:
     """Decodes a JPEG in colour, of this size and not turned; False, for Pillow to judge, if not."""
     try:
         *size, colours, _ = simplejpeg.decode_jpeg_header(encoded)
@@ -115,15 +124,15 @@ def _upright(image: Image.Image) -> Image.Image:
     return image
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB."""
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    """Any mode as one of `PIL_MODES`."""
     if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
+    if image.has_transparency_data and not mode.endswith("A"):
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return image if image.mode == mode else image.convert(mode)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The records of a split, read at random: encoded images and their labels."""
 
 import contextlib
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -30,11 +31,13 @@ class Records:
     Attributes:
       where: what to say of where the records are.
       remedy: what to do where one cannot be read.
+      fingerprint: name, configuration and version of the data set.
     """
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
         self.where = f"of {split!r} in {builder.data_dir}"
         self.remedy = start_again(builder.data_dir)
+        self.fingerprint = builder.info.full_name
         source = builder.as_data_source(split, file_format="array_record")
         self._reader = source.data_source  # the files alone; TFDS's own pickles a whole builder
 
@@ -70,6 +73,12 @@ class Files:
 
     def __len__(self) -> int:
         return len(self._images)
+
+    @property
+    def fingerprint(self) -> str:
+        """A checksum of the classes, names and sizes of all files, wherever the folder lies."""
+        listed = ((image.label, image.name, image.size) for image in self._images)
+        return f"{zlib.crc32(repr(list(listed)).encode()):08x}"
 
     def __getitem__(self, index: int) -> Record:
         """One image. Raises `BadRecord` if it cannot be read."""

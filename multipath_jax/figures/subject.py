@@ -66,6 +66,8 @@ class Subject:
     @cached_property
     def test(self) -> Split:
         """The test split, or its first images: of one that stays encoded no more than `MOST`."""
+        for other in self.run.other_images:
+            print(f"not the data of training: {other}")
         encoded = isinstance(self.run.dataset.test, EncodedSplit)
         return self.run.test(self.flags.limit or (MOST if encoded else None))
 

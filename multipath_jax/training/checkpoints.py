@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import args as ocp_args
 from orbax.checkpoint import checkpoint_managers as policies
 
-from multipath_jax.data.description import Description, to_json
+from multipath_jax.data.description import Description, differences, read_description, to_json
 from multipath_jax.errors import UserError
 from multipath_jax.training import config as config_lib
 from multipath_jax.training import processes
@@ -351,6 +351,31 @@ def check_workdir(workdir: epath.Path, config: ConfigDict) -> None:
         )
 
 
+def check_data(workdir: epath.Path, description: Description) -> list[str]:
+    """Refuses the workdir of a run that was trained on other data.
+
+    Returns:
+      What to say of the test images, if these alone are other ones.
+
+    Raises:
+      UserError: the classes, the training images or their statistics differ (how, is said), or it
+        has checkpoints but no readable description of its data.
+    """
+    path = workdir / DATASET_FILE
+    # Asked in this order: the first of several processes may be writing both, one after the other.
+    trained = (workdir / FOLDER).exists()
+    if not path.exists() and not trained:
+        return []
+    found = differences(read_description(path), description)
+    tested = found.pop("test", None)
+    if found:
+        raise UserError(
+            f"workdir {workdir} holds a run of other data ({'; '.join(found.values())}); "
+            "use another workdir, or the data it was trained on"
+        )
+    return [f"test errors before and after are of different images ({tested})"] if tested else []
+
+
 @contextlib.contextmanager
 def claimed(workdir: epath.Path) -> Iterator[None]:
     """The workdir, made if need be, for this run alone.
@@ -404,8 +429,10 @@ def write_config(workdir: epath.Path, config: ConfigDict) -> None:
 
 
 def write_description(workdir: epath.Path, description: Description) -> None:
-    """Stores beside the checkpoints what is to be known of the data, as `write_config` does."""
-    _write(workdir / DATASET_FILE, to_json(description))
+    """Stores beside the checkpoints what a run is trained on, as `write_config` does; once."""
+    path = workdir / DATASET_FILE
+    if not path.exists():
+        _write(path, to_json(description))
 
 
 def _write(path: epath.Path, text: str) -> None:

@@ -3,6 +3,7 @@
 import difflib
 import json
 import math
+import os
 from typing import Any
 
 from etils import epath
@@ -15,6 +16,7 @@ from multipath_jax.training.schedule import parse_duration, parse_durations, par
 # logs and checkpoints go and how often, or how the devices share the work, but not the recipe.
 FREE_KEYS = (
     "dataset.data_dir",
+    "dataset.source",  # what it holds is compared, not its name
     "dataset.streamed",
     "dataset.ten_crop",
     "dataset.workers",
@@ -32,6 +34,8 @@ FREE_KEYS = (
     "compilation_cache",
     "tensorboard",
 )
+# Keys that name a folder; they are stored so that they are found from any working folder.
+FOLDER_KEYS = ("dataset.data_dir", "dataset.source", "init_from")
 CHOICES = {
     "dataset.on_bad": ("stop", "replace"),
     "dtype": ("auto", "float32", "bfloat16"),
@@ -123,8 +127,18 @@ def flatten(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
 
 
 def to_json(config: ConfigDict) -> str:
-    """The config as indented JSON, as it is stored beside checkpoints."""
-    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+    """The config as indented JSON, as it is stored beside checkpoints; its folders are absolute."""
+    stored = config.copy_and_resolve_references()
+    flat = flatten(config)
+    stored.update_from_flattened_dict(
+        {key: os.fspath(_absolute(flat[key])) for key in FOLDER_KEYS if flat[key]}
+    )
+    return json.dumps(stored.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def _absolute(folder: str) -> epath.Path:
+    path = epath.Path(folder).expanduser()
+    return path if "://" in folder else path.absolute()
 
 
 def read_config(path: epath.PathLike) -> ConfigDict:

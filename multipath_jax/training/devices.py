@@ -41,6 +41,15 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
             f"batch_size={config.batch_size} does not divide among {parts}{data} devices; "
             f"use a multiple of {data * config.accumulate}"
         )
+    return _mesh(data, path, devices)
+
+
+def evaluation_mesh() -> Mesh:
+    """A mesh of all devices, each with a part of the batch and the whole network."""
+    return _mesh(jax.device_count(), 1, jax.devices())
+
+
+def _mesh(data: int, path: int, devices: Sequence[jax.Device]) -> Mesh:
     # Auto: XLA places what lies between the inputs and the outputs, so models need not know.
     auto = (AxisType.Auto, AxisType.Auto)
     return jax.make_mesh((data, path), (DATA, PATH), axis_types=auto, devices=devices)

@@ -13,7 +13,6 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from multipath_jax.cpu import convolutions_in_use
-from multipath_jax.data import describe
 from multipath_jax.training import checkpoints as ckpt
 from multipath_jax.training import curves, processes
 from multipath_jax.training.parts import Parts
@@ -93,11 +92,14 @@ def start_run(
       name: in front of what it prints, where there are several.
     """
     with ckpt.claimed(workdir):
+        notes = ckpt.check_data(workdir, parts.description)
         ckpt.write_config(workdir, config)
-        ckpt.write_description(workdir, describe(parts.dataset, parts.image_shape))
+        ckpt.write_description(workdir, parts.description)
         with contextlib.closing(ckpt.Checkpoints(workdir)) as checkpoints:
             run = Run(parts, config, workdir, checkpoints, name)
             with contextlib.closing(run.log):
+                for line in notes:
+                    run.log.say(line)
                 yield run
 
 

@@ -12,10 +12,12 @@ from ml_collections import ConfigDict
 
 from multipath_jax.data import (
     Dataset,
+    Description,
     EncodedSplit,
     ResidentData,
     Split,
     batches_per_epoch,
+    describe,
     epoch_order,
     load_dataset,
     open_encoded,
@@ -104,6 +106,11 @@ class Parts:
         self._runners: dict[int, AnyRunner] = {}
         if config.label_smoothing:
             _ = self.abstract_carry  # traces the step, which refuses networks of other losses
+
+    @cached_property
+    def description(self) -> Description:
+        """Of the data set, as it is kept beside the checkpoints."""
+        return describe(self.dataset, self.image_shape)
 
     @cached_property
     def evaluate(self) -> Evaluator:

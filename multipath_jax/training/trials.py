@@ -39,6 +39,8 @@ def train_trials(
         ckpt.check_workdir(path, own)
         ckpt.check_source(path, own)
     parts = Parts(config)
+    for path in trials:
+        ckpt.check_data(path, parts.description)
     train = _side_by_side if chosen(config) else _one_by_one
     return train(parts, trials, should_stop)
 

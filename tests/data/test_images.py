@@ -201,7 +201,7 @@ def test_encode_is_jpeg_of_quality_95():
 
 def _square(encoded: bytes, side: int) -> np.ndarray:
     pixels = np.full((side, side, 3), 7, np.uint8)
-    images.decode_square(encoded, pixels)
+    images.decode_into(encoded, pixels)
     return pixels
 
 

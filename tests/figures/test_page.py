@@ -11,6 +11,7 @@ from etils import epath
 
 from multipath_jax.data import Description
 from multipath_jax.data.datasets import Split
+from multipath_jax.data.description import Examples
 from multipath_jax.figures.explorer import Explored
 from multipath_jax.figures.observe import observe, outline
 from multipath_jax.figures.page import write_page
@@ -70,7 +71,10 @@ def as_run(trained, workdir):
     """A tiny network as a run that was trained for four epochs."""
     config = default_config()
     config.model.name, config.dataset.name = "Tiny", "<noise>"
-    description = Description("noise", CLASSES, (8, 8, 2), subjects.MEAN, subjects.STD)
+    shape, none = (8, 8, 2), Examples(0, "")
+    description = Description(
+        "noise", CLASSES, shape, shape, subjects.MEAN, subjects.STD, none, none
+    )
     lines = (json.dumps(measured(epoch)) + "\n" for epoch in range(1, 5))
     (workdir / METRICS_FILE).write_text("".join(lines))
     return LoadedRun(epath.Path(workdir), config, 40, trained.model, trained.variables, description)

@@ -26,11 +26,11 @@ def free_port():
 def together(program):
     """Starts so many processes of one run, on one device each."""
 
-    def start(workdir, count, **changes):
+    def start(workdir, count, flags=(), **changes):
         if count == 1:
-            return [program(workdir, environment=ONE_DEVICE, **RECIPE | changes)]
+            return [program(workdir, environment=ONE_DEVICE, flags=flags, **RECIPE | changes)]
         address = f"127.0.0.1:{free_port()}"
-        flags = [f"--distributed={address}", f"--num_processes={count}"]
+        flags = [*flags, f"--distributed={address}", f"--num_processes={count}"]
         return [
             program(
                 workdir,
@@ -83,6 +83,15 @@ def test_several_processes_are_one_run(together, one, tmp_path, count):
         assert status == 0
         assert "step 4/12" not in said
         assert "wrote" not in said
+
+
+@pytest.mark.slow
+def test_several_processes_evaluate_what_one_has_trained(together, one):
+    expected = f"\nerror {lines(one)[-1]['test/error']:.2f} %"
+    first, second = (run.end() for run in together(one, 2, flags=["--mode=eval"]))
+    assert (first[0], second[0]) == (0, 0)
+    assert expected in first[1]
+    assert expected not in second[1]  # the first alone prints
 
 
 @pytest.mark.slow

@@ -1,0 +1,71 @@
+"""A run is evaluated and used on any number of devices, whatever it was trained on."""
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from etils import epath
+from PIL import Image
+from weights import random_like
+
+from multipath_jax import predict
+from multipath_jax.runs import load_run
+from multipath_jax.training import checkpoints as ckpt
+from multipath_jax.training.config import default_config
+from multipath_jax.training.parts import Parts
+
+# Both in one process, for both take seconds to start.
+PROGRAMS = """
+import sys
+import jax
+from multipath_jax import main, predict
+workdir, picture, count = sys.argv[1:]
+assert jax.device_count() == int(count)
+assert predict.main([f"--workdir={workdir}", picture]) == 0
+sys.argv = ["main", "--mode=eval", f"--workdir={workdir}"]
+main.run()
+"""
+
+
+@pytest.fixture(scope="module")
+def spread(tmp_path_factory, data_dir):
+    """A run whose two paths were on two devices; its weights are random numbers."""
+    workdir = epath.Path(tmp_path_factory.mktemp("spread"))
+    config = default_config()
+    config.update_from_flattened_dict(
+        {"model.name": "BaseCNN-2-CC", "dataset.data_dir": os.fspath(data_dir), "mesh.path": 2}
+    )
+    parts = Parts(config)
+    with contextlib.closing(ckpt.Checkpoints(workdir)) as checkpoints:
+        ckpt.write_config(workdir, config)
+        ckpt.write_description(workdir, parts.description)
+        checkpoints.save(3, random_like(parts.abstract_carry, seed=0), 50.0)
+    return workdir
+
+
+@pytest.mark.parametrize("count", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_evaluation_and_prediction_on_other_devices(spread, tmp_path, capsys, count):
+    """Neither number is a multiple of two paths, nor does 3 divide the batch of 128."""
+    run, picture = load_run(spread), tmp_path / "picture.png"
+    image = run.dataset.test.images[5, :, :, 0]
+    Image.fromarray(image).save(picture)
+    expected = run.evaluate()
+    assert predict.main([f"--workdir={spread}", str(picture)]) == 0
+    table = capsys.readouterr().out
+    flags = f"--xla_force_host_platform_device_count={count} --xla_backend_optimization_level=0"
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAMS, str(spread), str(picture), str(count)],
+        env=os.environ | {"XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(table)
+    found = dict(re.findall(r"^(\w[\w ]*) ([\d.]+)(?: %)?$", done.stdout, re.MULTILINE))
+    # What is printed is rounded to four places, and to two.
+    assert float(found["loss"]) == pytest.approx(expected["loss"], abs=1.1e-4)
+    assert float(found["error"]) == pytest.approx(expected["error"], abs=0.0051)
+    assert "not the data of training" not in done.stdout
