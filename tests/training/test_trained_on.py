@@ -3,8 +3,10 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from workdirs import lines
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "data"))
 import photos
 
+from multipath_jax import main
 from multipath_jax.errors import UserError
 from multipath_jax.runs import load_run
 from multipath_jax.training import checkpoints as ckpt
@@ -199,6 +202,24 @@ def test_evaluation_is_of_the_images_that_there_are_now(folder, trained):
     assert run.other_images == ["12 -> 10 test images"]
     assert len(run.test()) == 10
     assert "error" in run.evaluate()
+
+
+@pytest.mark.parametrize("where", ["mine", "moved"])
+def test_the_program_says_that_it_evaluates_other_images(
+    folder, trained, tmp_path, monkeypatch, capsys, where
+):
+    """Of the folder that is stored, or of one that is named anew."""
+    shutil.rmtree(folder / "test" / "red")
+    folder.rename(tmp_path / where)
+    config = None if where == "mine" else recipe(tmp_path / where)
+    for flag, value in {"WORKDIR": os.fspath(trained), "CHECKPOINT": "best"}.items():
+        monkeypatch.setattr(main, flag, types.SimpleNamespace(value=value))
+    monkeypatch.setattr(main.recipe, "CONFIG", types.SimpleNamespace(value=config))
+    assert main._evaluate() == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"best checkpoint of {trained}, step 4, {tmp_path / where} test split"
+    assert said[1] == "not the data of training: 12 -> 10 test images"
+    assert any(re.fullmatch(r"error \d+\.\d\d %", line) for line in said)
 
 
 @pytest.mark.parametrize("change", [one_more_class, a_class_renamed])
