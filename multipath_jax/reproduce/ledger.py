@@ -4,15 +4,21 @@ import contextlib
 import fcntl
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from multipath_jax import jsonl
 from multipath_jax.errors import UserError
 from multipath_jax.reproduce.protocol import config_hash
 
 LEDGER_FILE = "ledger.jsonl"
 Line = dict[str, Any]
+NEEDED = {  # beside the keys of `identity`
+    *("best_error", "final_error", "params", "epochs", "wall_seconds"),
+    *("shortened", "altered", "dtype", "date"),
+}
 Identity = tuple[str, str, int, str]
 
 
@@ -27,6 +33,7 @@ class Ledger:
 
     def __init__(self, folder: os.PathLike | str):
         self.path = Path(folder).expanduser() / LEDGER_FILE
+        self._said: set[bytes] = set()  # the lines of which it was said that they are no trials
 
     def prepare(self) -> None:
         """Makes the folder. Raises UserError where nothing can be written."""
@@ -37,10 +44,10 @@ class Ledger:
             raise UserError(f"{self.path} cannot be written ({error.strerror})") from error
 
     def lines(self) -> list[Line]:
-        """The trials, less a last line that a kill cut short.
+        """The trials; what is no trial is passed over, said once, and stays (`jsonl.parse`).
 
         Raises:
-          UserError: another line is no trial, or the file cannot be read.
+          UserError: the file cannot be read.
         """
         try:
             text = self.path.read_bytes()
@@ -48,7 +55,7 @@ class Ledger:
             return []
         except OSError as error:
             raise UserError(f"{self.path} cannot be read ({error.strerror})") from error
-        return self._parse(text[: _whole(text)])
+        return self._parse(text)
 
     def append(self, line: Line) -> bool:
         """Adds a trial, on disk when this returns; False if it is there already.
@@ -58,20 +65,17 @@ class Ledger:
         """
         with self._locked() as file:
             text = _read(file)
-            whole = _whole(text)
-            known = {identity(other) for other in self._parse(text[:whole])}
-            if identity(line) in known:
+            if identity(line) in map(identity, self._parse(text)):
                 return False
-            os.ftruncate(file, whole)  # half a line would spoil the next one too
             new = json.dumps(line, sort_keys=True).encode() + b"\n"
-            if whole and text[whole - 1 : whole] != b"\n":  # an editor left it out
+            if text and not text.endswith(b"\n"):  # an editor left it out, or a kill cut it short
                 new = b"\n" + new
             try:
                 written = os.write(file, new)
                 if written < len(new):
                     raise OSError(f"{self.path}: the disk took a part of the line only")
             except OSError:
-                os.ftruncate(file, whole)
+                os.ftruncate(file, len(text))
                 raise
             os.fsync(file)
             return True
@@ -88,26 +92,25 @@ class Ledger:
             os.close(file)  # and with it the lock
 
     def _parse(self, text: bytes) -> list[Line]:
-        lines = []
-        for number, line in enumerate(text.splitlines(), 1):
-            try:
-                lines.append(json.loads(line))
-                identity(lines[-1])
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"line {number} of {self.path} is no trial") from error
-        return lines
+        found = list(jsonl.parse(text, _is_trial))
+        broken = {line for line, trial in found if trial is None}
+        for line in broken - self._said:
+            print(
+                f"a line of {self.path} is no trial, and is left out: {line[:60]!r}",
+                file=sys.stderr,
+            )
+        self._said |= broken
+        return [trial for _, trial in found if trial is not None]
+
+
+def _is_trial(line: Line) -> bool:
+    try:
+        hash(identity(line))
+    except (KeyError, TypeError, AttributeError):
+        return False
+    return line.keys() >= NEEDED
 
 
 def _read(file: int) -> bytes:
     """All of an open file."""
     return os.pread(file, os.fstat(file).st_size, 0)
-
-
-def _whole(text: bytes) -> int:
-    """The length without a last line that is cut short."""
-    end = text.rfind(b"\n") + 1
-    try:
-        json.loads(text[end:])
-    except ValueError:
-        return end
-    return len(text)

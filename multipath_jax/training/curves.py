@@ -50,7 +50,11 @@ def draw(workdir: epath.Path) -> list[epath.Path]:
 
 def _series(lines: list[dict], key: str) -> tuple[list[float], list[float]]:
     """Epochs and values of the lines that have the key."""
-    points = [(line["epoch"], line[key]) for line in lines if line.get(key) is not None]
+    points = [
+        (line["epoch"], line[key])
+        for line in lines
+        if line.get(key) is not None and line.get("epoch") is not None
+    ]
     epochs, values = zip(*points, strict=True) if points else ((), ())
     return list(epochs), list(values)
 

@@ -6,16 +6,19 @@ import math
 import os
 import sys
 import time
+from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from multipath_jax import jsonl
 from multipath_jax.errors import UserError
 from multipath_jax.training import processes
 from multipath_jax.training.schedule import Plan
 
 METRICS_FILE = "metrics.jsonl"
+DROPPED_FILE = "metrics.dropped.jsonl"
 TENSORBOARD_NEEDS = ("tensorflow", "tensorboard")  # clu's writer; the one does not bring the other
 
 # What of it the progress line shows, and how.
@@ -30,17 +33,28 @@ SHOWN = {
 
 
 class MetricsFile:
-    """``metrics.jsonl``: one JSON object a line, in the order of its key ``step``."""
+    """``metrics.jsonl``: one JSON object a line, in the order of its key ``step``.
+
+    Attributes:
+      dropped: how many lines were moved to ``metrics.dropped.jsonl``.
+    """
 
     def __init__(self, workdir: epath.Path, last_step: int):
-        """Opens the file to append; drops the lines past ``last_step``, which will come again.
+        """Opens the file to append; its lines are then those up to ``last_step``.
 
-        The file with the lines that stay replaces the old one at once, so a kill loses nothing.
+        The others, which will come again, and what is no line of it are moved to the end of
+        ``metrics.dropped.jsonl``. A kill meanwhile loses nothing.
         """
         path = workdir / METRICS_FILE
-        kept = [line for line in read_metrics(workdir) if line["step"] <= last_step]
+        kept, dropped = [], []
+        for text, line in jsonl.parse(_read(path), _is_measured):
+            (kept if line and line["step"] <= last_step else dropped).append(text + b"\n")
+        self.dropped = len(dropped)
+        if dropped:
+            with open(workdir / DROPPED_FILE, "ab") as file:
+                file.writelines(dropped)
         new = path.with_suffix(".new")
-        new.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        new.write_bytes(b"".join(kept))
         os.replace(new, path)
         self._file = open(path, "a")  # noqa: SIM115  (open as long as the run)
 
@@ -55,15 +69,26 @@ class MetricsFile:
 
 
 def read_metrics(workdir: epath.Path) -> list[dict]:
-    """The lines of a workdir's ``metrics.jsonl``, less a last one that a kill cut short."""
-    path = epath.Path(workdir) / METRICS_FILE
-    text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines(True) if line.endswith("\n")]
+    """The lines of a workdir's ``metrics.jsonl``, less those that are none (`jsonl.parse`)."""
+    text = _read(epath.Path(workdir) / METRICS_FILE)
+    return [line for _, line in jsonl.parse(text, _is_measured) if line]
+
+
+def _read(path: epath.Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""
+
+
+def _is_measured(line: dict[str, Any]) -> bool:
+    """Whether it is as `MetricsFile.write` writes them: a step, and finite numbers or null."""
+    numbers = [value for value in line.values() if value is not None]
+    return isinstance(line.get("step"), int) and all(
+        isinstance(value, int | float) and abs(value) <= sys.float_info.max for value in numbers
+    )
 
 
 def seconds_of(lines: list[dict]) -> float:
     """The time that a run had taken when it wrote the last of these lines."""
-    return lines[-1].get("seconds", 0.0) if lines else 0.0
+    return (lines[-1].get("seconds") if lines else None) or 0.0
 
 
 class TensorBoard:
@@ -109,8 +134,13 @@ class Log:
         self._plan, self._batch_size = plan, config.batch_size
         self._first = processes.is_first()
         self._writers = ()
+        dropped = 0
         if self._first:
-            self._writers = (TensorBoard(workdir, config.tensorboard), MetricsFile(workdir, step))
+            tensorboard, metrics = (
+                TensorBoard(workdir, config.tensorboard),
+                MetricsFile(workdir, step),
+            )
+            self._writers, dropped = (tensorboard, metrics), metrics.dropped
         self._start, self._begun = step, time.monotonic()
         self._images, self._seconds = 0, 0.0
         self._before = seconds_of(read_metrics(workdir))
@@ -123,6 +153,11 @@ class Log:
             disable=not live,
             dynamic_ncols=True,
         )
+        if dropped:
+            self.say(
+                f"moved from {METRICS_FILE} to {workdir / DROPPED_FILE}: what was past step {step} "
+                f"or unreadable, lines: {dropped}"
+            )
 
     def advance(self, step: int, steps: int, seconds: float) -> None:
         """Notes that ``steps`` more steps, up to ``step``, took so long."""

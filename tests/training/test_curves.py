@@ -53,3 +53,9 @@ def test_one_point_is_enough(workdir):
     write(workdir, [line(2, routers=2, paths=2)])
     (path,) = curves.draw(workdir)
     assert path.stat().length > 0
+
+
+def test_a_line_that_lacks_its_epoch_is_passed_over(workdir):
+    write(workdir, [line(1), line(2), {"step": 25, "train/loss": 1.0}])
+    assert curves._series(writers.read_metrics(workdir), "train/loss") == ([1.0, 2.0], [1.0, 2 / 3])
+    assert curves.draw(workdir)

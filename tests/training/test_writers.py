@@ -9,7 +9,7 @@ from multipath_jax.training.config import default_config
 from multipath_jax.training.schedule import Plan
 
 
-def test_lines_past_the_checkpoint_are_dropped(workdir):
+def test_lines_past_the_checkpoint_are_put_aside(workdir):
     workdir.mkdir()
     file = writers.MetricsFile(workdir, last_step=0)
     for step in (5, 10, 15):
@@ -25,7 +25,61 @@ def test_lines_past_the_checkpoint_are_dropped(workdir):
         (10, 5.0),
         (15, 1.0),
     ]
-    assert list(workdir.iterdir()) == [path]
+    dropped = workdir / writers.DROPPED_FILE
+    assert {*workdir.iterdir()} == {path, dropped}
+    lost = dropped.read_text().splitlines()
+    assert lost[-1] == '{"step": 20, "lo'
+    assert [json.loads(line) for line in lost[:-1]] == [{"step": 15, "loss": 7.5}]
+
+
+SPOILT = {
+    "cut short": b'{"step": 7, "lo',
+    "a merge": b"<<<<<<< ours",
+    "no object": b"[1, 2]",
+    "a number": b"7",
+    "null": b"null",
+    "no step": b'{"loss": 1.0}',
+    "no number of a step": b'{"step": "seven"}',
+    "no number": b'{"step": 7, "loss": "small"}',
+    "not finite": b'{"step": 7, "loss": NaN}',
+    "infinite": b'{"step": 7, "loss": 1e999}',
+    "not UTF-8": b'{"step": 7, "l\xff\xfe": 1.0}',
+    "too deep": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("spoilt", SPOILT.values(), ids=SPOILT)
+def test_a_spoilt_line_is_passed_over_and_kept(workdir, spoilt):
+    workdir.mkdir()
+    path, dropped = workdir / writers.METRICS_FILE, workdir / writers.DROPPED_FILE
+    good = [b'{"step": 5,  "loss": 2.5}', b'{"step": 10, "loss": null}']  # as they are spaced
+    path.write_bytes(b"\n".join([b"", good[0], spoilt, b"  ", good[1]]))
+    expected = [{"step": 5, "loss": 2.5}, {"step": 10, "loss": None}]
+    assert writers.read_metrics(workdir) == expected
+    for _ in range(2):  # the second time nothing is left to put aside
+        file = writers.MetricsFile(workdir, last_step=12)
+        file.close()
+        assert path.read_bytes() == b"\n".join(good) + b"\n"
+        assert dropped.read_bytes() == spoilt + b"\n"
+
+
+def test_what_was_put_aside_before_stays(workdir):
+    workdir.mkdir()
+    for last_step, steps in ((0, (5, 10)), (5, (10,)), (5, ())):
+        file = writers.MetricsFile(workdir, last_step)
+        for step in steps:
+            file.write(step, {})
+        file.close()
+    assert (workdir / writers.DROPPED_FILE).read_text() == '{"step": 10}\n' * 2
+
+
+def test_the_log_says_what_was_put_aside(workdir, capsys):
+    workdir.mkdir()
+    (workdir / writers.METRICS_FILE).write_text('{"step": 5}\n')
+    config = default_config()
+    config.tensorboard = "off"
+    writers.Log(config, Plan(4, 8, (), 4, 4, 4), workdir, step=0).close()
+    assert "what was past step 0 or unreadable, lines: 1" in capsys.readouterr().out
 
 
 def test_what_is_not_finite_is_null(workdir):
