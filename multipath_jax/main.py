@@ -39,6 +39,12 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --distributed=HOST:P
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --distributed=HOST:PORT.")
 MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or evaluate a checkpoint.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "Which to evaluate: best, latest or a step.")
+RESTART = flags.DEFINE_bool(
+    "restart",
+    False,
+    "Begin afresh; the run that the workdir has is moved into a folder `earlier` of it. Give it "
+    "once: the same command without it goes on.",
+)
 USAGE = "--config=configs/digits.py --workdir=runs/digits"
 
 
@@ -72,9 +78,9 @@ def _train() -> int:
     config, workdir = recipe.CONFIG.value, WORKDIR.value
     with Stopping() as stopping:
         if config.trials > 1:
-            results = train_trials(config, workdir, stopping)
+            results = train_trials(config, workdir, stopping, RESTART.value)
         else:
-            results = [train(config, workdir, stopping)]
+            results = [train(config, workdir, stopping, RESTART.value)]
     for result in results:
         _report(result)
     if results[-1].finished:

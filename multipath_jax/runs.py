@@ -144,18 +144,22 @@ def load_run(
         description of the data.
     """
     workdir = epath.Path(workdir).expanduser().absolute()
-    with _quiet(), contextlib.closing(checkpoints.open_existing(workdir)) as found:
+
+    def read(found: checkpoints.Checkpoints, step: int) -> PyTree:
+        shapes = {
+            key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+            for key, leaf in found.shapes(step).items()
+        }
+        return found.restore_weights(traverse_util.unflatten_dict(shapes), step)
+
+    with _quiet():
+        checkpoints.open_existing(workdir).close()
         config = read_config(workdir / checkpoints.CONFIG_FILE)
         if dtype is not None:
             config.dtype = dtype
         description = read_description(workdir / checkpoints.DATASET_FILE)
         model = make_model(config, description.num_classes)
-        step = found.find(checkpoint)
-        shapes = {
-            key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-            for key, leaf in found.shapes(step).items()
-        }
-        weights = found.restore_weights(traverse_util.unflatten_dict(shapes), step)
+        step, weights = checkpoints.read_existing(workdir, checkpoint, read)
     return LoadedRun(workdir, config, step, model, jax.device_put(weights), description)
 
 

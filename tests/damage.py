@@ -9,6 +9,11 @@ def files(folder):
     return sorted(found, key=lambda path: -path.stat().st_size)
 
 
+def contents(folder):
+    """The bytes of every file below a folder, by path."""
+    return {path: path.read_bytes() for path in files(folder)}
+
+
 def truncate(folder):
     for path in files(folder):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

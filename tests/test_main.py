@@ -62,6 +62,7 @@ CASES = {
         [DIGITS, "--workdir=RUN", "--config.init_from=FOLDER"],
         "has no checkpoint",
     ),
+    "workdir has a backslash": ([DIGITS, "--workdir=RUN\\here"], "has a backslash"),
     "workdir cannot be made": ([DIGITS, "--workdir=/proc/run"], "cannot be written"),
 }
 # Values of the config that no run can have, each with what the error says.

@@ -1,7 +1,5 @@
 """What a run left in its workdir, to compare with what another one left."""
 
-import pathlib
-
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -30,7 +28,7 @@ def final(workdir, config):
 
 def saved(workdir):
     """The step of the last checkpoint and its numbers by key, read without the package."""
-    folder = pathlib.Path(workdir).absolute() / ckpt.FOLDER
+    folder = ckpt.Folder(workdir).absolute() / ckpt.FOLDER
     last = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
     found = {}
     reader = ocp.PyTreeCheckpointer()

@@ -197,14 +197,11 @@ def enter(campaign: Campaign, seeds: Sequence[int], place: Place) -> None:
 
 def is_finished(workdir: epath.Path) -> bool:
     """Whether a run has written all that it was to write."""
-    lines = read_metrics(workdir)
-    if not lines or not (workdir / checkpoints.FOLDER).exists():
+    lines, steps = read_metrics(workdir), checkpoints.steps_in(workdir)
+    if not (lines and steps and lines[-1].get("test/error") is not None):
         return False
-    found = checkpoints.Checkpoints(workdir, read_only=True)
-    latest = found.latest
-    found.close()
     config = config_lib.read_config(workdir / checkpoints.CONFIG_FILE)
-    step, epoch = lines[-1]["step"], lines[-1]["epoch"]
+    step, epoch, latest = lines[-1]["step"], lines[-1]["epoch"], steps[-1]
     total = parse_duration("train_for", config.train_for).steps(round(step / epoch))
     return step == latest == total
 
@@ -213,7 +210,7 @@ def entry(campaign: Campaign, seed: int, workdir: epath.Path) -> Line:
     """The ledger's line of a trial that has come to its end; the device is that of now."""
     config = config_lib.read_config(workdir / checkpoints.CONFIG_FILE)
     flat, lines = config_lib.flatten(config), read_metrics(workdir)
-    errors = [line["test/error"] for line in lines if "test/error" in line]
+    errors = [line["test/error"] for line in lines if line.get("test/error") is not None]
     size = size_of(config)
     row, column = campaign.row, campaign.column
     # Without what changes no result, such as a folder of this machine.
@@ -247,7 +244,7 @@ def entry(campaign: Campaign, seed: int, workdir: epath.Path) -> Line:
 def by_column(lines: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
     """The errors of Table 4's columns, from every line of a ``metrics.jsonl`` that has them."""
     return {
-        column: [line[name] for line in lines if name in line]
+        column: [line[name] for line in lines if line.get(name) is not None]
         for column, name in protocol.MEASURES.items()
     }
 

@@ -2,21 +2,23 @@
 
 import contextlib
 import fcntl
+import glob
 import json
 import os
 import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator
-from typing import NamedTuple, TextIO
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TextIO, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 from orbax.checkpoint import args as ocp_args
 from orbax.checkpoint import checkpoint_managers as policies
@@ -34,58 +36,82 @@ DATASET_FILE = "dataset.json"
 LOCK_FILE = ".lock"
 FOLDER = "checkpoints"
 DAMAGED = "damaged"
-FINGERPRINT = "fingerprint"
+EARLIER = "earlier"  # what a restart puts aside
+RECORD, RECORD_FILE = "record", "record.json"  # the item of a checkpoint, and its file
 CHANGED = "its numbers are not those that were saved"
 MARGIN = 1_000_000  # bytes beside the numbers: some dozens of files, and the log
+SETTLING = 0.5  # seconds in which a run that deletes a checkpoint is done with it
+ATTEMPTS = 10
+# What a key means depends on the first two. Arrays may be of other types with the third.
+RANDOM = ("jax_default_prng_impl", "jax_threefry_partitionable")
+SETTINGS = (*RANDOM, "jax_enable_x64")
+GARBLED = (json.JSONDecodeError, UnicodeDecodeError, LookupError)  # of Orbax's own small files
+# TensorStore's words for bytes that are not those which were written.
+BROKEN = re.compile(r"(DATA_LOSS|NOT_FOUND|OUT_OF_RANGE|FAILED_PRECONDITION|INVALID_ARGUMENT): ")
+
+T = TypeVar("T")
 
 
-class Damaged(UserError):
-    """A checkpoint that cannot be read, or is not what was saved."""
+class Unreadable(UserError):
+    """A checkpoint that cannot be read here and now; nothing says that it is not whole."""
+
+    VERDICT = "cannot be read"
 
     def __init__(self, step: int, reason: str):
-        first = (reason.strip().splitlines() or ["unreadable"])[0]
-        super().__init__(f"the checkpoint of step {step} is damaged ({first[:200]})")
+        first = (reason.strip().splitlines() or ["no reason is given"])[0]
+        super().__init__(f"the checkpoint of step {step} {self.VERDICT} ({first[:300]})")
+
+
+class Damaged(Unreadable):
+    """A checkpoint that is not what was saved."""
+
+    VERDICT = "is damaged"
 
 
 class WritingFailed(RuntimeError):
     """A checkpoint could not be written, for want of room or rights; those before it are whole."""
 
 
+class Folder(epath.gpath.PosixGPath):
+    """A path whose characters are its own: etils reads ``[x]`` in it as a pattern, in `glob`."""
+
+    def glob(self, pattern: str) -> Iterator["Folder"]:
+        return map(Folder, epath.Path(glob.escape(os.fspath(self))).glob(pattern))
+
+
 class Checkpoints:
     """The checkpoints of one workdir.
 
-    Each has two items, so that evaluation and `init_from` need no optimizer: ``weights``
-    (parameters and statistics, or their average if one is kept) and ``training`` (step, momentum,
-    key, the metrics since the last log, and what the average is of). It is written beside its place
-    and renamed when complete: a run that is killed leaves either the whole of it or nothing.
+    Each has three items. Evaluation and `init_from` need the first alone: ``weights`` (parameters
+    and statistics, or their average if one is kept), ``training`` (step, momentum, key, the metrics
+    since the last log, and what the average is of), and ``record``: the test error, the numbers of
+    all arrays by which damage is seen (`fingerprint`), and the settings of JAX. A checkpoint is
+    written beside its place and renamed when complete: a run that is killed leaves either the whole
+    of it or nothing.
     """
 
     def __init__(self, workdir: epath.PathLike, read_only: bool = False):
         """Opens the folder; creates it unless ``read_only``."""
-        # Two of the latest: one is left should the newest be damaged.
-        kept = policies.AnyPreservationPolicy(
-            [
-                policies.LatestN(2),
-                policies.BestN(
-                    get_metric_fn=lambda metrics: -metrics["error"],
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                ),
-            ]
-        )
-        self._failed = False
-        self._folder = epath.Path(workdir).absolute() / FOLDER
+        self._failed = self._proven = False
+        self._folder = Folder(workdir).absolute() / FOLDER
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=kept,
-            best_fn=lambda metrics: metrics["error"],  # without one Orbax stores no metrics
-            best_mode="min",
+            preservation_policy=_Preserved(self),
             create=not read_only,
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
         )
         handlers = {name: ocp.PyTreeCheckpointHandler() for name in ("weights", "training")}
-        _check_metrics(self._folder)
+        handlers[RECORD] = ocp.JsonCheckpointHandler(filename=RECORD_FILE)
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
+        self._errors: dict[int, float | None] = {}  # in percent; None where it was not measured
+        for step in self.steps:
+            with contextlib.suppress(Unreadable):
+                self._errors[step] = self._record(step)["error"]
+
+    @property
+    def steps(self) -> list[int]:
+        """Those of all checkpoints, in order."""
+        return sorted(self._manager.all_steps())
 
     @property
     def latest(self) -> int | None:
@@ -95,108 +121,123 @@ class Checkpoints:
     @property
     def best(self) -> int | None:
         """The step of the checkpoint with the lowest test error; the latest of equals."""
-        errors = self._errors()
-        return min(errors, key=lambda step: (errors[step], -step)) if errors else self.latest
+        best = self.best_of(self.steps)
+        return self.latest if best is None else best
 
     @property
     def best_error(self) -> float | None:
         """The lowest test error, in percent."""
-        return min(self._errors().values(), default=None)
+        best = self.best_of(self.steps)
+        return None if best is None else self._errors[best]
 
-    def _errors(self) -> dict[int, float]:
-        errors = {}
-        for step in self._manager.all_steps():
-            with _damaged(step):
-                if found := self._manager.metrics(step):
-                    errors[step] = found["error"]
-        return errors
+    def best_of(self, steps: Sequence[int]) -> int | None:
+        """The best of some checkpoints; None if the test error of none of them is known."""
+        known = {step: self._errors[step] for step in steps if self._errors.get(step) is not None}
+        return min(known, key=lambda step: (known[step], -step), default=None)
+
+    def kept(self, steps: Sequence[int]) -> set[int]:
+        """Which of the checkpoints are to stay: the best, and two of the latest, should the newest
+        be damaged; also those whose records cannot be read, of which nobody knows."""
+        unknown = set(steps) - self._errors.keys()
+        return {*steps[-2:], self.best_of(steps), *unknown} - {None}
 
     def save(self, step: int, carry: Carry, error: float | None) -> None:
         """Copies the carry off the device and returns; the files are written meanwhile.
 
+        The first of this process is waited for, and looked for where it should lie.
+
         Args:
           error: the test error, in percent, where it is known.
+
+        Raises:
+          WritingFailed: this one or the one before could not be written.
         """
         if step == self.latest:
             return
-        weights, training = _parts(carry)
-        training["fingerprint"] = fingerprint(carry)
-        # Those of the weights also by name, for who reads them alone.
-        named = {FINGERPRINT: _numbers(weights, carry, training["fingerprint"])}
-        items = ocp_args.Composite(
-            weights=ocp_args.PyTreeSave(weights), training=ocp_args.PyTreeSave(training)
+        items = _items(carry)
+        settings = {name: getattr(jax.config, name) for name in SETTINGS}
+        record = {"error": error, "fingerprint": _numbers(items), "settings": settings}
+        args = ocp_args.Composite(
+            **{name: ocp_args.PyTreeSave(item) for name, item in items.items()},
+            **{RECORD: ocp_args.JsonSave({"record": record, "crc32": _crc32(record)})},
         )
-        metrics = None if error is None else {"error": error}
+        self._errors[step] = error
         with self._failing():
             self._check_room(carry)
-            self._manager.save(step, args=items, metrics=metrics, force=True, custom_metadata=named)
+            self._manager.save(step, args=args, force=True)
+        if not self._proven:
+            self.wait()
+            self._prove(step)
+
+    def _prove(self, step: int) -> None:
+        """That what was written can be found again: not so on every file system."""
+        try:
+            if processes.is_first():
+                self._saved(step)
+        except Unreadable as error:
+            self._failed = True
+            raise WritingFailed(f"{error}, though it was just written to {self._folder}") from error
+        self._proven = True
 
     def restore(self, like: Carry, step: int) -> Carry:
         """The carry saved at that step; ``like`` gives its shapes and where it lies.
 
         Raises:
-          Damaged: it cannot be read, or is not what was saved.
-          UserError: it is whole, but of another network.
+          Damaged: it is not what was saved.
+          Unreadable: it cannot be read, for want of rights or memory.
+          UserError: it is of another network, optimizer, or kind of random numbers.
         """
-        self._check_shapes(like.state.variables, step)
-        weights, training = _parts(like)
-        training["fingerprint"] = jax.ShapeDtypeStruct(
-            (len(jax.tree.leaves(like)),), np.uint32, sharding=like.state.step.sharding
-        )
-        items = ocp_args.Composite(weights=_reading(weights), training=_reading(training))
-        with _damaged(step):
-            found = self._manager.restore(step, args=items)
-        expected = found["training"].pop("fingerprint")
-        carry = _whole(like, **found)
-        if not np.array_equal(fingerprint(carry), expected):
-            raise Damaged(step, CHANGED)
+        items = _items(like)
+        self._check_fit(_flat(items), step, RANDOM)
+        args = {name: _restore_args(item) for name, item in items.items()}
+        with self._reading(step, *GARBLED):
+            found = self._manager.restore(step, args=ocp_args.Composite(**args))
+            carry = _whole(like, found["weights"], found["training"])
+            self._check_numbers(_items(carry), step)
         return carry
-
-    def _check_shapes(self, variables: PyTree, step: int) -> None:
-        """The config is the same, or it would not have come so far: the program is another one."""
-        found = self.shapes(step)
-        own = traverse_util.flatten_dict(variables)
-        for key in sorted(own.keys() | found.keys()):
-            shapes = [tuple(tree[key].shape) if key in tree else "missing" for tree in (found, own)]
-            if shapes[0] != shapes[1]:
-                raise UserError(
-                    f"the checkpoint of step {step} in {self._folder} is of another network: "
-                    f"{'/'.join(key)} is {shapes[0]} there and {shapes[1]} here; go on with the "
-                    "version of this program that wrote it, or use another workdir"
-                )
 
     def restore_newest(self, like: Carry) -> tuple[Carry | None, list[str]]:
         """The newest carry that is whole, and what to say of it; None if there is no checkpoint.
 
-        Those that are damaged are moved to the workdir's folder ``damaged``.
+        Those after it, which are damaged, are moved to the workdir's folder ``damaged``.
 
         Raises:
-          UserError: all are damaged.
+          UserError: there are checkpoints, but none is whole, or one cannot be read for another
+            reason than damage; nothing is changed.
         """
-        said = []
-        while (step := self.latest) is not None:
+        damages: dict[int, Damaged] = {}
+        for step in reversed(self.steps):
             try:
                 carry = self.restore(like, step)
-                return carry, [*said, f"resuming at step {step} of {self._folder.parent}"]
             except Damaged as damage:
-                said.append(f"{damage}; going back to the one before")
-                self._put_aside(step)
-        if said:
+                damages[step] = damage
+                continue
+            said = [f"{damage}; going back to the one before" for damage in damages.values()]
+            if damages:
+                said.append(f"what is damaged is now in {self._put_aside(damages)}")
+            return carry, [*said, f"resuming at step {step} of {self._folder.parent}"]
+        workdir = self._folder.parent
+        if damages:
             raise UserError(
-                f"{said[-1].partition(';')[0]}, and none is left before it; all are in "
-                f"{self._folder.parent / DAMAGED}, and the same command would begin afresh"
+                f"{', '.join(map(str, damages.values()))}, and {workdir} has no other; "
+                "--restart moves them aside and begins afresh"
             )
-        if (aside := self._folder.parent / DAMAGED).exists():
-            return None, [f"beginning afresh, for all checkpoints were damaged: see {aside}"]
+        if _names(workdir / DAMAGED):
+            raise UserError(
+                f"{workdir} has damaged checkpoints, in {workdir / DAMAGED}, and no others; "
+                "--restart moves them aside and begins afresh"
+            )
         return None, []
 
-    def _put_aside(self, step: int) -> None:
+    def _put_aside(self, steps: Mapping[int, Damaged]) -> epath.Path:
+        aside = self._folder.parent / DAMAGED
         if processes.is_first():
-            aside = self._folder.parent / DAMAGED
             aside.mkdir(exist_ok=True)
-            (self._folder / str(step)).rename(aside / f"{step}_{int(time.time())}")
+            for step in steps:
+                (self._folder / str(step)).rename(unused(aside / str(step)))
         processes.wait_for_all("put aside")
         self._manager.reload()
+        return aside
 
     def find(self, which: str | int) -> int:
         """The step of the ``"best"`` or of the ``"latest"`` checkpoint, or the one that is given.
@@ -208,7 +249,7 @@ class Checkpoints:
             return self.best
         if which == "latest":
             return self.latest
-        steps = {str(step): step for step in self._manager.all_steps()}
+        steps = {str(step): step for step in self.steps}
         if str(which) not in steps:
             raise UserError(
                 f"{self._folder.parent} has no checkpoint {which!r}; choose best, latest or "
@@ -217,26 +258,109 @@ class Checkpoints:
         return steps[str(which)]
 
     def shapes(self, step: int) -> dict[tuple[str, ...], PyTree]:
-        """The shapes of the saved weights, by flattened key. Raises Damaged."""
-        with _damaged(step):
-            saved = self._manager.item_metadata(step)["weights"].tree
-            return traverse_util.flatten_dict(dict(saved))
+        """The shapes of the saved weights, by flattened key. Raises Unreadable."""
+        return traverse_util.flatten_dict(self._saved(step)["weights"])
 
     def restore_weights(self, like: PyTree, step: int) -> PyTree:
         """The saved values of ``like``, the shapes of the weights or of a part of them.
 
         Raises:
-          Damaged: they cannot be read, or are not what was saved.
+          Damaged: they are not what was saved.
+          Unreadable: they cannot be read, for want of rights or memory.
+          UserError: they are of other shapes or types.
         """
-        items = ocp_args.Composite(weights=_reading(like, partial_restore=True))
-        with _damaged(step):
-            found = self._manager.restore(step, args=items)["weights"]
-            expected = (self._manager.metadata(step).custom_metadata or {}).get(FINGERPRINT, {})
-        flat = traverse_util.flatten_dict(found, sep="/")
-        for name, number in zip(flat, fingerprint(list(flat.values())).tolist(), strict=True):
-            if expected.get(name, number) != number:  # checkpoints of old have no such numbers
-                raise Damaged(step, CHANGED)
-        return found
+        self._check_fit(_flat({"weights": like}), step)
+        args = ocp_args.Composite(weights=_restore_args(like, partial_restore=True))
+        with self._reading(step, *GARBLED):
+            found = {"weights": self._manager.restore(step, args=args)["weights"]}
+            self._check_numbers(found, step)
+        return found["weights"]
+
+    def _check_numbers(self, items: dict[str, PyTree], step: int) -> None:
+        """Raises Damaged."""
+        expected = self._record(step)["fingerprint"]
+        if any(expected[name] != number for name, number in _numbers(items).items()):
+            raise Damaged(step, CHANGED)
+
+    def _check_fit(self, wanted: dict[str, Any], step: int, settings: Sequence[str] = ()) -> None:
+        """Before anything is read: what does not fit would be cast, or end in some other error.
+
+        Args:
+          wanted: shapes by name; of a whole carry, or of a part of the weights.
+          settings: those of JAX that have to be the same.
+
+        Raises:
+          UserError: something differs; nothing is changed.
+        """
+        found = _flat(self._saved(step))
+        if not settings:
+            found = {name: leaf for name, leaf in found.items() if name in wanted}
+        kinds = [{name: _kind(leaf) for name, leaf in tree.items()} for tree in (found, wanted)]
+        differing = _differences(*kinds)
+        stored = self._record(step)["settings"]
+        own = {name: getattr(jax.config, name) for name in SETTINGS}
+        others = _differences(stored, own)
+        if differing or any(name in settings for name in others):
+            arrays = sorted(differing.values(), key=lambda line: not line.startswith("weights"))
+            lines = [*others.values(), *arrays]
+            more = f", and {len(lines) - 3} more differ" if len(lines) > 3 else ""
+            raise UserError(
+                f"the checkpoint of step {step} in {self._folder} does not fit this run: "
+                f"{', '.join(lines[:3])}{more}; go on with the settings and the version of this "
+                "program that wrote it, or use another workdir"
+            )
+
+    def _saved(self, step: int) -> dict[str, PyTree]:
+        """The shapes of all that was saved, as trees of dicts and lists. Raises Unreadable."""
+        self._check_access(step)
+        names = self._record(step)["fingerprint"].keys()
+        # Small text files, whose readers stumble in many ways over what was not written so.
+        with self._reading(step, ValueError, LookupError, TypeError, AttributeError):
+            metadata = self._manager.item_metadata(step)
+            found = {name: dict(metadata[name].tree) for name in ("weights", "training")}
+            if _flat(found).keys() != names:
+                raise Damaged(step, "its arrays are not those that were saved")
+            return found
+
+    def _record(self, step: int) -> dict[str, Any]:
+        """Raises Unreadable."""
+        folder = self._folder / str(step) / RECORD
+        if (self._folder / str(step)).exists() and not folder.exists():
+            raise Unreadable(step, f"it has no {RECORD}: another version of this program wrote it")
+        with self._reading(step, FileNotFoundError, ValueError, LookupError, TypeError):
+            found = json.loads((folder / RECORD_FILE).read_bytes())
+            if _crc32(found["record"]) != found["crc32"]:
+                raise Damaged(step, f"its {RECORD} is not what was saved")
+            return found["record"]
+
+    def _check_access(self, step: int) -> None:
+        """Raises Unreadable if a file may not be read, of which Orbax says that it is not there."""
+        folder = os.fspath(self._folder / str(step))
+        if "://" in folder:
+            return
+        with self._reading(step, FileNotFoundError):
+            for path, _, files in os.walk(folder, onerror=_raise):
+                for name in files:
+                    with open(os.path.join(path, name), "rb"):
+                        pass
+
+    @contextlib.contextmanager
+    def _reading(self, step: int, *broken: type[Exception]) -> Iterator[None]:
+        """Around what reads a checkpoint: tells what is damaged from what cannot be read.
+
+        Args:
+          broken: the errors of damage, beside those that say so themselves.
+        """
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            reasons = list(_causes(error))
+            kind = Unreadable
+            if isinstance(error, broken) or any(BROKEN.match(str(cause)) for cause in reasons):
+                kind = Damaged
+            raise kind(step, f"{type(reasons[-1]).__name__}: {reasons[-1]}") from error
 
     def wait(self) -> None:
         """Returns when all is written. Raises WritingFailed."""
@@ -273,26 +397,25 @@ class Checkpoints:
             ) from error
 
 
-def _check_metrics(folder: epath.Path) -> None:
-    """Raises Damaged for a checkpoint without readable metrics, for which Orbax opens none."""
-    for path in folder.glob("*/metrics/metrics"):
-        checkpoint = path.parent.parent
-        if not checkpoint.name.isdecimal():  # one that was never completed
-            continue
-        try:
-            json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            reason = f"its metrics cannot be read; move {checkpoint} elsewhere"
-            raise Damaged(int(checkpoint.name), reason) from error
+class _Preserved(policies.PreservationPolicy):
+    """Orbax deletes the checkpoints that are not `Checkpoints.kept`."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints = checkpoints
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        steps = [info.step for info in checkpoints]
+        kept = self._checkpoints.kept(steps)
+        return [step in kept for step in steps]
 
 
-def _parts(carry: Carry) -> tuple[dict, dict]:
-    """The two items of a checkpoint."""
+def _items(carry: Carry) -> dict[str, PyTree]:
+    """The two items of a checkpoint that are arrays."""
     state = carry.state
     progress = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
     if state.average is not None:
         progress["variables"] = state.variables
-    return state.weights, {"state": progress, "metrics": carry.metrics}
+    return {"weights": state.weights, "training": {"state": progress, "metrics": carry.metrics}}
 
 
 def _whole(like: Carry, weights: dict, training: dict) -> Carry:
@@ -304,43 +427,112 @@ def _whole(like: Carry, weights: dict, training: dict) -> Carry:
     return Carry(state, training["metrics"])
 
 
-def _numbers(weights: PyTree, carry: Carry, numbers: Array) -> dict[str, int]:
-    """The numbers of the weights, which are some of the carry's own arrays, by flattened key."""
-    places = {id(leaf): place for place, leaf in enumerate(jax.tree.leaves(carry))}
-    numbers, flat = numbers.tolist(), traverse_util.flatten_dict(weights, sep="/")
-    return {name: numbers[places[id(leaf)]] for name, leaf in flat.items()}
+def _flat(tree: PyTree) -> dict[str, Any]:
+    """The leaves by name, by the same for a tree, for its shapes and for what Orbax says of it."""
+    return ocp.tree.to_flat_dict(ocp.tree.serialize_tree(tree, keep_empty_nodes=True), sep="/")
 
 
-@contextlib.contextmanager
-def _damaged(step: int) -> Iterator[None]:
-    """Around what reads a checkpoint, and may raise whatever a reader of half a file does."""
-    try:
-        yield
-    except Exception as error:
-        raise Damaged(step, str(error)) from error
+def _numbers(items: dict[str, PyTree]) -> dict[str, int]:
+    """The fingerprint of every array, by name."""
+    flat = _flat(items)
+    return dict(zip(flat, fingerprint(list(flat.values())).tolist(), strict=True))
 
 
-def _reading(like: PyTree, **options) -> ocp_args.PyTreeRestore:
+def _kind(leaf: Any) -> str:
+    return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, str]:
+    """What differs, each as ``key is 1 there and 2 here``."""
+    return {
+        key: f"{key} is {there.get(key, 'missing')} there and {here.get(key, 'missing')} here"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key) != here.get(key)
+    }
+
+
+def _crc32(record: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and what it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _restore_args(like: PyTree, **options) -> ocp_args.PyTreeRestore:
     """How to read a tree of these shapes to where they say."""
     where = ocp.checkpoint_utils.construct_restore_args(like)
     return ocp_args.PyTreeRestore(item=like, restore_args=where, **options)
 
 
+def _names(folder: epath.Path) -> list[str]:
+    """Of what lies in a folder; none if there is none."""
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def steps_in(workdir: epath.PathLike) -> list[int]:
+    """The steps of a workdir's checkpoints, whatever may be wrong with them."""
+    folder = epath.Path(workdir) / FOLDER
+    return sorted(int(name) for name in _names(folder) if name.isdecimal())
+
+
+def unused(path: epath.Path) -> epath.Path:
+    """The path, or with ``_2``, ``_3`` and so on at its end the first that is not there."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}_{number}")
+    return free
+
+
 # The config and the description of the data beside the checkpoints
 
 
-def check_workdir(workdir: epath.Path, config: ConfigDict) -> None:
+def move_aside(workdir: epath.Path, names: Sequence[str]) -> list[str]:
+    """Moves files and folders of the workdir, those that there are, to one of ``earlier``.
+
+    Returns:
+      What to say of it.
+    """
+    said = []
+    if processes.is_first():
+        there, aside = sorted({*names} & {*_names(workdir)}), unused(workdir / EARLIER)
+        for name in there:
+            aside.mkdir(exist_ok=True)
+            (workdir / name).rename(aside / name)
+            said = [f"beginning afresh; what was here is now in {aside}"]
+    processes.wait_for_all("move aside")
+    return said
+
+
+def check_workdir(workdir: epath.Path, config: ConfigDict, restart: bool = False) -> None:
     """Refuses the workdir of another run, and leaves it as it is.
+
+    Args:
+      restart: what it holds is moved aside, and may be of any run.
 
     Raises:
       UserError: it holds another recipe or model (the keys that differ are listed), or
         checkpoints without a config, or it is no folder that can be written.
     """
     path = workdir / CONFIG_FILE
+    if "\\" in os.fspath(workdir):
+        raise UserError(
+            f"workdir {workdir} has a backslash, which checkpoints take for a slash; use another"
+        )
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"workdir {workdir} is no folder")
+    if restart:
+        return
     if not path.exists():
-        if (workdir / FOLDER).exists():
+        if steps_in(workdir):
             raise UserError(f"workdir {workdir} has checkpoints but no {CONFIG_FILE}; use another")
         return
     differing = config_lib.differences(config_lib.read_config(path), config)
@@ -363,7 +555,7 @@ def check_data(workdir: epath.Path, description: Description) -> list[str]:
     """
     path = workdir / DATASET_FILE
     # Asked in this order: the first of several processes may be writing both, one after the other.
-    trained = (workdir / FOLDER).exists()
+    trained = steps_in(workdir)
     if not path.exists() and not trained:
         return []
     found = differences(read_description(path), description)
@@ -449,9 +641,9 @@ def _write(path: epath.Path, text: str) -> None:
 # Starting from another run's weights
 
 
-def check_source(workdir: epath.Path, config: ConfigDict) -> None:
+def check_source(workdir: epath.Path, config: ConfigDict, restart: bool = False) -> None:
     """Raises UserError if a fresh run is to start from weights that are not there."""
-    if config.init_from and not (workdir / FOLDER).exists():
+    if config.init_from and (restart or not steps_in(workdir)):
         open_existing(config.init_from).close()
 
 
@@ -469,20 +661,23 @@ def initialize_from(workdir: epath.PathLike, state: TrainState) -> Transfer:
     Raises:
       UserError: the workdir has no checkpoint, or nothing in it fits.
     """
-    source = open_existing(workdir)
     own = traverse_util.flatten_dict(state.variables)
-    found = source.shapes(source.best)
-    fits = {
-        key: value
-        for key, value in own.items()
-        if key in found and tuple(found[key].shape) == value.shape
-    }
-    if not fits:
-        raise UserError(f"init_from={workdir}: nothing in it fits this network")
-    tree = jax.tree.map(ocp.utils.to_shape_dtype_struct, traverse_util.unflatten_dict(fits))
-    restored = traverse_util.flatten_dict(source.restore_weights(tree, source.best))
-    source.close()
-    variables = traverse_util.unflatten_dict(own | restored)
+
+    def read(source: Checkpoints, step: int) -> tuple[dict, dict]:
+        found = source.shapes(step)
+        fits = {
+            key: jax.ShapeDtypeStruct(value.shape, found[key].dtype, sharding=value.sharding)
+            for key, value in own.items()
+            if key in found and tuple(found[key].shape) == value.shape
+        }
+        if not fits:
+            raise UserError(f"init_from={workdir}: nothing in it fits this network")
+        tree = source.restore_weights(traverse_util.unflatten_dict(fits), step)
+        return found, traverse_util.flatten_dict(tree)
+
+    _, (found, fits) = read_existing(workdir, "best", read)
+    cast = {key: value.astype(own[key].dtype) for key, value in fits.items()}
+    variables = traverse_util.unflatten_dict(own | cast)
     return Transfer(
         state.replace(params=variables["params"], batch_stats=variables.get("batch_stats", {})),
         missing=sorted("/".join(key) for key in own.keys() - fits.keys()),
@@ -494,12 +689,47 @@ def open_existing(workdir: epath.PathLike) -> Checkpoints:
     """The checkpoints of a run that has some; nothing in it is changed.
 
     Raises:
-      UserError: there are none.
+      UserError: there are none, or the folder cannot be read.
     """
-    if (epath.Path(workdir) / FOLDER).exists():
-        checkpoints = Checkpoints(workdir, read_only=True)
-        if checkpoints.latest is not None:
-            return checkpoints
-    trials = sorted(path.parent.name for path in epath.Path(workdir).glob(f"*/{FOLDER}"))
+    workdir = epath.Path(workdir)
+    try:
+        for _ in range(ATTEMPTS):
+            with contextlib.suppress(FileNotFoundError):  # deleted while the folder was looked at
+                if not steps_in(workdir):
+                    break
+                return Checkpoints(workdir, read_only=True)
+        trials = [name for name in _names(workdir) if steps_in(workdir / name)]
+    except OSError as error:
+        raise UserError(f"{workdir} cannot be read ({error.strerror or error})") from error
     hint = f"; its trials do: {', '.join(trials)}" if trials else ""
     raise UserError(f"{workdir} has no checkpoint{hint}")
+
+
+def read_existing(
+    workdir: epath.PathLike, which: str | int, read: Callable[[Checkpoints, int], T]
+) -> tuple[int, T]:
+    """The step of a checkpoint and what ``read(checkpoints, step)`` gives of it.
+
+    The run may go on meanwhile, and delete what is being read: then it is the best or latest of
+    what there is by then.
+
+    Args:
+      which: as for `Checkpoints.find`.
+
+    Raises:
+      UserError: there is no such checkpoint, or it is damaged or cannot be read.
+    """
+    for _ in range(ATTEMPTS):
+        before = steps_in(workdir)
+        with contextlib.closing(open_existing(workdir)) as found:
+            step = found.find(which)
+            try:
+                return step, read(found, step)
+            except Unreadable:
+                time.sleep(SETTLING)
+                if steps_in(workdir) == before:
+                    raise
+    raise UserError(
+        f"the checkpoints of {workdir} are replaced faster than they can be read; try again when "
+        "the run that writes them has ended"
+    )

@@ -18,8 +18,19 @@ from multipath_jax.training import curves, processes
 from multipath_jax.training.parts import Parts
 from multipath_jax.training.profiler import Profiler
 from multipath_jax.training.step import Carry
-from multipath_jax.training.writers import METRICS_FILE, Log
+from multipath_jax.training.writers import DROPPED_FILE, METRICS_FILE, Log
 
+# What a run writes into its workdir, but for the traces and TensorBoard's files, which have names
+# of their own each time.
+WRITTEN = (
+    ckpt.FOLDER,
+    ckpt.DAMAGED,
+    ckpt.CONFIG_FILE,
+    ckpt.DATASET_FILE,
+    METRICS_FILE,
+    DROPPED_FILE,
+    curves.CURVES_FILE,
+)
 SECONDS_A_CALL = 1.0  # how often a run looks up: at the clock, the progress bar, a wish to stop
 
 
@@ -57,13 +68,18 @@ def never() -> bool:
 
 
 def train(
-    config: ConfigDict, workdir: epath.PathLike, should_stop: Callable[[], bool] = never
+    config: ConfigDict,
+    workdir: epath.PathLike,
+    should_stop: Callable[[], bool] = never,
+    restart: bool = False,
 ) -> Result:
     """Trains one run by the config, from the newest checkpoint of the workdir if it has one.
 
     Of ``config.trials`` it is the first; `trials.train_trials` trains them all.
 
     Args:
+      restart: begins afresh in any case; what the workdir has of a run is moved into a folder
+        ``earlier`` of it.
       should_stop: asked about once a second; True ends the run with a checkpoint, from which the
         next call goes on as if it had never stopped.
 
@@ -72,9 +88,9 @@ def train(
       TrainingFailed: the loss is not finite.
     """
     workdir = epath.Path(workdir).expanduser().absolute()
-    ckpt.check_workdir(workdir, config)
-    ckpt.check_source(workdir, config)
-    with start_run(Parts(config), config, workdir) as run:
+    ckpt.check_workdir(workdir, config, restart)
+    ckpt.check_source(workdir, config, restart)
+    with start_run(Parts(config), config, workdir, restart=restart) as run:
         overview = parameter_overview.get_parameter_overview
         run.log.say(overview(run.carry.state.params, include_stats=False))
         go([run], should_stop)
@@ -83,22 +99,22 @@ def train(
 
 @contextlib.contextmanager
 def start_run(
-    parts: Parts, config: ConfigDict, workdir: epath.Path, name: str = ""
+    parts: Parts, config: ConfigDict, workdir: epath.Path, name: str = "", restart: bool = False
 ) -> Iterator["Run"]:
     """A run of a workdir, from its newest checkpoint if it has one; in the end all is written.
 
     Args:
       config: that of ``parts``, but for the seed.
       name: in front of what it prints, where there are several.
+      restart: as for `train`.
     """
     with ckpt.claimed(workdir):
-        notes = ckpt.check_data(workdir, parts.description)
-        ckpt.write_config(workdir, config)
-        ckpt.write_description(workdir, parts.description)
+        said = ckpt.move_aside(workdir, WRITTEN) if restart else []
+        said += ckpt.check_data(workdir, parts.description)
         with contextlib.closing(ckpt.Checkpoints(workdir)) as checkpoints:
             run = Run(parts, config, workdir, checkpoints, name)
             with contextlib.closing(run.log):
-                for line in notes:
+                for line in (*said, *run.origin):
                     run.log.say(line)
                 yield run
 
@@ -170,10 +186,15 @@ class Run:
         checkpoints: ckpt.Checkpoints,
         name: str = "",
     ):
-        """Resumes, else starts from ``config.init_from``, else afresh."""
+        """Resumes, else starts from ``config.init_from``, else afresh.
+
+        Until it is known how, nothing in the workdir is changed.
+        """
         self.parts, self.plan, self.config = parts, parts.plan, config
         self.workdir, self.checkpoints = workdir, checkpoints
-        self.carry, origin = self._start()
+        self.carry, self.origin = self._start()
+        ckpt.write_config(workdir, config)
+        ckpt.write_description(workdir, parts.description)
         self.step = int(self.carry.state.step)
         self.test: dict[str, float] = {}
         best = checkpoints.best_error
@@ -181,8 +202,6 @@ class Run:
         self._order: tuple[int, Array] | None = None  # of an epoch
         self.replaced = 0  # pictures that could not be read, since the last log
         self.log = Log(config, self.plan, workdir, self.step, name)
-        for line in origin:
-            self.log.say(line)
 
     def _start(self) -> tuple[Carry, list[str]]:
         """The carry to go on from, and what to say about where it comes from."""

@@ -18,13 +18,19 @@ FASTER_SIDE_BY_SIDE = {"cpu": True}
 
 
 def train_trials(
-    config: ConfigDict, workdir: epath.PathLike, should_stop: Callable[[], bool] = never
+    config: ConfigDict,
+    workdir: epath.PathLike,
+    should_stop: Callable[[], bool] = never,
+    restart: bool = False,
 ) -> list[Result]:
     """Trains ``config.trials`` seeds from ``config.seed`` on, in ``workdir/seed_N`` each.
 
     Side by side in one program or one after another, as ``config.side_by_side`` says; either way
     every trial has the config, the workdir and the result of the run of that seed alone, and goes
     on as one.
+
+    Args:
+      should_stop, restart: as for `loop.train`.
 
     Returns:
       How the trials ended, in the order of their seeds; those that were not begun are left out.
@@ -36,13 +42,14 @@ def train_trials(
     folder = epath.Path(workdir).expanduser().absolute()
     trials = {folder / f"seed_{own.seed}": own for own in configs(config)}
     for path, own in trials.items():
-        ckpt.check_workdir(path, own)
-        ckpt.check_source(path, own)
+        ckpt.check_workdir(path, own, restart)
+        ckpt.check_source(path, own, restart)
     parts = Parts(config)
     for path in trials:
-        ckpt.check_data(path, parts.description)
+        if not restart:
+            ckpt.check_data(path, parts.description)
     train = _side_by_side if chosen(config) else _one_by_one
-    return train(parts, trials, should_stop)
+    return train(parts, trials, should_stop, restart)
 
 
 def configs(config: ConfigDict) -> list[ConfigDict]:
@@ -59,10 +66,12 @@ def chosen(config: ConfigDict) -> bool:
     return config.trials > 1 and {"on": True, "off": False, "auto": measured}[config.side_by_side]
 
 
-def _one_by_one(parts: Parts, trials: dict, should_stop: Callable[[], bool]) -> list[Result]:
+def _one_by_one(
+    parts: Parts, trials: dict, should_stop: Callable[[], bool], restart: bool
+) -> list[Result]:
     results = []
     for path, config in trials.items():
-        with start_run(parts, config, path, name=path.name) as run:
+        with start_run(parts, config, path, path.name, restart) as run:
             go([run], should_stop)
             results.append(run.result())
         if not results[-1].finished:
@@ -70,10 +79,12 @@ def _one_by_one(parts: Parts, trials: dict, should_stop: Callable[[], bool]) -> 
     return results
 
 
-def _side_by_side(parts: Parts, trials: dict, should_stop: Callable[[], bool]) -> list[Result]:
+def _side_by_side(
+    parts: Parts, trials: dict, should_stop: Callable[[], bool], restart: bool
+) -> list[Result]:
     with ExitStack() as stack:
         runs = [
-            stack.enter_context(start_run(parts, config, path, name=path.name))
+            stack.enter_context(start_run(parts, config, path, path.name, restart))
             for path, config in trials.items()
         ]
         # A kill between two checkpoints leaves some a little behind: they catch up alone.

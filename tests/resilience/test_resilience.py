@@ -54,19 +54,20 @@ def test_twenty_kills_change_nothing(program, tmp_path):
 )
 def test_a_signal_saves_first_and_the_run_goes_on(program, tmp_path, number):
     changes = {"train_for": "40 steps", "checkpoint_every": "1000 steps"}
-    run = program(tmp_path / "run", **changes, log_every="1 step")
+    workdir = tmp_path / "grid[lr=0.3]" / "*"  # names that are also patterns
+    run = program(workdir, **changes, log_every="1 step")
     run.wait_for("step 2/40")
     status, output = run.send(number)
     assert status == 128 + number, output
     assert "stopped at step" in output
     assert "Traceback" not in output
-    step = saved(tmp_path / "run")[0]
+    step = saved(workdir)[0]
     assert 2 <= step < 40
-    status, output = program(tmp_path / "run", **changes, log_every="1 step").end()
+    status, output = program(workdir, **changes, log_every="1 step").end()
     assert status == 0
     assert f"resuming at step {step} of" in output
     assert program(tmp_path / "whole", **changes, log_every="1 step").end()[0] == 0
-    assert_same_end(tmp_path / "run", tmp_path / "whole")
+    assert_same_end(workdir, tmp_path / "whole")
 
 
 def test_a_second_run_on_one_workdir_is_refused(program, tmp_path):

@@ -1,10 +1,13 @@
-import pathlib
+import contextlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from damage import contents, flip
+from etils import epath
+from orbax.checkpoint import CheckpointManager
 
 from multipath_jax.errors import UserError
 from multipath_jax.training import checkpoints as ckpt
@@ -20,11 +23,6 @@ def parts(tiny_model, data_dir):
 def moved(carry, by):
     """Another carry: every floating number moved by so much."""
     return jax.tree.map(lambda x: x + by if x.dtype == jnp.float32 else x, carry)
-
-
-def files(folder):
-    paths = pathlib.Path(folder).rglob("*")
-    return {path: path.read_bytes() for path in paths if path.is_file()}
 
 
 def test_what_is_saved_comes_back_bit_for_bit(parts, workdir):
@@ -57,10 +55,10 @@ def test_an_average_is_the_weights_and_comes_back_beside_what_it_is_of(
     jax.tree.map(np.testing.assert_array_equal, kept, average)
 
 
-def test_without_an_average_the_items_are_those_of_before_there_was_one(parts):
-    weights, training = ckpt._parts(parts.abstract_carry)
-    assert weights.keys() == {"params", "batch_stats"}
-    assert training["state"].keys() == {"step", "opt_state", "rng"}
+def test_without_an_average_none_is_stored(parts):
+    items = ckpt._items(parts.abstract_carry)
+    assert items["weights"].keys() == {"params", "batch_stats"}
+    assert items["training"]["state"].keys() == {"step", "opt_state", "rng"}
 
 
 def test_the_best_and_the_two_latest_are_kept(parts, workdir):
@@ -82,17 +80,17 @@ def test_saving_a_step_again_changes_nothing(parts, workdir):
     checkpoints = ckpt.Checkpoints(workdir)
     checkpoints.save(3, carry, error=1.0)
     checkpoints.wait()
-    before = files(workdir)
+    before = contents(workdir)
     checkpoints.save(3, moved(carry, 1.0), error=None)
     checkpoints.close()
-    assert files(workdir) == before
+    assert contents(workdir) == before
 
 
 def test_a_workdir_of_another_recipe_is_refused_untouched(workdir):
     config = default_config()
     workdir.mkdir()
     ckpt.write_config(workdir, config)
-    before = files(workdir)
+    before = contents(workdir)
     config.schedule.rate, config.model.name = 0.2, "BaseCNN"
     config.log_every = "3 steps"
     with pytest.raises(UserError) as caught:
@@ -100,7 +98,7 @@ def test_a_workdir_of_another_recipe_is_refused_untouched(workdir):
     message = str(caught.value)
     assert "model.name: 'BaseCNN-2-CC' -> 'BaseCNN'; schedule.rate: 0.1 -> 0.2" in message
     assert "log_every" not in message
-    assert files(workdir) == before
+    assert contents(workdir) == before
 
 
 def test_the_same_recipe_is_welcome(workdir):
@@ -120,7 +118,7 @@ def test_what_is_no_workdir_is_refused(tmp_path, workdir):
     with pytest.raises(UserError, match="cannot be written"), ckpt.claimed(workdir):
         pass
     other = workdir.parent / "other"
-    (other / ckpt.FOLDER).mkdir(parents=True)
+    (other / ckpt.FOLDER / "7").mkdir(parents=True)
     with pytest.raises(UserError, match=r"checkpoints but no config.json"):
         ckpt.check_workdir(other, default_config())
 
@@ -137,14 +135,14 @@ def source(parts, workdir):
 
 def test_weights_of_another_run(parts, source):
     fresh = parts.fresh_carry(0).state
-    before = files(source)
+    before = contents(source)
     found = ckpt.initialize_from(source, fresh)
     assert (found.missing, found.extra) == ([], [])
     expected = moved(fresh.variables, 1 / 3)
     jax.tree.map(np.testing.assert_array_equal, found.state.variables, expected)
     jax.tree.map(np.testing.assert_array_equal, found.state.opt_state, fresh.opt_state)
     assert found.state.step == 0
-    assert files(source) == before
+    assert contents(source) == before
 
 
 def test_what_does_not_fit_is_listed_and_stays_fresh(parts, source):
@@ -179,3 +177,117 @@ def test_a_workdir_is_one_runs_at_a_time(workdir):
             pass
     with ckpt.claimed(workdir):  # the claim ended with its holder
         pass
+
+
+@pytest.mark.parametrize("name", ["grid[lr=0.3]", "[ab]*?", "50%20off#1"])
+def test_a_workdir_may_have_any_name(parts, tmp_path, name):
+    """etils and glob take ``[x]``, ``*`` and ``?`` as patterns, URLs ``%`` and ``#``."""
+    workdir = epath.Path(tmp_path) / name / "run"
+    carry = moved(parts.fresh_carry(0), 1 / 3)
+    with contextlib.closing(ckpt.Checkpoints(workdir)) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, carry, error=None)
+    again = ckpt.open_existing(workdir)
+    assert again.steps == [2, 3]
+    jax.tree.map(np.testing.assert_array_equal, again.restore(parts.abstract_carry, 3), carry)
+    with pytest.raises(UserError, match="has no checkpoint; its trials do: run"):
+        ckpt.open_existing(workdir.parent)
+
+
+def test_no_other_workdir_is_taken_for_it(parts, tmp_path):
+    """That of ``[ab]`` is not the one of ``a``, which the pattern matches."""
+    for number, name in enumerate("a[ab]".partition("[ab]")[:2]):
+        with contextlib.closing(ckpt.Checkpoints(tmp_path / name)) as checkpoints:
+            checkpoints.save(1, moved(parts.fresh_carry(0), float(number)), error=None)
+    found = ckpt.open_existing(tmp_path / "[ab]").restore(parts.abstract_carry, 1)
+    jax.tree.map(np.testing.assert_array_equal, found, moved(parts.fresh_carry(0), 1.0))
+
+
+def test_a_backslash_is_refused_before_anything_is_made(tmp_path):
+    """TensorStore takes it for a slash, and would write somewhere else."""
+    workdir = epath.Path(tmp_path) / "back\\slash" / "run"
+    with pytest.raises(UserError, match="has a backslash"):
+        ckpt.check_workdir(workdir, default_config())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_first_checkpoint_that_cannot_be_found_again_is_an_error_at_once(
+    parts, workdir, monkeypatch
+):
+    """Orbax keeps silent when it finds no parts of a checkpoint to put together."""
+    monkeypatch.setattr(ckpt.Folder, "glob", lambda *_: iter(()))
+    checkpoints = ckpt.Checkpoints(workdir)
+    with pytest.raises(ckpt.WritingFailed, match=r"step 1 is damaged .*it was just written to"):
+        checkpoints.save(1, parts.fresh_carry(0), error=None)
+
+
+def test_a_checkpoint_that_is_deleted_while_it_is_read_is_replaced_by_the_then_latest(
+    parts, workdir, monkeypatch
+):
+    monkeypatch.setattr(ckpt, "SETTLING", 0.0)
+    like = parts.abstract_carry.state.variables
+    tried = []
+    with contextlib.closing(ckpt.Checkpoints(workdir)) as writer:
+        writer.save(1, parts.fresh_carry(0), error=5.0)
+
+        def read(found, step):
+            tried.append(step)
+            if len(tried) == 1:  # the run goes on: of these two the second is better
+                writer.save(2, moved(parts.fresh_carry(0), 1.0), error=4.0)
+                writer.save(3, moved(parts.fresh_carry(0), 2.0), error=3.0)
+                writer.wait()
+            return found.restore_weights(like, step)
+
+        step, weights = ckpt.read_existing(workdir, "best", read)
+    assert (step, tried) == (3, [1, 3])
+    expected = moved(parts.fresh_carry(0).state.variables, 2.0)
+    jax.tree.map(np.testing.assert_array_equal, weights, expected)
+    tried = [0]  # one that was asked for by its step
+    with pytest.raises(UserError, match=r"has no checkpoint 1; choose best, latest or 2 or 3"):
+        ckpt.read_existing(workdir, 1, read)
+
+
+def test_a_checkpoint_that_is_deleted_while_the_folder_is_opened(source, monkeypatch):
+    honest, calls = CheckpointManager.all_steps, []
+
+    def vanishing(manager, *arguments):
+        calls.append(manager)
+        if len(calls) == 1:
+            raise FileNotFoundError("1")
+        return honest(manager, *arguments)
+
+    monkeypatch.setattr(CheckpointManager, "all_steps", vanishing)
+    assert ckpt.open_existing(source).steps == [1, 2]
+
+
+def test_a_damaged_checkpoint_of_a_run_at_rest_is_damaged(parts, source):
+    flip(source / ckpt.FOLDER / "1")
+    like = parts.abstract_carry.state.variables
+    before = contents(source)
+    with pytest.raises(ckpt.Damaged, match="step 1 is damaged"):
+        ckpt.read_existing(source, "best", lambda found, step: found.restore_weights(like, step))
+    assert contents(source) == before
+
+
+def test_whose_record_cannot_be_read_is_kept(parts, source):
+    """It may be the best; and it is damaged only for who wants to read it."""
+    record = source / ckpt.FOLDER / "1" / ckpt.RECORD / ckpt.RECORD_FILE
+    record.write_bytes(record.read_bytes().replace(b"1.0", b"9.0", 1))
+    with contextlib.closing(ckpt.Checkpoints(source)) as checkpoints:
+        assert (checkpoints.best, checkpoints.best_error) == (2, 2.0)
+        for step in (3, 4, 5):
+            checkpoints.save(step, parts.fresh_carry(0), error=3.0)
+    again = ckpt.open_existing(source)
+    assert again.steps == [1, 2, 4, 5]
+    with pytest.raises(ckpt.Damaged, match="its record is not what was saved"):
+        again.restore(parts.abstract_carry, 1)
+
+
+def test_weights_of_another_type_are_cast(parts, workdir):
+    carry = parts.fresh_carry(0)
+    small = jax.tree.map(lambda x: x.astype(jnp.float16), carry.state.params)
+    with contextlib.closing(ckpt.Checkpoints(workdir)) as checkpoints:
+        checkpoints.save(1, carry._replace(state=carry.state.replace(params=small)), error=1.0)
+    found = ckpt.initialize_from(workdir, moved(carry.state, 1.0)).state.params
+    jax.tree.map(np.testing.assert_array_equal, found, small)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype("float32")}
