@@ -37,9 +37,16 @@ def new_file(flag: str, name: str) -> pathlib.Path:
     return path
 
 
+def take_any_character() -> None:
+    """Lets stdout and stderr escape what their encoding lacks: users' names may hold anything."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
+
+
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Exits with what ``main(arguments)`` returns; a `UserError` is one line and status 2."""
     use_fast_convolutions()
+    take_any_character()
     try:
         status = main(sys.argv[1:])
         sys.stdout.flush()

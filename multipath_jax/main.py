@@ -20,7 +20,7 @@ import sys
 from absl import app, flags
 from etils import epath
 
-from multipath_jax import recipe
+from multipath_jax import cli, recipe
 from multipath_jax.cpu import use_fast_convolutions
 from multipath_jax.errors import UserError
 from multipath_jax.runs import load_run
@@ -122,6 +122,7 @@ def _evaluate() -> int:
 
 def run() -> None:
     """The entry point."""
+    cli.take_any_character()
     with contextlib.suppress(BrokenPipeError):
         app.run(main, flags_parser=recipe.parse)
 

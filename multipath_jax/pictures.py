@@ -7,22 +7,24 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import UInt8
 
+from multipath_jax.data.files import SUFFIXES, LeftOut, images_within
 from multipath_jax.data.images import BadImage, decode_into
 from multipath_jax.errors import UserError
 from multipath_jax.runs import LoadedRun
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")  # of pictures in folders
 
+def find(paths: Iterable[str | os.PathLike], left_out: LeftOut) -> list[pathlib.Path]:
+    """Files as they are given; of folders all pictures in them, as training finds them.
 
-def find(paths: Iterable[str | os.PathLike]) -> list[pathlib.Path]:
-    """Files as they are given; of folders all pictures in them, at any depth, sorted.
+    Args:
+      left_out: counts what else is in the folders.
 
     Raises:
-      UserError: a folder has no pictures.
+      UserError: a folder has no pictures, or cannot be read.
     """
     found = []
     for path in map(pathlib.Path, paths):
-        inside = _inside(path) if path.is_dir() else [path]
+        inside = _inside(path, left_out) if path.is_dir() else [path]
         if not inside:
             raise UserError(
                 f"{path} has no pictures ({', '.join(SUFFIXES)}); choose a folder that does"
@@ -31,9 +33,8 @@ def find(paths: Iterable[str | os.PathLike]) -> list[pathlib.Path]:
     return found
 
 
-def _inside(folder: pathlib.Path) -> list[pathlib.Path]:
-    named = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    return sorted(path for path in named if path.is_file() and not path.name.startswith("."))
+def _inside(folder: pathlib.Path, left_out: LeftOut) -> list[pathlib.Path]:
+    return [pathlib.Path(entry.path) for entry in images_within(folder, left_out)]
 
 
 def read(path: str | os.PathLike, run: LoadedRun) -> UInt8[np.ndarray, "h w c"]:

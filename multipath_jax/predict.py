@@ -4,7 +4,8 @@
     python -m multipath_jax.predict --workdir=runs/digits --json photographs/ > answers.jsonl
     python -m multipath_jax.predict --workdir=runs/digits --routes=routes.png seven.png
 
-Pictures may have any size and mode; of folders all pictures are taken. One line for each: the five
+Pictures may have any size and mode; of folders all pictures are taken, as in training: hidden ones
+are not, links are followed, and what is left out is counted on stderr. One line for each: the five
 most probable classes, or all of fewer. Exit status: 0; 1 if a picture cannot be read, which is
 named while the others go on; 2 for bad input.
 """
@@ -21,9 +22,11 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from multipath_jax import cli, pictures
+from multipath_jax.data.files import LeftOut
 from multipath_jax.data.images import BadImage
 from multipath_jax.errors import UserError
 from multipath_jax.figures import observe, routes
+from multipath_jax.names import shown
 from multipath_jax.runs import LoadedRun, load_run
 from multipath_jax.training.devices import enable_compilation_cache
 
@@ -52,7 +55,10 @@ def main(argv: Sequence[str]) -> int:
     run = load_run(flags.workdir, flags.checkpoint)
     enable_compilation_cache(run.config.compilation_cache)
     drawing = flags.routes and _drawing(run, flags.routes)
-    paths = pictures.find(flags.pictures)
+    left_out = LeftOut()
+    paths = pictures.find(flags.pictures, left_out)
+    if left_out:
+        print(f"left out: {left_out}", file=sys.stderr)
     form = _json if flags.json else Table(paths, run.description.class_names)
     readable, size, count = _readable(paths, run), min(BATCH, len(paths)), 0
     drawn: list[Picture] = []
@@ -136,12 +142,14 @@ class Table:
     """Answers in columns whose widths are known before the first answer is."""
 
     def __init__(self, paths: Sequence[pathlib.Path], class_names: Sequence[str]):
-        self._path = max(len(str(path)) for path in paths)
-        self._name = max(map(len, class_names))
+        self._path = max(len(shown(str(path))) for path in paths)
+        self._name = max(len(shown(name)) for name in class_names)
 
     def __call__(self, answer: Answer) -> str:
-        cells = [f"{name:<{self._name}} {100 * value:5.1f} %" for name, value in answer.ranked]
-        return "   ".join([f"{answer.path!s:<{self._path}}", *cells])
+        cells = [
+            f"{shown(name):<{self._name}} {100 * value:5.1f} %" for name, value in answer.ranked
+        ]
+        return "   ".join([f"{shown(str(answer.path)):<{self._path}}", *cells])
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
 """Answers to pictures of every kind."""
 
+import dataclasses
+import io
 import json
+import os
 import re
+import sys
 
 import numpy as np
 import pytest
 from command_line import refusal
 from PIL import Image
 
-from multipath_jax import pictures, predict
+from multipath_jax import cli, pictures, predict
 from multipath_jax.data.images import BadImage
 from multipath_jax.errors import UserError
 from multipath_jax.runs import load_run
@@ -37,6 +41,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+LEFT_OUT = "left out: hidden images (1), .txt files (1)\n"
 NAMES = ["a.png", "b.jpg", "c.PNG", "d.gif", "inside/e.webp"]
 
 
@@ -60,7 +65,7 @@ def by_hand(run, path):
 def test_a_folder_is_answered_in_order_by_the_network(capsys, run, folder, monkeypatch):
     monkeypatch.setattr(predict, "BATCH", 2)  # the last of three batches is filled up
     status, lines, err = answer(capsys, run, "--json", folder)
-    assert (status, err) == (0, "")
+    assert (status, err) == (0, LEFT_OUT)
     found = [json.loads(line) for line in lines]
     assert [line["picture"] for line in found] == [str(folder / name) for name in NAMES]
     for line in found:
@@ -91,7 +96,8 @@ def test_routes_are_drawn_of_the_first_pictures(capsys, run, folder, monkeypatch
     heights = []
     for name, what in (("two.png", folder), ("one.png", folder / "a.png")):
         status, _, err = answer(capsys, run, f"--routes={folder / name}", what)
-        assert (status, err) == (0, f"wrote {folder / name}\n")
+        left_out = LEFT_OUT if what == folder else ""
+        assert (status, err) == (0, f"{left_out}wrote {folder / name}\n")
         with Image.open(folder / name) as drawing:
             heights.append(drawing.height)
     assert heights[0] > 1.5 * heights[1]  # one beneath the other, and a legend
@@ -114,11 +120,49 @@ def test_what_cannot_be_read_is_named_and_the_others_go_on(capsys, run, folder):
     assert [line.split()[0] for line in lines] == [
         str(folder / name) for name in ("a.png", "d.gif", "inside/e.webp")
     ]
-    errors = err.splitlines()
+    errors = err.removeprefix(LEFT_OUT).splitlines()
     names = ["b.jpg", "c.PNG", "missing.png", "notes.txt"]
     assert len(errors) == len(names)
     for line, name in zip(errors, names, strict=True):
         assert line.startswith(f"error: {folder / name} cannot be read (")
+
+
+def test_names_that_no_encoding_has_are_answered(run, tmp_path, monkeypatch):
+    """Answers in JSON name a file so that Python finds it again."""
+    names = [b"caf\xe9.png", "猫.png".encode(), b"a\nb.png", b"$x$.png"]
+    for name in names:
+        with open(os.path.join(os.fsencode(tmp_path), name), "wb") as file:
+            Image.new("L", (8, 8)).save(file, "png")
+    described = dataclasses.replace(
+        run.description, class_names=tuple(os.fsdecode(b"\xff%d" % n) for n in range(10))
+    )
+    monkeypatch.setattr(
+        predict, "load_run", lambda *_: dataclasses.replace(run, description=described)
+    )
+
+    def printed(*flags, encoding):
+        output = io.TextIOWrapper(io.BytesIO(), encoding, write_through=True)  # strict by default
+        monkeypatch.setattr(sys, "stdout", output)
+        monkeypatch.setattr(sys, "argv", ["predict", "--workdir=.", *flags, str(tmp_path)])
+        with pytest.raises(SystemExit) as ended:
+            cli.run(predict.main)
+        assert ended.value.code == 0
+        return output.buffer.getvalue().decode(encoding).splitlines()
+
+    found = [json.loads(line) for line in printed("--json", encoding="utf-8")]
+    assert {os.fsencode(line["picture"]) for line in found} == {
+        os.path.join(os.fsencode(tmp_path), name) for name in names
+    }
+    assert {os.fsencode(c["class"]) for c in found[0]["classes"]} < {
+        b"\xff%d" % n for n in range(10)
+    }
+    routes = tmp_path / "routes.pdf"
+    lines = printed(f"--routes={routes}", encoding="ascii")
+    assert len(lines) == len(names)
+    shown = {line.split("   ")[0].strip().removeprefix(f"{tmp_path}/") for line in lines}
+    assert shown == {r"caf\xe9.png", r"\u732b.png", r"a\nb.png", "$x$.png"}
+    assert r"\xff" in lines[0]
+    assert routes.exists()
 
 
 def test_a_picture_is_never_drawn_over(run, folder):

@@ -49,7 +49,11 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Both splits, and the mean and deviation `[c]` of the training pixels in [0, 1]."""
+    """Both splits, and the mean and deviation `[c]` of the training pixels in [0, 1].
+
+    Attributes:
+      notes: lines that a run prints before it begins; what was found in a user's folder.
+    """
 
     name: str
     train: Split | EncodedSplit
@@ -57,6 +61,7 @@ class Dataset:
     class_names: tuple[str, ...]
     mean: Float32[np.ndarray, " c"]
     std: Float32[np.ndarray, " c"]
+    notes: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -106,8 +111,10 @@ def open_encoded(
     not be exact. Mean and deviation are those of at most 1,000 training images, evenly spaced over
     the split.
     """
+    notes = ()
     if source:
         builder = open_folder(source)
+        notes = builder.notes
         train, test = (Files(builder.as_data_source(split)) for split in ("train", "test"))
         name = os.fspath(source)
     else:
@@ -117,7 +124,7 @@ def open_encoded(
     class_names = tuple(builder.info.features["label"].names)
     split = EncodedSplit(train, size, len(class_names), on_bad)
     held_out = EncodedSplit(test, size, len(class_names))
-    return Dataset(name, split, held_out, class_names, *_sampled_statistics(split))
+    return Dataset(name, split, held_out, class_names, *_sampled_statistics(split), notes)
 
 
 def _sampled_statistics(

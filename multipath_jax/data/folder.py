@@ -1,31 +1,46 @@
 """A user's own images, read from a folder of class folders as they are.
 
-    DIR/train/CLASS/*.jpg  and  DIR/test/CLASS/*.jpg     `test`, or else `val` or `validation`
+    DIR/train/CLASS/*.jpg  and  DIR/test/CLASS/*.jpg     or `val`, `valid`, `validation`
     DIR/CLASS/*.jpg                                      the second of every ten is held out
+
+Of several folders to test on, the first in this order counts whose images have labels.
 
 The first layout is that of TFDS's `ImageFolder`, which however needs TensorFlow even to list the
 files. This builder describes the same data set, and reads it at random without.
 """
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
-from absl import logging
 
-from multipath_jax.data.files import ImageFile, folders, image_files
+from multipath_jax.data.files import (
+    ImageFile,
+    LeftOut,
+    class_folders,
+    image_files,
+    images_within,
+    user_path,
+)
 from multipath_jax.errors import UserError
+from multipath_jax.names import shown
 
-TEST_FOLDERS = ("test", "val", "validation")
+TRAIN_FOLDER = "train"
+TEST_FOLDERS = ("test", "val", "valid", "validation")
 _HELD_OUT = 10
+_LISTED = 10  # classes that are named
 
 
 class Folder(tfds.core.DatasetBuilder, skip_registration=True):
     """A folder of images as a TFDS data set with the splits `train` and `test`.
 
     Features: `image` (of any size and encoding), `label`, `file_name`.
+
+    Attributes:
+      notes: lines that say what was found in the folder, and what of it was left out.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -35,7 +50,9 @@ class Folder(tfds.core.DatasetBuilder, skip_registration=True):
         source: str | os.PathLike,
         class_names: Sequence[str],
         splits: Mapping[str, Sequence[ImageFile]],
+        notes: Sequence[str] = (),
     ):
+        self.notes = tuple(notes)
         super().__init__(data_dir=source)
         self._data_dir = os.fspath(source)  # the images' own folder, rather than a version in it
         self._splits = {name: FolderSource(images) for name, images in splits.items()}
@@ -96,68 +113,140 @@ class FolderSource(Sequence):
 def open_folder(source: str | os.PathLike) -> Folder:
     """The images in a folder of class folders, in one of the layouts above.
 
-    Classes are the folders' names, sorted. Without folders for training and testing, the second of
-    every ten images of a class, by their sorted names, is held out for testing.
+    Classes are the folders' names, sorted; their images lie in them at any depth. Hidden files and
+    folders are left out, links followed; the folders for training and testing are known in any
+    case. Without them, the second of every ten images of a class, by their sorted names, is held
+    out for testing.
 
     Raises:
       UserError: no such folder or no class folders in it, a class without images, fewer than two
         classes, a class to be tested that is not trained, nothing to test.
     """
-    source = pathlib.Path(source).expanduser()
+    source = user_path(source)
     if not source.is_dir():
         raise UserError(f"{source} is not a folder; name one that holds a folder for each class")
-    names = folders(source)
-    if "train" in names or set(names) & set(TEST_FOLDERS):
-        class_names, splits = _given_splits(source, names)
+    left_out = LeftOut()
+    names = class_folders(source, left_out)
+    if given := _named_as_splits(source, names):
+        found = _given_splits(source, names, given, left_out)
     else:
-        class_names, splits = _hold_out(source)
-    if not splits["test"]:
+        found = _hold_out(source, left_out)
+    if not found.splits["test"]:
         raise UserError(f"{source} holds no image to test on; add images, or a folder test/CLASS")
-    return Folder(source, class_names, splits)
+    return Folder(source, found.class_names, found.splits, _notes(source, found, left_out))
+
+
+class _Found(NamedTuple):
+    """Classes, images, and which of these are held out, in words."""
+
+    class_names: list[str]
+    splits: dict[str, list[ImageFile]]
+    held_out: str
+
+
+def _named_as_splits(source: pathlib.Path, names: Sequence[str]) -> dict[str, pathlib.Path]:
+    """The folders that are named as splits are, in any case, by the name in lower case."""
+    given: dict[str, pathlib.Path] = {}
+    for name in names:
+        kind = name.lower()
+        if kind in given:
+            raise UserError(
+                f"{source} holds {given[kind].name} and {name}, which are one split by their "
+                "names; join them, or rename one"
+            )
+        if kind == TRAIN_FOLDER or kind in TEST_FOLDERS:
+            given[kind] = source / name
+    return given
 
 
 def _given_splits(
-    source: pathlib.Path, names: Sequence[str]
-) -> tuple[list[str], dict[str, list[ImageFile]]]:
+    source: pathlib.Path,
+    names: Sequence[str],
+    given: Mapping[str, pathlib.Path],
+    left_out: LeftOut,
+) -> _Found:
     """With a folder for each split."""
-    test = next((name for name in TEST_FOLDERS if name in names), None)
-    if "train" not in names or test is None:
+    train = given.get(TRAIN_FOLDER)
+    tests = [given[name] for name in TEST_FOLDERS if name in given]
+    if train is None or not tests:
         raise UserError(
-            f"{source} holds {', '.join(names)}; it needs train and {' or '.join(TEST_FOLDERS)}: "
-            "add what is missing, or put the class folders right there"
+            f"{source} holds {', '.join(names)}; it needs {TRAIN_FOLDER} and "
+            f"{' or '.join(TEST_FOLDERS)}: add what is missing, or put the class folders right "
+            "there, named otherwise"
         )
-    class_names = _class_names(source / "train")
-    for name in folders(source / test):
+    class_names = _class_names(train, left_out)
+    test = _labelled(tests, class_names)
+    tested = class_folders(test, left_out)
+    for name in tested:
         if name not in class_names:
             raise UserError(
-                f"{source / test} has the class {name!r}, but {source / 'train'} has not; add it "
-                "there, or remove it here"
+                f"{test} has the class {name!r}, but {train} has not; add it there, or remove it "
+                "here"
             )
-    tested = [name for name in class_names if (source / test / name).is_dir()]
-    return class_names, {
-        "train": _images(source / "train", class_names, class_names),
-        "test": _images(source / test, tested, class_names),
+    if not tested:
+        raise UserError(
+            f"{test} holds no class folders, so its images have no labels to test on; sort them "
+            f"into class folders, or name {train} itself, a part of which is then held out"
+        )
+    for name in names:
+        if source / name not in (train, test):
+            _count_unused(source / name, left_out)
+    splits = {
+        "train": _images(train, class_names, class_names, left_out),
+        "test": _images(test, tested, class_names, left_out),
     }
+    return _Found(class_names, splits, f"the folder {shown(test.name)}")
 
 
-def _hold_out(source: pathlib.Path) -> tuple[list[str], dict[str, list[ImageFile]]]:
+def _labelled(tests: Sequence[pathlib.Path], class_names: Sequence[str]) -> pathlib.Path:
+    """The first folder with images of the classes: many a `test` holds images without labels."""
+    for test in tests:
+        if set(class_folders(test, LeftOut())) & set(class_names):
+            return test
+    return tests[0]
+
+
+def _count_unused(folder: pathlib.Path, left_out: LeftOut) -> None:
+    """Counts the images of a folder that is no split; one that cannot be read is no matter."""
+    with contextlib.suppress(UserError):
+        if images := images_within(folder, LeftOut()):
+            left_out[f"images in {shown(folder.name)}"] += len(images)
+
+
+def _hold_out(source: pathlib.Path, left_out: LeftOut) -> _Found:
     """With class folders alone."""
-    class_names = _class_names(source)
+    class_names = _class_names(source, LeftOut())  # counted already
     splits = {"train": [], "test": []}
     for name in class_names:
-        for index, image in enumerate(_images(source, [name], class_names)):
+        for index, image in enumerate(_images(source, [name], class_names, left_out)):
             # The second, so that a class with a single image is trained.
             splits["test" if index % _HELD_OUT == 1 else "train"].append(image)
-    logging.info(
-        "%s has no folders train and test: the second of every %d images of a class is held out, "
-        "%d of %d",
-        *(source, _HELD_OUT, len(splits["test"]), sum(map(len, splits.values()))),
-    )
-    return class_names, splits
+    return _Found(class_names, splits, f"the second of every {_HELD_OUT} images of a class")
 
 
-def _class_names(folder: pathlib.Path) -> list[str]:
-    names = folders(folder)
+def _notes(source: pathlib.Path, found: _Found, left_out: LeftOut) -> tuple[str, ...]:
+    """What to say of the folder: counts, classes, what is held out, what is not used."""
+    names, (train, test) = found.class_names, (found.splits[split] for split in ("train", "test"))
+    tested = {image.label for image in test}
+    notes = [
+        f"{shown(str(source))}: {len(train):,} training and {len(test):,} test images of "
+        f"{len(names):,} classes: {_listed(names)}",
+        f"held out to test on: {found.held_out}",
+    ]
+    if untested := [name for label, name in enumerate(names) if label not in tested]:
+        notes.append(f"without test images: {_listed(untested)}")
+    if left_out:
+        notes.append(f"left out: {left_out}")
+    return tuple(notes)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
+    return ", ".join(map(shown, names[:_LISTED])) + more
+
+
+def _class_names(folder: pathlib.Path, left_out: LeftOut) -> list[str]:
+    names = class_folders(folder, left_out)
     if not names:
         raise UserError(f"{folder} holds no class folders; put the images into one for each class")
     if len(names) == 1:
@@ -168,7 +257,8 @@ def _class_names(folder: pathlib.Path) -> list[str]:
 
 
 def _images(
-    folder: pathlib.Path, names: Sequence[str], class_names: Sequence[str]
+    folder: pathlib.Path, names: Sequence[str], class_names: Sequence[str], left_out: LeftOut
 ) -> list[ImageFile]:
     """The images of some of the classes."""
-    return [i for name in names for i in image_files(folder / name, class_names.index(name))]
+    labels = {name: label for label, name in enumerate(class_names)}
+    return [i for name in names for i in image_files(folder / name, labels[name], left_out)]

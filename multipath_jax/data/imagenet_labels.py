@@ -11,9 +11,9 @@ import io
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from multipath_jax.data.files import open_tar
+from multipath_jax.data.files import LeftOut, is_there, members, open_tar
 from multipath_jax.errors import UserError
 
 FILES = ("ILSVRC2012_devkit_t12.tar.gz", "LOC_val_solution.csv", "val_labels.txt")
@@ -24,7 +24,7 @@ _HELP = f"use {', '.join(FILES)} as `python -m multipath_jax.prepare --help` des
 def label_file(source: pathlib.Path) -> pathlib.Path:
     """The first of `FILES` in a folder. Raises UserError where there is none."""
     for name in FILES:
-        if (source / name).exists():
+        if is_there(source / name):
             return source / name
     raise UserError(
         f"the validation images in {source} need labels; put {' or '.join(FILES)} there, or name "
@@ -43,7 +43,7 @@ def read_labels(path: pathlib.Path, names: Sequence[str]) -> list[str]:
         if len(rows) != len(names):
             raise UserError(f"{path} holds {len(rows)} labels for {len(names)} images; {_HELP}")
         return [row[0] for row in rows]
-    by_stem = {os.path.splitext(row[0])[0]: row[-1] for row in rows}
+    by_stem = _by_stem(path, rows)
     stems = [os.path.splitext(name)[0] for name in names]
     for name, stem in zip(names, stems, strict=True):
         if stem not in by_stem:
@@ -51,10 +51,23 @@ def read_labels(path: pathlib.Path, names: Sequence[str]) -> list[str]:
     return [by_stem[stem] for stem in stems]
 
 
+def _by_stem(path: pathlib.Path, rows: Iterable[tuple[str, ...]]) -> dict[str, str]:
+    """The WNID of each name, without suffix. Raises UserError for two of one name."""
+    by_stem = {}
+    for row in rows:
+        stem, wnid = os.path.splitext(row[0])[0], row[-1]
+        if by_stem.setdefault(stem, wnid) != wnid:
+            raise UserError(
+                f"{path} labels {row[0]} {by_stem[stem]} and also {wnid}; remove the line that is "
+                "wrong"
+            )
+    return by_stem
+
+
 def _text_rows(path: pathlib.Path) -> list[tuple[str, ...]]:
     """(name, WNID) or (WNID,) of each line."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}); {_HELP}") from error
     rows = []
@@ -73,10 +86,11 @@ def _devkit_rows(path: pathlib.Path) -> list[tuple[str]]:
     import scipy.io  # needed only here
 
     with open_tar(path, mode="r:gz") as tar:
-        content = {os.path.basename(m.name): tar.extractfile(m).read() for m in tar if m.isfile()}
+        files = members(tar, LeftOut())
+        content = {name: tar.extractfile(member).read() for name, member in files}
     try:
         synsets = scipy.io.loadmat(io.BytesIO(content["meta.mat"]), squeeze_me=True)["synsets"]
-        ids = content["ILSVRC2012_validation_ground_truth.txt"].split()
+        ids = content["ILSVRC2012_validation_ground_truth.txt"].decode("utf-8-sig").split()
         wnids = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets}
         return [(wnids[int(number)],) for number in ids]
     except (KeyError, TypeError, ValueError) as error:

@@ -19,11 +19,15 @@ from typing import NamedTuple
 
 from multipath_jax.data.files import (
     ImageFile,
+    LeftOut,
+    class_folders,
     flat_images,
-    folders,
     image_files,
+    is_there,
+    members,
     open_tar,
     tar_images,
+    user_path,
 )
 from multipath_jax.data.imagenet_labels import WNID, label_file, read_labels
 from multipath_jax.errors import UserError
@@ -34,11 +38,12 @@ _WANTED = f"put {TRAIN_TAR} and {VAL_TAR} there, or the folders train/WNID and v
 
 
 class Source(NamedTuple):
-    """What was found: the classes, sorted by WNID, and the images of each split."""
+    """What was found: the classes, sorted by WNID, the images of each split, and what else."""
 
     class_names: tuple[str, ...]
     train: list[ImageFile]
     validation: list[ImageFile]
+    left_out: LeftOut
 
 
 def find(
@@ -55,11 +60,11 @@ def find(
     Raises:
       UserError: something is missing, empty, damaged or without label; it is named.
     """
-    source = pathlib.Path(source).expanduser()
-    if (source / TRAIN_TAR).exists():
-        names, train = _tarred_training(source / TRAIN_TAR, first_classes)
-    elif (source / "train").is_dir():
-        names, train = _unpacked_training(source / "train", first_classes)
+    source, left_out = user_path(source), LeftOut()
+    if is_there(source / TRAIN_TAR):
+        names, train = _tarred_training(source / TRAIN_TAR, first_classes, left_out)
+    elif is_there(source / "train"):
+        names, train = _unpacked_training(source / "train", first_classes, left_out)
     else:
         raise UserError(f"{source} holds no training images; {_WANTED}")
     wanted = names[:first_classes]
@@ -68,31 +73,41 @@ def find(
             f"{source} holds {len(names)} classes, but {first_classes} are asked for; get the "
             "others, or prepare them all with --config=full"
         )
-    validation = _validation(source, names, val_labels, len(wanted))
+    validation = _validation(source, names, val_labels, len(wanted), left_out)
     if not validation:
         raise UserError(f"{source} holds no validation image of the classes wanted; {_WANTED}")
-    return Source(wanted, train, validation)
+    return Source(wanted, train, validation, left_out)
 
 
-def _tarred_training(path: pathlib.Path, first: int | None) -> tuple[tuple[str, ...], list]:
+def _tarred_training(
+    path: pathlib.Path, first: int | None, left_out: LeftOut
+) -> tuple[tuple[str, ...], list]:
     """All WNIDs, sorted, and the images of the first of them."""
     with open_tar(path) as tar:
-        begins = {pathlib.PurePath(member.name).stem: member.offset_data for member in tar}
+        begins = {
+            pathlib.PurePath(name).stem: member.offset_data
+            for name, member in members(tar, left_out)
+            if not name.startswith(".")  # macOS adds ._n01440764.tar
+        }
     names = _checked(path, begins)
     train = []
     for label, name in enumerate(names[:first]):
-        images = tar_images(path, label, begins[name])
+        images = tar_images(path, left_out, label, begins[name])
         if not images:
             raise UserError(f"the class {name} in {path} holds no image; get that file again")
         train += images
     return names, train
 
 
-def _unpacked_training(folder: pathlib.Path, first: int | None) -> tuple[tuple[str, ...], list]:
+def _unpacked_training(
+    folder: pathlib.Path, first: int | None, left_out: LeftOut
+) -> tuple[tuple[str, ...], list]:
     """The same, of class folders."""
-    names = _checked(folder, folders(folder))
-    labelled = enumerate(names[:first])
-    return names, [image for label, n in labelled for image in image_files(folder / n, label)]
+    names = _checked(folder, class_folders(folder, left_out))
+    train = []
+    for label, name in enumerate(names[:first]):
+        train += image_files(folder / name, label, left_out)
+    return names, train
 
 
 def _checked(where: pathlib.Path, names: Collection[str]) -> tuple[str, ...]:
@@ -109,21 +124,29 @@ def _checked(where: pathlib.Path, names: Collection[str]) -> tuple[str, ...]:
 
 
 def _validation(
-    source: pathlib.Path, names: Sequence[str], val_labels: str | os.PathLike | None, wanted: int
+    source: pathlib.Path,
+    names: Sequence[str],
+    val_labels: str | os.PathLike | None,
+    wanted: int,
+    left_out: LeftOut,
 ) -> list[ImageFile]:
     """The validation images of the first `wanted` of the classes."""
     tar, folder = source / VAL_TAR, source / "val"
-    if tar.exists():
-        images = tar_images(tar)
-    elif not folder.is_dir():
+    if is_there(tar):
+        images = tar_images(tar, left_out)
+    elif not is_there(folder):
         raise UserError(f"{source} holds no validation images; {_WANTED}")
-    elif classes := folders(folder):
+    elif classes := class_folders(folder, left_out):
         index = _indices(classes, names, folder)
-        classes = [name for name in classes if index[name] < wanted]
-        return [image for name in classes for image in image_files(folder / name, index[name])]
+        return [
+            image
+            for name in classes
+            if index[name] < wanted
+            for image in image_files(folder / name, index[name], left_out)
+        ]
     else:
-        images = flat_images(folder)
-    labels = pathlib.Path(val_labels).expanduser() if val_labels else label_file(source)
+        images = flat_images(folder, left_out)
+    labels = user_path(val_labels) if val_labels else label_file(source)
     wnids = read_labels(labels, [image.name for image in images])
     index = _indices(wnids, names, labels)
     labelled = (i._replace(label=index[n]) for i, n in zip(images, wnids, strict=True))

@@ -2,18 +2,24 @@
 
 import contextlib
 import io
+import struct
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 PIL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by the number of channels
 MAX_PIXELS = 100_000_000  # 10,000 x 10,000, 300 MB as RGB; ImageNet's largest are far below
-_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")  # the first frame, where there are several
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # of several frames the first
+# Where a JPEG may say how it was turned: EXIF and, as Pillow reads it too, XMP.
+_TURNED = (b"Exif", b"http://ns.adobe.com/xap/1.0/")
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_TEXTS = (b"iCCP", b"iTXt", b"tEXt", b"zTXt")
 _WARNINGS = threading.Lock()  # before Python 3.14 all threads share one list of filters
 
 
@@ -24,10 +30,10 @@ class BadImage(ValueError):
 def decode(encoded: bytes, draft: int | None = None, mode: str = "RGB") -> Image.Image:
     """An encoded image as RGB, or in another of `PIL_MODES`, 8 bits a channel.
 
-    The content decides what it is, not a file's name: JPEG, PNG, GIF, BMP or WebP. Grey, palette
-    and CMYK images are converted; of 16 bits the upper 8 are kept; what is transparent is shown on
-    white, unless the mode has an alpha channel; what a camera marked as turned (EXIF) is turned
-    upright, since that is how the people who labelled it saw it.
+    The content decides what it is, not a file's name: JPEG, PNG, GIF, BMP, WebP or TIFF. Grey,
+    palette and CMYK images are converted; of 16 bits the upper 8 are kept; what is transparent is
+    shown on white, unless the mode has an alpha channel; what a camera marked as turned (EXIF or
+    XMP) is turned upright, since that is how the people who labelled it saw it.
 
     Args:
       draft: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as neither side becomes
@@ -95,7 +101,9 @@ def _decoded_in_place(encoded: bytes, into: UInt8[np.ndarray, "h w 3"]) -> bool:
     """Decodes a JPEG in colour, of this size and not turned; False, for Pillow to judge, if not."""
     try:
         *size, colours, _ = simplejpeg.decode_jpeg_header(encoded)
-        if size != [*into.shape[:2]] or colours != "YCbCr" or b"Exif" in encoded:
+        if size != [*into.shape[:2]] or colours != "YCbCr":
+            return False
+        if any(mark in encoded for mark in _TURNED):
             return False
         simplejpeg.decode_jpeg(encoded, "RGB", buffer=into)
     except ValueError:  # no JPEG, or not a flawless one
@@ -107,7 +115,7 @@ def _open(encoded: bytes) -> Image.Image:
     """Reads the header alone. Raises `BadImage` for no image and for one that is too large."""
     try:
         with _quiet():
-            image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
+            image = Image.open(io.BytesIO(_without_long_texts(encoded)), formats=_FORMATS)
     except UnidentifiedImageError as error:
         raise BadImage(f"not an image of a known kind ({', '.join(_FORMATS)})") from error
     except Image.DecompressionBombError as error:
@@ -117,8 +125,46 @@ def _open(encoded: bytes) -> Image.Image:
     return image
 
 
+def _without_long_texts(encoded: bytes) -> bytes:
+    """A PNG less what is no part of the picture but could make Pillow refuse it, by its size.
+
+    Pillow bounds each compressed text or profile, and all texts together, lest they fill the
+    memory. Here the texts that lie beyond the bound of one are dropped, as are colour profiles,
+    which nothing here heeds. Other images, and what of a PNG is damaged, stay as they are.
+    """
+    if not (encoded.startswith(_PNG) and any(kind in encoded for kind in _PNG_TEXTS)):
+        return encoded
+    kept, at, room = [_PNG], len(_PNG), PngImagePlugin.MAX_TEXT_CHUNK
+    while at + 8 <= len(encoded):
+        length, kind = struct.unpack_from(">I4s", encoded, at)
+        chunk = encoded[at : at + length + 12]
+        at += len(chunk)
+        if kind in _PNG_TEXTS:
+            size = _text_size(kind, chunk[8:-4], room)
+            if kind == b"iCCP" or size > room:
+                continue
+            room -= size
+        kept.append(chunk)
+    return b"".join([*kept, encoded[at:]])
+
+
+def _text_size(kind: bytes, content: bytes, most: int) -> int:
+    """The bytes of a PNG's text, once decompressed; of more than ``most`` it may be one more."""
+    if kind == b"tEXt":
+        return len(content)
+    _, _, text = content.partition(b"\0")  # the keyword
+    if kind == b"iTXt":
+        compressed, text = text[:1] == b"\1", text[2:].split(b"\0", 2)[-1]
+    else:
+        compressed, text = True, text[1:]
+    if compressed:
+        with contextlib.suppress(zlib.error):
+            return len(zlib.decompressobj().decompress(text, most + 1))
+    return len(text)
+
+
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF says. Damaged EXIF says nothing, and is no damage to the picture."""
+    """Turned as its EXIF or XMP says; damage to these is no damage to the picture."""
     with contextlib.suppress(Exception), _quiet():
         ImageOps.exif_transpose(image, in_place=True)  # else a copy, turned or not
     return image
@@ -126,6 +172,8 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:
     """Any mode as one of `PIL_MODES`."""
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise BadImage("32 bits a channel, of a range that is not known; save it with 8 or 16")
     if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data and not mode.endswith("A"):

@@ -8,9 +8,11 @@ import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
+from multipath_jax import lettering
 from multipath_jax.figures import style
 from multipath_jax.figures.choose import GateIndex
 from multipath_jax.figures.observe import Observation
+from multipath_jax.names import shown
 
 NAMED = 50  # so many classes have room for their names
 
@@ -60,15 +62,16 @@ def draw(path: str | os.PathLike, found: ClassMeans) -> None:
     values = mean.imshow(found.overall[None], cmap=style.GATE, vmin=0, vmax=1, aspect="auto")
     reach = max(float(np.abs(difference).max()), 1e-6)
     # Orange and violet are told apart by all eyes; white is the mean.
-    shown = classes.imshow(difference, cmap="PuOr", vmin=-reach, vmax=reach, aspect="auto")
+    coloured = classes.imshow(difference, cmap="PuOr", vmin=-reach, vmax=reach, aspect="auto")
     mean.set_yticks([0], ["all"], fontsize=8)
     mean.tick_params(bottom=False)
     if rows <= NAMED:
-        classes.set_yticks(range(rows), found.class_names, fontsize=8)
+        names = [shown(name) for name in found.class_names]
+        classes.set_yticks(range(rows), names, fontsize=8, **lettering.as_written(*names))
     else:
         classes.set_ylabel(f"{rows} classes, in their order")
     _gates(mean, classes, found.gates)
-    bars = (values, mean, 4, "mean"), (shown, classes, 20, "class mean less the mean of all")
+    bars = (values, mean, 4, "mean"), (coloured, classes, 20, "class mean less the mean of all")
     for mapped, axes, aspect, label in bars:
         bar = figure.colorbar(mapped, ax=axes, aspect=aspect)
         bar.set_label(label, fontsize=8)

@@ -20,8 +20,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_mutual_info_score
 from tqdm import tqdm
 
+from multipath_jax import lettering
 from multipath_jax.figures import style
 from multipath_jax.figures.observe import Observation
+from multipath_jax.names import shown
 
 COLUMNS = 3
 DRAWN = 2000  # points in a panel: more hide each other
@@ -51,8 +53,8 @@ def clusters(
 ) -> list[Clusters]:
     """The clusters at every router; ``seed``: of k-means."""
     numbered = enumerate(observation.routers, start=1)
-    shown = tqdm(numbered, "clustering", len(observation.routers), leave=False, disable=None)
-    return [_at(number, router.vectors, labels, seed) for number, router in shown]
+    bar = tqdm(numbered, "clustering", len(observation.routers), leave=False, disable=None)
+    return [_at(number, router.vectors, labels, seed) for number, router in bar]
 
 
 def _at(number, vectors, labels, seed) -> Clusters:
@@ -93,22 +95,24 @@ def draw(
     panels = figure.subplots(rows, columns, squeeze=False).flat
     points = np.random.default_rng(0).permutation(len(labels))[:DRAWN]
     for axes, one in zip(panels, found, strict=False):
-        _plane(axes, one, labels, class_names, classes, points)
+        _plane(axes, one, labels, classes, points)
     _agreement(panels[len(found)], found)
     for axes in panels[count:]:
         axes.set_axis_off()
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles, names, loc="outside lower center", ncols=min(len(names), 9), fontsize=8,
+    marks = panels[0].get_lines()
+    names = ["other classes"] * (len(marks) > len(classes))
+    names += [shown(class_names[number]) for number in classes]
+    lettering.legend(
+        figure, marks, names, loc="outside lower center", ncols=min(len(names), 9), fontsize=8,
         frameon=False, handletextpad=0.2,
     )  # fmt: skip
     style.save(figure, path)
 
 
-def _plane(axes: Axes, one: Clusters, labels, class_names, classes, points) -> None:
+def _plane(axes: Axes, one: Clusters, labels, classes, points) -> None:
     others = points[~np.isin(labels[points], classes)]
     if len(others):
-        axes.plot(*one.plane[others].T, ".", color="#CCCCCC", ms=3, label="other classes")
+        axes.plot(*one.plane[others].T, ".", color="#CCCCCC", ms=3)
     for place, number in enumerate(classes):
         chosen = points[labels[points] == number]
         count = len(style.COLOURS)
@@ -120,7 +124,6 @@ def _plane(axes: Axes, one: Clusters, labels, class_names, classes, points) -> N
             markersize=4,
             markeredgewidth=0,
             alpha=0.7,
-            label=class_names[number],
         )
     axes.set_title(f"router {one.router}: AMI {one.agreement:.2f}", fontsize=10)
     axes.set_xlabel(f"two components, {100 * one.explained:.0f} % of the variance", fontsize=8)

@@ -18,6 +18,7 @@ from multipath_jax.data.datasets import Split
 from multipath_jax.figures import choose
 from multipath_jax.figures.observe import Observation, Outline
 from multipath_jax.figures.routes import relative_strength
+from multipath_jax.names import shown
 
 LIKELIEST = 5  # classes said of each image
 SIDE = 96  # pixels, the largest of a thumbnail
@@ -71,7 +72,7 @@ def _images(explored: Explored, numbers: Sequence[int]) -> dict[str, Any]:
     return {
         "total": len(explored.split.images),
         "numbers": list(numbers),
-        "classes": list(explored.class_names),
+        "classes": [shown(name) for name in explored.class_names],
         "labels": _integers(explored.split.labels[numbers]),
         "likeliest": {
             "count": likeliest.shape[1],

@@ -8,9 +8,11 @@ import numpy as np
 from jaxtyping import Int
 from matplotlib.figure import Figure
 
+from multipath_jax import lettering
 from multipath_jax.figures import style
 from multipath_jax.figures.choose import GateIndex
 from multipath_jax.figures.observe import Observation
+from multipath_jax.names import shown
 
 BINS = np.linspace(0, 1, 21)
 
@@ -61,7 +63,8 @@ def draw(path: str | os.PathLike, rows: Sequence[Sequence[Histogram]]) -> None:
             _panel(axes, found)
         line[0].set_ylabel(f"{row[0].gate.label}\nimages (%)", fontsize=9)
     for axes, found in zip(panels[0], rows[0], strict=True):
-        axes.set_title(found.class_name, fontsize=10)
+        name = shown(found.class_name)
+        axes.set_title(name, fontsize=10, **lettering.as_written(name))
     figure.supxlabel("gate activation", fontsize=9)
     style.save(figure, path)
 

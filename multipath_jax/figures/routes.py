@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
 
+from multipath_jax import lettering
 from multipath_jax.figures import style
 from multipath_jax.figures.observe import (
     Observation,
@@ -25,6 +26,7 @@ from multipath_jax.figures.observe import (
     observe,
     outline,
 )
+from multipath_jax.names import shown
 
 # Inches.
 MARGIN, CAPTION, LEGEND = 0.15, 0.42, 0.5
@@ -62,7 +64,7 @@ def trace(
     captions = []
     for name, row in zip(names, observation.probabilities, strict=True):
         best = int(row.argmax())
-        captions.append(f"{name}; taken for {class_names[best]} ({row[best]:.2f})")
+        captions.append(shown(f"{name}; taken for {class_names[best]} ({row[best]:.2f})"))
     return Routes(outline(trained, images.shape[1:]), observation, images, captions)
 
 
@@ -144,7 +146,7 @@ class _Strip:
 
     def _text(self, x: float, y: float, text: str, size: float, **options) -> None:
         options = {"ha": "center", "va": "center", "zorder": 5} | options
-        self._axes.text(x, y, text, fontsize=size, **options)
+        self._axes.text(x, y, text, fontsize=size, **lettering.as_written(text), **options)
 
     def _image(self) -> None:
         side = IMAGE - 0.15

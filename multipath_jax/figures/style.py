@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 
+from multipath_jax import lettering
 from multipath_jax.training.curves import COLOURS  # Okabe and Ito's
 
 DPI = 150
@@ -32,7 +33,7 @@ GATE = _from_light("Blues")
 
 def save(figure: Figure, path: str | os.PathLike) -> None:
     """Writes the figure, in the format that the name's ending says; replaces an older one."""
-    figure.savefig(path, dpi=DPI)
+    lettering.save(figure, path, DPI)
 
 
 def ink(colour: tuple[float, ...]) -> str:

@@ -23,6 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import ks_2samp
 
+from multipath_jax import lettering
 from multipath_jax.figures import style
 from multipath_jax.figures.observe import Outline, Trained
 
@@ -155,7 +156,8 @@ def _panel(axes: Axes, layer: LayerWeights) -> None:
         f"untrained {layer.untrained:.3f}"
     )
     axes.text(0.98, 0.95, words, ha="right", va="top", fontsize=8.5, transform=axes.transAxes)
-    axes.set_title(style.readable(layer.name), fontsize=10)
+    name = style.readable(layer.name)
+    axes.set_title(name, fontsize=10, **lettering.as_written(name))
     axes.set_xlabel("weight", fontsize=9)
     axes.set_yticks(())
     axes.tick_params(labelsize=8)

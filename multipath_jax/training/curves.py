@@ -6,6 +6,7 @@ from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from multipath_jax import lettering
 from multipath_jax.training.writers import read_metrics
 
 CURVES_FILE = "curves.png"
@@ -44,7 +45,7 @@ def draw(workdir: epath.Path) -> list[epath.Path]:
             _shares(panel, lines, router)
         panels[0].set_ylabel("share of each output path")
     path = epath.Path(workdir) / CURVES_FILE
-    figure.savefig(path, dpi=120)
+    lettering.save(figure, path, 120)
     return [path]
 
 
@@ -77,11 +78,12 @@ def _entropies(axes: Axes, lines: list[dict], routers: list[str]) -> None:
             *_series(lines, router + ENTROPY),
             color=COLOURS[number % len(COLOURS)],
             linestyle="-" if number < len(COLOURS) else "--",
-            label=_short(router),
         )
     axes.set(xlabel="epoch", ylabel="entropy of the gates", ylim=(0, 1.02))
     if routers:
-        axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+        options = {"fontsize": "small", "loc": "upper left", "bbox_to_anchor": (1, 1)}
+        names = map(_short, routers)
+        lettering.legend(axes, axes.get_lines(), names, frameon=False, **options)
     else:
         axes.text(0.5, 0.5, "no routers", ha="center", transform=axes.transAxes)
 
@@ -106,7 +108,8 @@ def _shares(axes: Axes, lines: list[dict], router: str) -> None:
             color="white",
             weight="bold",
         )
-    axes.set(xlabel="epoch", title=_short(router), ylim=(0, 1))
+    axes.set(xlabel="epoch", ylim=(0, 1))
+    axes.set_title(_short(router), **lettering.as_written(_short(router)))
     axes.margins(x=0)
 
 

@@ -90,11 +90,20 @@ def train(
     workdir = epath.Path(workdir).expanduser().absolute()
     ckpt.check_workdir(workdir, config, restart)
     ckpt.check_source(workdir, config, restart)
-    with start_run(Parts(config), config, workdir, restart=restart) as run:
+    parts = Parts(config)
+    say_what_was_found(parts)
+    with start_run(parts, config, workdir, restart=restart) as run:
         overview = parameter_overview.get_parameter_overview
         run.log.say(overview(run.carry.state.params, include_stats=False))
         go([run], should_stop)
         return run.result()
+
+
+def say_what_was_found(parts: Parts) -> None:
+    """Prints the data set's notes; once, however many runs share it."""
+    if processes.is_first():
+        for line in parts.dataset.notes:
+            print(line, flush=True)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from multipath_jax.training import checkpoints as ckpt
 from multipath_jax.training.config import validate
-from multipath_jax.training.loop import Result, go, never, start_run
+from multipath_jax.training.loop import Result, go, never, say_what_was_found, start_run
 from multipath_jax.training.parts import Parts
 
 # Where one program for all trials was measured to be faster than one trial after another
@@ -48,6 +48,7 @@ def train_trials(
     for path in trials:
         if not restart:
             ckpt.check_data(path, parts.description)
+    say_what_was_found(parts)
     train = _side_by_side if chosen(config) else _one_by_one
     return train(parts, trials, should_stop, restart)
 

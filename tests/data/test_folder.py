@@ -1,9 +1,16 @@
+import json
+import os
 import pathlib
 import pickle
 
+import numpy as np
 import pytest
 from toy_sources import photo
 
+from multipath_jax import pictures
+from multipath_jax.data import describe, open_encoded
+from multipath_jax.data.description import read_description, to_json
+from multipath_jax.data.files import LeftOut
 from multipath_jax.data.folder import open_folder
 from multipath_jax.data.images import BadImage
 from multipath_jax.errors import UserError
@@ -37,7 +44,7 @@ def _error(source) -> str:
     return message
 
 
-@pytest.mark.parametrize("test", ["test", "val", "validation"])
+@pytest.mark.parametrize("test", ["test", "val", "valid", "validation"])
 def test_given_splits(tmp_path, test):
     _write(tmp_path / "train", dog=3, cat=4)
     _write(tmp_path / test, dog=2, cat=1)
@@ -53,15 +60,155 @@ def test_test_goes_before_val(tmp_path):
     assert open_folder(tmp_path).info.splits["test"].num_examples == 2
 
 
-def test_the_second_of_every_ten_is_held_out(tmp_path, caplog):
+def test_the_second_of_every_ten_is_held_out(tmp_path):
     _write(tmp_path, cat=23, dog=1, owl=2)
-    with caplog.at_level("INFO", logger="absl"):
-        builder = open_folder(tmp_path)
+    builder = open_folder(tmp_path)
     test = {1, 11, 21}
     assert _labelled(builder, "test") == _expected("cat", test) | _expected("owl", {1})
     left = _expected("cat", set(range(23)) - test) | _expected("dog", {0}) | _expected("owl", {0})
     assert _labelled(builder, "train") == left
-    assert "the second of every 10 images of a class is held out, 4 of 26" in caplog.text
+    assert builder.notes == (
+        f"{tmp_path}: 22 training and 4 test images of 3 classes: cat, dog, owl",
+        "held out to test on: the second of every 10 images of a class",
+        "without test images: dog",
+    )
+
+
+@pytest.mark.parametrize(("train", "test"), [("Train", "TEST"), ("TRAIN", "Valid")])
+def test_splits_are_known_in_any_case(tmp_path, train, test):
+    _write(tmp_path / train, dog=3, cat=4)
+    _write(tmp_path / test, dog=2, cat=1)
+    builder = open_folder(tmp_path)
+    assert builder.info.features["label"].names == ["cat", "dog"]
+    assert _labelled(builder, "test") == _expected("cat", range(1)) | _expected("dog", range(2))
+    assert f"held out to test on: the folder {test}" in builder.notes
+
+
+def test_one_split_under_two_names(tmp_path):
+    for name in ("train", "Train", "test"):
+        _write(tmp_path / name, dog=3, cat=4)
+    assert f"{tmp_path} holds Train and train, which are one split" in _error(tmp_path)
+
+
+@pytest.mark.parametrize("inside", ["", "unknown"])
+def test_images_without_labels_do_not_hide_those_with(tmp_path, inside):
+    """As Kaggle's competitions come: the labels of `test` are the organizers' secret."""
+    _write(tmp_path / "train", cat=3, dog=3)
+    _write(tmp_path / "val", cat=2, dog=1)
+    (tmp_path / "test" / inside).mkdir(parents=True)
+    for index in range(5):
+        (tmp_path / "test" / inside / f"{index}.jpg").write_bytes(b"")
+    builder = open_folder(tmp_path)
+    assert _labelled(builder, "test") == _expected("cat", range(2)) | _expected("dog", {0})
+    assert builder.notes[1:] == (
+        "held out to test on: the folder val",
+        "left out: images in test (5)",
+    )
+
+
+def test_images_without_labels_alone_are_nothing_to_test_on(tmp_path):
+    _write(tmp_path / "train", cat=3, dog=3)
+    _write(tmp_path, test=2)
+    message = _error(tmp_path)
+    assert f"{tmp_path / 'test'} holds no class folders, so its images have no labels" in message
+    assert f"name {tmp_path / 'train'} itself" in message
+
+
+@pytest.fixture
+def mixed(tmp_path) -> pathlib.Path:
+    """Class folders as people keep them, elsewhere and here, linked and not."""
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    _write(here, cat=2, dog=1)
+    _write(elsewhere, owl=2, more=1)
+    (here / "owl").symlink_to(elsewhere / "owl")
+    (here / "cat" / "linked.jpg").symlink_to(elsewhere / "owl" / "000.jpg")
+    (here / "cat" / "gone.jpg").symlink_to(here / "nowhere")
+    (here / "cat" / "loop.jpg").symlink_to(here / "cat" / "loop.jpg")
+    (here / "cat" / "round").symlink_to(here)
+    (here / "dog" / "of 2019").mkdir()
+    (here / "dog" / "of 2019" / "000.JPG").write_bytes(b"older")
+    (here / "dog" / "more.jpg").symlink_to(elsewhere / "more")  # a folder, whatever its name
+    (here / "dog" / "._000.jpg").write_bytes(b"")
+    (here / "dog" / ".DS_Store").write_bytes(b"")
+    (here / "dog" / ".cache").mkdir()
+    (here / "dog" / ".cache" / "000.jpg").write_bytes(b"")
+    (here / ".git").mkdir()
+    (here / "dog" / "notes.txt").write_bytes(b"")
+    (here / "dog" / "live.HEIC").write_bytes(b"")
+    (here / "dog" / "LICENSE").write_bytes(b"")
+    (here / "beside.jpg").write_bytes(b"")
+    os.mkfifo(here / "dog" / "pipe.jpg")
+    return here
+
+
+IN_MIXED = [
+    *("cat/000.jpg", "cat/001.jpg", "cat/linked.jpg"),
+    *("dog/000.jpg", "dog/more.jpg/000.jpg", "dog/of 2019/000.JPG"),
+    *("owl/000.jpg", "owl/001.jpg"),
+]
+LEFT_OUT = {
+    "hidden folders": 2,
+    "links that lead nowhere": 2,
+    "links to a folder they lie in": 1,
+    "hidden images": 1,
+    ".txt files": 1,
+    ".heic files": 1,
+    "files without a suffix": 1,
+    "neither files nor folders": 1,
+}
+
+
+def test_one_rule_for_training_and_prediction(mixed):
+    builder = open_folder(mixed)
+    sources = [builder.as_data_source(split) for split in ("train", "test")]
+    names = builder.info.features["label"].names
+    trained = sorted(f"{names[i.label]}/{i.name}" for source in sources for i in source.images)
+    left_out = LeftOut()
+    predicted = pictures.find([mixed], left_out)
+    assert trained == IN_MIXED
+    assert [str(path.relative_to(mixed)) for path in predicted] == ["beside.jpg", *IN_MIXED]
+    assert left_out == LEFT_OUT
+    words = builder.notes[-1].removeprefix("left out: ")
+    # Eight of nine reasons, the most frequent first; those equal in number as they were met.
+    assert words.endswith(", and more")
+    assert (
+        "hidden folders (2), links that lead nowhere (2), images outside of class folders (1)"
+        in (words)
+    )
+
+
+def test_a_folder_linked_twice_is_read_twice(mixed):
+    (mixed / "owl again").symlink_to(mixed / "owl")
+    assert len(pictures.find([mixed], LeftOut())) == len(IN_MIXED) + 3
+
+
+def test_why_a_class_folder_is_empty_is_said(tmp_path):
+    _write(tmp_path, cat=2, dog=0)
+    (tmp_path / "dog" / "a.heic").write_bytes(b"")
+    assert "only .heic files (1); add some" in _error(tmp_path)
+
+
+STRANGE = [b"caf\xe9", b"caf\xe8", b"$x$", b"_", b"_nolegend_", "猫".encode(), b"a\nb", b" c "]
+
+
+def test_strange_names_are_classes_like_others(tmp_path):
+    for name in STRANGE:
+        folder = os.fsencode(tmp_path) + b"/" + name
+        os.mkdir(folder)
+        for index in range(2):
+            with open(folder + b"/%d \xff.png" % index, "wb") as file:
+                file.write(photo(index))
+    dataset = open_encoded("folder", None, 16, source=tmp_path)
+    assert [os.fsencode(name) for name in dataset.class_names] == sorted(STRANGE)
+    assert dataset.test.load(np.arange(len(STRANGE))).labels.tolist() == list(range(len(STRANGE)))
+    assert r"a\nb" in dataset.notes[0]
+    assert r"caf\xe9" in dataset.notes[0]
+    assert "\n" not in dataset.notes[0]
+    kept = json.loads(to_json(describe(dataset)))
+    assert kept["class_names"] == list(dataset.class_names)
+    again = tmp_path.parent / "dataset.json"
+    again.write_text(to_json(describe(dataset)))
+    assert read_description(again).class_names == dataset.class_names
 
 
 def test_twice_the_same_order(tmp_path):
@@ -144,7 +291,7 @@ def test_a_class_that_is_only_tested(tmp_path):
 def test_a_split_is_missing(tmp_path, splits):
     for split in splits:
         _write(tmp_path / split, cat=3, dog=2)
-    assert "it needs train and test or val or validation" in _error(tmp_path)
+    assert "it needs train and test or val or valid or validation" in _error(tmp_path)
 
 
 def test_nothing_to_test_on(tmp_path):

@@ -40,19 +40,58 @@ def _reason(encoded: bytes) -> str:
     return message
 
 
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def _png(width: int, height: int) -> bytes:
     """The header and the first bytes of a PNG of any size."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000)))
+    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + _chunk(b"IDAT", zlib.compress(bytes(1000)))
 
 
-@pytest.mark.parametrize("kind", ["png", "bmp", "webp"])
+def _with_chunks(*chunks: bytes) -> bytes:
+    """A PNG of `_photo` with more chunks after its header."""
+    encoded = _encoded(_photo(), "png")
+    header = len(_png(1, 1)) - len(_chunk(b"IDAT", zlib.compress(bytes(1000))))
+    return encoded[:header] + b"".join(chunks) + encoded[header:]
+
+
+LONG = zlib.compress(bytes(2_000_000))  # 2 KB of it
+ITXT = b"Comment\0%b\0en\0Comment\0"
+TEXTS = {
+    "zTXt": _chunk(b"zTXt", b"Comment\0\0" + LONG),
+    "iTXt": _chunk(b"iTXt", ITXT % b"\1" + LONG),
+    "iCCP": _chunk(b"iCCP", b"profile\0\0" + LONG),
+    "many": _chunk(b"tEXt", b"Comment\0" + bytes(700_000)) * 100,
+    "many uncompressed": _chunk(b"iTXt", ITXT % b"\0" + bytes(700_000)) * 100,
+    "damaged": _chunk(b"zTXt", b"Comment\0\0no zlib") + _chunk(b"iCCP", b"") + _chunk(b"iTXt", b""),
+}
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_long_texts_and_profiles_are_no_part_of_the_picture(kind):
+    np.testing.assert_array_equal(_pixels(_with_chunks(TEXTS[kind])), _photo())
+
+
+def test_a_png_is_turned_by_what_its_short_texts_say():
+    """Beside a long one, before and after it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = b"Exif\0\0" + exif.tobytes().removeprefix(b"Exif\0\0")
+    raw = f"\nexif\n{len(data):8}\n{data.hex()}\n".encode()
+    turned = _chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(raw))
+    upright = np.rot90(np.asarray(_photo()), -1)
+    for chunks in ((TEXTS["zTXt"], turned), (turned, TEXTS["zTXt"])):
+        np.testing.assert_array_equal(_pixels(_with_chunks(*chunks)), upright)
+
+
+def test_a_png_that_is_cut_off_within_a_text_is_still_damaged():
+    encoded = _with_chunks(TEXTS["many"])
+    _reason(encoded[: len(encoded) // 2])
+
+
+@pytest.mark.parametrize("kind", ["png", "bmp", "webp", "tiff"])
 def test_colours_are_kept(kind):
     options = {"lossless": True} if kind == "webp" else {}
     np.testing.assert_array_equal(_pixels(_encoded(_photo(), kind, **options)), _photo())
@@ -66,10 +105,32 @@ def test_grey_of_8_and_1_bits():
     assert set(np.unique(binary)) == {0, 255}
 
 
-def test_of_16_bits_the_upper_8_are_kept():
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_of_16_bits_the_upper_8_are_kept(kind):
     values = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
-    pixels = _pixels(_encoded(Image.fromarray(values), "png"))
+    pixels = _pixels(_encoded(Image.fromarray(values), kind))
     np.testing.assert_array_equal(pixels[..., 1], values >> 8)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_of_32_bits_nobody_knows_what_is_white(dtype):
+    assert "save it with 8 or 16" in _reason(
+        _encoded(Image.fromarray(np.ones((4, 4), dtype)), "tiff")
+    )
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "jpeg"])
+def test_compressed_tiff(compression):
+    pixels = _pixels(_encoded(_photo(), "tiff", compression=compression))
+    tolerance = 30 if compression == "jpeg" else 0  # its loss, with colours at half the resolution
+    np.testing.assert_allclose(pixels.astype(int), _photo(), atol=tolerance)
+
+
+def test_turned_tiff():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = _pixels(_encoded(_photo(), "tiff", exif=exif))
+    np.testing.assert_array_equal(turned, np.rot90(np.asarray(_photo()), -1))
 
 
 def test_palette():
@@ -129,14 +190,14 @@ def test_draft_shows_the_same_picture():
 
 @pytest.mark.parametrize(
     "encoded",
-    [b"", b"a text file\n", b"\xff\xd8\xff", _encoded(Image.new("RGB", (4, 4)), "tiff")],
-    ids=["empty", "text", "three bytes of a JPEG", "TIFF"],
+    [b"", b"a text file\n", b"\xff\xd8\xff", _encoded(Image.new("RGB", (4, 4)), "ppm")],
+    ids=["empty", "text", "three bytes of a JPEG", "PPM"],
 )
 def test_no_image(encoded):
     assert _reason(encoded).startswith("not an image of a known kind (JPEG, PNG")
 
 
-@pytest.mark.parametrize("kind", ["jpeg", "png", "gif", "bmp", "webp"])
+@pytest.mark.parametrize("kind", ["jpeg", "png", "gif", "bmp", "webp", "tiff"])
 @pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
 def test_cut_off(kind, part):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
@@ -228,6 +289,11 @@ def _turned() -> bytes:
     return _encoded(_photo(32, 32), "jpeg", exif=exif)
 
 
+def _turned_by_xmp(form: str) -> bytes:
+    xmp = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF>{form}</rdf:RDF></x:xmpmeta>'
+    return _encoded(_photo(32, 32), "jpeg", xmp=xmp.encode())
+
+
 @pytest.mark.parametrize(
     "encoded",
     [
@@ -236,11 +302,14 @@ def _turned() -> bytes:
         _encoded(_photo(32, 32).convert("L"), "jpeg"),
         _encoded(_photo(32, 32).convert("CMYK"), "jpeg"),
         _turned(),
+        _turned_by_xmp('<rdf:Description tiff:Orientation="6"/>'),
+        _turned_by_xmp("<tiff:Orientation>8</tiff:Orientation>"),
         _encoded(_photo(32, 32), "jpeg")[:-2] + b"rubbish\xff\xd9",
     ],
-    ids=["another size", "no JPEG", "grey", "CMYK", "turned", "rubbish at the end"],
+    ids=["another size", "no JPEG", "grey", "CMYK", "turned", "by XMP", "by XMP again", "rubbish"],
 )
 def test_other_images_are_pillows(encoded):
+    """Bit for bit."""
     image = decode(encoded)
     expected = image if image.size == (32, 32) else square(image, 32)
     np.testing.assert_array_equal(_square(encoded, 32), expected)

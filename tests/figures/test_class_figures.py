@@ -1,9 +1,12 @@
 """Gates by class (Fig. 10, the matrix, the clusters), against NumPy by hand."""
 
+import os
+
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
-from multipath_jax.figures import classes, clusters, histograms
+from multipath_jax.figures import classes, clusters, histograms, style
 from multipath_jax.figures.choose import GateIndex
 from multipath_jax.figures.observe import Observation, RouterRecord
 
@@ -56,6 +59,49 @@ def test_clusters_of_a_gate_that_is_the_class_are_the_classes():
     assert first.agreement < 0.5
     assert first.explained == pytest.approx(1)  # g and 1 - g lie on one line
     assert np.abs(first.plane[:, 1]).max() < 1e-9
+
+
+STRANGE = ("_$x$", os.fsdecode(b"caf\xe9"), "猫")
+WRITTEN = ("_$x$", r"caf\xe9", "猫")
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were saved."""
+    figures = []
+    save = style.save
+
+    def keep(figure, path):
+        save(figure, path)
+        figures.append(figure)
+
+    monkeypatch.setattr(style, "save", keep)
+    return figures
+
+
+def _texts(figure):
+    """The texts by what they say."""
+    return {text.get_text(): text for text in figure.findobj(Text)}
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_names_of_any_kind_are_drawn_as_they_are(tmp_path, drawn, suffix):
+    labels = np.array([0, 1, 2, 2, 1, 0], np.int32)
+    gates, path = [GateIndex(1, 1, 1), GateIndex(2, 2, 2)], tmp_path / f"figure.{suffix}"
+    rows = histograms.histograms(OBSERVATION, labels, STRANGE, gates, [0, 1, 2])
+    histograms.draw(path, rows)
+    classes.draw(path, classes.class_means(OBSERVATION, labels, STRANGE))
+    found = clusters.clusters(OBSERVATION, labels)
+    clusters.draw(path, found, labels, STRANGE, [0, 1, 2])
+    for figure in drawn:
+        texts = _texts(figure)
+        assert set(WRITTEN) <= texts.keys()
+        assert not any(texts[name].get_parse_math() for name in WRITTEN)
+    assert _texts(drawn[0])["$g_{11}^{1}$\nimages (%)"].get_parse_math()  # these are ours
+    clusters.draw(path, found, labels, STRANGE, [0])
+    (legend,) = drawn[-1].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["other classes", "_$x$"]
+    assert [handle.get_marker() for handle in legend.legend_handles] == [".", "o"]
 
 
 def test_gates_that_never_change_have_no_clusters():

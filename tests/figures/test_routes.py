@@ -1,5 +1,7 @@
 """Fig. 8: the strengths by hand, and a picture for any number of paths."""
 
+import os
+
 import numpy as np
 import pytest
 import subjects
@@ -54,6 +56,18 @@ def test_captions_say_what_the_network_takes_the_image_for():
     best = found.observation.logits.argmax(axis=1)
     for name, number, caption in zip("abc", best, found.captions, strict=True):
         assert caption.startswith(f"{name}; taken for {subjects.CLASSES[number]} (")
+
+
+def test_captions_of_any_kind_are_drawn_as_they_are(tmp_path):
+    trained, images = subjects.network(channels=1), subjects.images(1)[..., :1]
+    name = os.fsdecode(b"$a$ caf\xe9 \xe7\x8c\xab.png")
+    found = routes.trace(trained, images, [name], ("$x$", "_", "猫"))
+    assert found.captions[0].startswith(r"$a$ caf\xe9 猫.png; taken for ")
+    routes.draw(tmp_path / "routes.png", found)
+    axes = Figure().subplots()
+    routes._Strip(axes, routes._Plan(found), found, 0).draw()
+    (caption,) = (text for text in axes.texts if text.get_text() == found.captions[0])
+    assert not caption.get_parse_math()
 
 
 def test_every_gate_is_an_edge_as_thick_as_it_is_open():

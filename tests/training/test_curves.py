@@ -1,5 +1,6 @@
 import json
 
+from matplotlib.text import Text
 from PIL import Image
 
 from multipath_jax.training import curves, writers
@@ -47,6 +48,24 @@ def test_every_router_has_its_panel(workdir):
     write(workdir, [line(epoch, routers=12, paths=9) for epoch in range(1, 5)])
     width, _ = size(workdir)
     assert width >= 12 * 300
+
+
+def test_routers_of_any_name_are_drawn_as_they_are(workdir, monkeypatch):
+    lines = [
+        {"step": step, "epoch": float(step), "routing/$own$/entropy": 0.5}
+        | {"routing/$own$/share_1": 1.0}
+        for step in (1, 2)
+    ]
+    write(workdir, lines)
+    drawn = []
+    save = curves.lettering.save
+    monkeypatch.setattr(
+        curves.lettering, "save", lambda figure, *rest: (drawn.append(figure), save(figure, *rest))
+    )
+    curves.draw(workdir)
+    texts = [text for text in drawn[0].findobj(Text) if text.get_text() == "$own$"]
+    assert len(texts) == 2  # in the legend, and above a panel
+    assert not any(text.get_parse_math() for text in texts)
 
 
 def test_one_point_is_enough(workdir):
