@@ -24,7 +24,7 @@ def find(paths: Iterable[str | os.PathLike], left_out: LeftOut) -> list[pathlib.
     """
     found = []
     for path in map(pathlib.Path, paths):
-        inside = _inside(path, left_out) if path.is_dir() else [path]
+        inside = _inside(path, left_out) if os.path.isdir(path) else [path]
         if not inside:
             raise UserError(
                 f"{path} has no pictures ({', '.join(SUFFIXES)}); choose a folder that does"

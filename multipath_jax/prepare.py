@@ -12,7 +12,7 @@ The same command goes on after an interruption, and does nothing once all is the
     ILSVRC2012_devkit_t12.tar.gz, Kaggle's LOC_val_solution.csv, or val_labels.txt with lines
     "NAME WNID", or a WNID a line in the order of the images' names
 
-Exit status: 0; 2 for bad input; 130 after Ctrl-C.
+Exit status: 0; 2 for bad input, or a file that cannot be read or written; 130 after Ctrl-C.
 """
 
 import argparse
@@ -20,6 +20,8 @@ import os
 import pathlib
 import shutil
 import signal
+import sys
+import time
 from collections.abc import Sequence
 from typing import get_args
 
@@ -28,9 +30,13 @@ from tqdm import tqdm
 
 from multipath_jax import cli
 from multipath_jax.data import imagenet
+from multipath_jax.data.files import user_path
 from multipath_jax.data.preparation import LEFT_OUT, Preparation, claim, is_prepared
 from multipath_jax.data.shards import OnBad
 from multipath_jax.errors import UserError
+
+SECONDS_A_LINE = 60.0  # of progress, where there is no terminal
+LINE = "{n_fmt} of {total_fmt} images after {elapsed}, {remaining} left"
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -56,7 +62,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--val_labels", metavar="FILE", help="default: found in --source")
     flags = parser.parse_args(argv)
-    flags.data_dir = os.path.expanduser(flags.data_dir)
     if flags.workers < 1:
         raise UserError(f"--workers={flags.workers} must be at least 1")
     if "://" in flags.data_dir:
@@ -64,6 +69,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             f"--data_dir={flags.data_dir} is not a folder of this machine; prepare in one that is, "
             "and copy the result"
         )
+    flags.data_dir = os.fspath(user_path(flags.data_dir))
     return flags
 
 
@@ -74,35 +80,49 @@ def main(argv: Sequence[str]) -> int:
         builder = imagenet.builder(flags.config, flags.data_dir)
         with claim(builder):
             if is_prepared(builder):
-                print(f"{builder.info.full_name} is in {builder.data_dir} already")
+                _say(f"{builder.info.full_name} is in {builder.data_dir} already")
             else:
                 _prepare(builder, flags)
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on with the shards that are not finished")
+        _say("\ninterrupted; the same command goes on with the shards that are not finished")
         return 128 + signal.SIGINT
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or flags.data_dir}: {error.strerror or error}; mend that, and start "
+            "the same command again"
+        ) from error
     return 0
 
 
+def _say(line: str) -> None:
+    """Prints a line at once; hours of work go on when nobody reads what they print."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _prepare(builder: tfds.core.DatasetBuilder, flags: argparse.Namespace) -> None:
-    print(f"looking through {flags.source}", flush=True)
+    _say(f"looking through {flags.source}")
     source = imagenet.find(flags.config, flags.source, flags.val_labels)
-    print(
+    _say(
         f"{len(source.train):,} training and {len(source.validation):,} validation images of "
-        f"{len(source.class_names):,} classes",
-        flush=True,
+        f"{len(source.class_names):,} classes"
     )
+    if source.left_out:
+        _say(f"left out: {source.left_out}")
     splits = {"train": source.train, "validation": source.validation}
     preparation = Preparation(builder, source.class_names, splits, flags.on_bad)
     _check_space(preparation, flags.data_dir)
     _write(preparation, flags.workers)
     counts = preparation.publish()
-    print(
+    _say(
         f"{builder.info.full_name} is in {builder.data_dir}: {counts['train']:,} training and "
         f"{counts['validation']:,} validation images"
     )
     if counts["left out"]:
         listed = pathlib.Path(builder.data_dir, LEFT_OUT)
-        print(f"{counts['left out']:,} left out, being unreadable; listed in {listed}")
+        _say(f"{counts['left out']:,} left out, being unreadable; listed in {listed}")
 
 
 def _check_space(preparation: Preparation, data_dir: str) -> None:
@@ -110,10 +130,7 @@ def _check_space(preparation: Preparation, data_dir: str) -> None:
     needed, free = preparation.space_needed, shutil.disk_usage(data_dir).free
     total, finished = len(preparation.shards), len(preparation.shards) - len(preparation.pending)
     already = f"; {finished} of {total} shards are finished already" if finished else ""
-    print(
-        f"{data_dir}: about {_size(needed)} needed, {_size(free)} free{already}",
-        flush=True,
-    )
+    _say(f"{data_dir}: about {_size(needed)} needed, {_size(free)} free{already}")
     if needed > free:
         raise UserError(
             f"{data_dir} has {_size(free)} free, but about {_size(needed)} are needed; "
@@ -122,13 +139,25 @@ def _check_space(preparation: Preparation, data_dir: str) -> None:
 
 
 def _write(preparation: Preparation, workers: int) -> None:
+    """With a bar on a terminal, and a line now and then in a log."""
     total = sum(len(shard.images) for shard in preparation.shards)
-    pending = sum(len(shard.images) for shard in preparation.pending)
+    before = done = total - sum(len(shard.images) for shard in preparation.pending)
+    begun = said = time.monotonic()
     with tqdm(
-        total=total, initial=total - pending, unit="image", dynamic_ncols=True, smoothing=0
+        total=total,
+        initial=before,
+        unit="image",
+        dynamic_ncols=True,
+        smoothing=0,
+        disable=None,
     ) as bar:
         for shard in preparation.write(workers):
             bar.update(len(shard.images))
+            done, now = done + len(shard.images), time.monotonic()
+            if bar.disable and now - said >= SECONDS_A_LINE:
+                said = now
+                form = {"initial": before, "bar_format": LINE}
+                _say(tqdm.format_meter(done, total, now - begun, **form))
 
 
 def _size(number: int) -> str:

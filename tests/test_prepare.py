@@ -185,7 +185,7 @@ def test_killed_it_leaves_nothing_that_looks_finished_and_goes_on(
     assert result.returncode == -signal.SIGKILL, result.stderr
     assert len(workers) == 2
     assert all(map(_ends, workers))
-    with pytest.raises(UserError, match="prepare it with"):
+    with pytest.raises(UserError, match="finish it with: python -m"):
         open_prepared("imagenet256", data_dir)
     work = _folder(data_dir).with_name("incomplete.1.0.0")
     shard_of = {note.name.removesuffix(".json") for note in (work / "done").glob("*.json")}
@@ -207,6 +207,71 @@ def test_ctrl_c_in_the_terminal_ends_workers_quietly(larger_source, tmp_path):
     assert "Traceback" not in result.stderr
     assert all(map(_ends, workers))
     assert not _folder(tmp_path / "data").exists()
+
+
+def test_a_log_has_lines_and_no_carriage_returns(source, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(prepare, "SECONDS_A_LINE", 0.0)
+    monkeypatch.setattr(preparation, "_IMAGES_PER_SHARD", 8)
+    assert prepare.main(_flags(source, tmp_path / "data")) == 0
+    out, err = capsys.readouterr()
+    assert "\r" not in out
+    assert err == ""
+    progress = [line for line in out.splitlines() if " images after 00:0" in line]
+    assert len(progress) == 3  # one for each shard
+    assert progress[-1].startswith("21 of 21 images after 00:0")
+
+
+def test_what_is_left_out_is_counted(source, tmp_path, capsys):
+    (source / "train" / WNIDS[0] / f"._{WNIDS[0]}_0.JPEG").write_text("")
+    (source / "val" / WNIDS[0] / "notes.txt").write_text("")
+    prepare.main(_flags(source, tmp_path / "data"))
+    assert capsys.readouterr().out.splitlines()[2] == "left out: hidden images (1), .txt files (1)"
+
+
+def test_names_that_are_not_utf_8_are_prepared(source, tmp_path):
+    folder = os.fsencode(source / "train" / WNIDS[0])
+    os.rename(folder + b"/%s_0.JPEG" % WNIDS[0].encode(), folder + b"/caf\xe9.JPEG")
+    with open(folder + b"/caf\xe8.JPEG", "wb"):
+        pass
+    assert prepare.main(_flags(source, tmp_path / "data", "--on_bad=skip")) == 0
+    records = open_prepared("imagenet256", tmp_path / "data").as_data_source("train")
+    assert b"caf\xe9.JPEG" in {record["file_name"] for record in records}
+    assert b"caf\xe8.JPEG" in (_folder(tmp_path / "data") / "left_out.txt").read_bytes()
+
+
+CLOSED = """
+import os, sys
+from multipath_jax import cli, prepare
+read, write = os.pipe()
+os.dup2(write, 1)
+os.close(read)
+del sys.argv[0]
+sys.argv.insert(0, "prepare")
+cli.run(prepare.main)
+"""
+
+
+@pytest.mark.slow
+def test_the_work_goes_on_when_nobody_reads_what_it_says(source, tmp_path):
+    command = [sys.executable, "-c", CLOSED, *_flags(source, tmp_path / "data")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert _folder(tmp_path / "data").exists()
+
+
+def test_a_disk_that_fails_is_one_line(source, tmp_path, monkeypatch):
+    def fail(path):
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr(prepare.shutil, "disk_usage", fail)
+    message = _error(*_flags(source, tmp_path / "data"))
+    assert message.startswith(f"{tmp_path / 'data'}: Input/output error; mend that")
+
+
+def test_without_a_home_folder(source, monkeypatch):
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert "there is no home folder; set HOME" in _error(*_flags(source, "~/data"))
+    assert "there is no home folder; set HOME" in _error(*_flags("~/source", "data"))
 
 
 def test_no_images_are_one_line(tmp_path):

@@ -251,6 +251,6 @@ def user_path(path: str | os.PathLike) -> pathlib.Path:
 
 def is_there(path: pathlib.Path) -> bool:
     """Whether something has that path. Raises UserError for a link to nothing."""
-    if path.is_symlink() and not os.path.exists(path):
+    if os.path.islink(path) and not os.path.exists(path):
         raise UserError(f"{path} is a link to nothing; mend or remove it")
     return os.path.exists(path)

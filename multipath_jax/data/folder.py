@@ -123,7 +123,7 @@ def open_folder(source: str | os.PathLike) -> Folder:
         classes, a class to be tested that is not trained, nothing to test.
     """
     source = user_path(source)
-    if not source.is_dir():
+    if not os.path.isdir(source):
         raise UserError(f"{source} is not a folder; name one that holds a folder for each class")
     left_out = LeftOut()
     names = class_folders(source, left_out)

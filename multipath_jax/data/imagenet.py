@@ -1,13 +1,13 @@
 """ILSVRC2012 at 256x256 pixels as a TFDS data set, prepared once from the published files."""
 
 import os
-import pathlib
 import shlex
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import dataset_builder
 
 from multipath_jax.data import imagenet_source, shards
+from multipath_jax.data.files import user_path
 from multipath_jax.errors import UserError
 
 NAME = "imagenet256"
@@ -43,7 +43,7 @@ class Imagenet256(dataset_builder.FileReaderBuilder):
 
 def builder(config: str, data_dir: str | os.PathLike) -> Imagenet256:
     """The data set in a folder of TFDS's, prepared or not."""
-    data_dir = os.fspath(pathlib.Path(data_dir).expanduser())
+    data_dir = os.fspath(user_path(data_dir))
     return Imagenet256(config=config, data_dir=data_dir, file_format="array_record")
 
 

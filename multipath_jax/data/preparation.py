@@ -149,7 +149,7 @@ class Preparation:
         info.write_to_directory(self._data)
         if left_out:
             lines = (f"{image}\t{reason}\n" for image, reason in sorted(left_out))
-            (self._data / LEFT_OUT).write_text("".join(lines))
+            (self._data / LEFT_OUT).write_text("".join(lines), "utf-8", "surrogateescape")
 
 
 def is_prepared(builder: dataset_builder.DatasetBuilder) -> bool:
@@ -193,7 +193,7 @@ def claim(builder: dataset_builder.DatasetBuilder) -> Iterator[None]:
 
 
 def _position(image: ImageFile) -> int:
-    name = f"{image.label}/{image.name}".encode()
+    name = os.fsencode(f"{image.label}/{image.name}")
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest())
 
 

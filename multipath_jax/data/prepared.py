@@ -22,6 +22,7 @@ from google.protobuf.json_format import ParseError
 from tensorflow_datasets.core import read_only_builder
 
 from multipath_jax.data import digits, imagenet
+from multipath_jax.data.files import user_path
 from multipath_jax.errors import UserError
 
 _DOWNLOADED = ("cifar10", "cifar100")  # prepared here when missing; other sets by their users
@@ -34,10 +35,17 @@ def open_prepared(name: str, data_dir: str | os.PathLike | None) -> tfds.core.Da
     Prepares `digits`, and the CIFAR sets where TensorFlow is installed. Raises `UserError` for a
     data set that is not there, is damaged or holds no ArrayRecord files.
     """
-    data_dir = epath.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-    if not _NAME.fullmatch(name):
-        raise UserError(_unknown(name, data_dir))
-    builder = _find(name, data_dir) or _prepare(name, data_dir)
+    data_dir = os.fspath(data_dir or tfds.core.constants.DATA_DIR)
+    data_dir = epath.Path(data_dir if "://" in data_dir else user_path(data_dir))
+    try:
+        if not _NAME.fullmatch(name):
+            raise UserError(_unknown(name, data_dir))
+        builder = _find(name, data_dir) or _prepare(name, data_dir)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or data_dir} cannot be read ({error.strerror or error}); mend that, "
+            "or choose another data directory"
+        ) from error
     _check_format(builder)
     return builder
 
@@ -88,10 +96,11 @@ def _prepare_digits(data_dir: epath.Path) -> None:
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             digits.prepare_digits(os.fspath(data_dir))
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter from the writer in C++
+        reason = getattr(error, "strerror", None) or one_line(error)
         raise UserError(
-            f"digits cannot be written to {data_dir} ({error.strerror or error}); "
-            "choose a data directory that can be written"
+            f"digits cannot be written to {data_dir} ({reason}); make room, or choose a data "
+            "directory that can be written"
         ) from error
 
 
@@ -99,7 +108,10 @@ def _prepare_with_tensorflow(name: str, data_dir: epath.Path) -> None:
     """Runs TFDS's own preparation in a process without a GPU; its output shows what went wrong."""
     logging.info("downloading and preparing %s in %s", name, data_dir)
     command = [sys.executable, "-c", _preparation(name, data_dir)]
-    subprocess.run(command, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, check=False)
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    if not sys.stderr.isatty():
+        env["TQDM_DISABLE"] = "1"  # in a log, bars would be one line of many megabytes
+    subprocess.run(command, env=env, check=False)
 
 
 def _preparation(name: str, data_dir: os.PathLike) -> str:
@@ -153,15 +165,24 @@ def one_line(error: Exception) -> str:
 def _how_to_get(name: str, data_dir: epath.Path) -> str:
     """What to do about a data set that is not there: prepare it, or correct its name."""
     base, config = _base_name(name), name.partition(":")[0].partition("/")[2]
+    folder, command = data_dir / base / config, None
+    begun = _was_begun(folder) and not _finished(folder)
     if base == imagenet.NAME and config in ("", *imagenet.CONFIGS):
         command = imagenet.command(config, data_dir)
-        return f"{data_dir} holds no data set {name!r}; prepare it with: {command}"
-    if variants := _folders(data_dir / base):
+    elif (variants := _finished(data_dir / base)) and not begun:
         return (
             f"{data_dir / base} holds no {name!r}, only {', '.join(variants)}; choose one of these"
         )
-    if base in _registered():
+    elif base in _registered():
         command = _prepare_command(name, data_dir)
+    if begun:
+        again = command or f"`tfds build --data_dir={shlex.quote(os.fspath(data_dir))}`"
+        again += "" if command else " where its builder is, or as you prepared it"
+        return (
+            f"{folder} holds no finished data set, for a preparation of {name!r} did not come to "
+            f"its end; finish it with: {again}"
+        )
+    if command:
         return f"{data_dir} holds no data set {name!r}; prepare it with: {command}"
     return _unknown(name, data_dir)
 
@@ -178,6 +199,22 @@ def _unknown(name: str, data_dir: epath.Path) -> str:
 def _registered() -> list[str]:
     """The names that TFDS itself can prepare."""
     return tfds.list_builders(with_community_datasets=False)
+
+
+def _finished(folder: epath.Path) -> list[str]:
+    """The versions of a data set, or its configs that have any."""
+    is_version = tfds.core.Version.is_valid
+    return [
+        name
+        for name in _folders(folder)
+        if is_version(name) or any(map(is_version, _folders(folder / name)))
+    ]
+
+
+def _was_begun(folder: epath.Path) -> bool:
+    """Whether a preparation left a folder of its own in a data set's, or this one empty."""
+    inside = list(folder.iterdir()) if folder.is_dir() else None
+    return inside == [] or any(folder.glob("incomplete.*")) or any(folder.glob("*/incomplete.*"))
 
 
 def _folders(parent: epath.Path) -> list[str]:

@@ -201,7 +201,7 @@ def _records(
 
 def _example(image: ImageFile) -> dict[str, Any]:
     pixels = square(decode(image.read(), draft=_DRAFT), SIDE)
-    return {"image": encode(pixels), "label": image.label, "file_name": image.name}
+    return {"image": encode(pixels), "label": image.label, "file_name": os.fsencode(image.name)}
 
 
 def _write_records(path: pathlib.Path, records: Iterable[bytes]) -> int:

@@ -144,7 +144,8 @@ class Log:
         self._start, self._begun = step, time.monotonic()
         self._images, self._seconds = 0, 0.0
         self._before = seconds_of(read_metrics(workdir))
-        live = sys.stdout.isatty() and self._first
+        # The bar is drawn on stderr, and lines are printed to stdout: a log is neither's terminal.
+        live = sys.stdout.isatty() and sys.stderr.isatty() and self._first
         self._bar = tqdm(
             total=plan.total,
             initial=step,

@@ -5,7 +5,7 @@ import tarfile
 import numpy as np
 import pytest
 import scipy.io
-from toy_sources import WNIDS, flatten_val, pack, val_labels, write_imagenet
+from toy_sources import WNIDS, flatten_val, pack, val_labels, val_name, write_imagenet
 
 from multipath_jax.data.imagenet_source import TRAIN_TAR, VAL_TAR, find
 from multipath_jax.errors import UserError
@@ -197,6 +197,105 @@ def test_a_devkit_that_is_none(folder):
     with tarfile.open(path, "w:gz"):
         pass
     assert f"{path} is not the development kit as published" in _error(folder)
+
+
+@pytest.fixture
+def repacked(folder, tmp_path) -> pathlib.Path:
+    """The tar files of a user of macOS, who packed the folders' contents by `tar cf FILE .`"""
+    target = tmp_path / "repacked"
+    target.mkdir()
+
+    def add(tar, name, content=None):
+        member = tarfile.TarInfo(name)
+        if content is None:
+            member.type = tarfile.DIRTYPE
+            tar.addfile(member)
+        else:
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+    def tar_of(paths) -> bytes:
+        encoded = io.BytesIO()
+        with tarfile.open(fileobj=encoded, mode="w") as tar:
+            add(tar, "./")
+            add(tar, "./.DS_Store", b"")
+            for path in paths:
+                add(tar, f"./._{path.name}", b"Mac OS X")
+                add(tar, f"./{path.name}", path.read_bytes())
+        return encoded.getvalue()
+
+    with tarfile.open(target / TRAIN_TAR, "w") as tar:
+        add(tar, "./")
+        add(tar, "./ILSVRC2012_img_train/")
+        for parent in sorted((folder / "train").iterdir()):
+            add(tar, f"./ILSVRC2012_img_train/._{parent.name}.tar", b"Mac OS X")
+            content = tar_of(sorted(parent.iterdir()))
+            add(tar, f"./ILSVRC2012_img_train/{parent.name}.tar", content)
+    (target / VAL_TAR).write_bytes(tar_of(sorted(folder.glob("val/*/*"))))
+    _write_named_labels(target / "val_labels.txt", val_labels(folder))
+    return target
+
+
+def test_tar_files_packed_again_hold_the_same(tars, repacked):
+    published, again = find(tars), find(repacked)
+    assert again.class_names == published.class_names
+    assert _contents(again.train) == _contents(published.train)
+    assert _contents(again.validation) == _contents(published.validation)
+    assert again.left_out == {"hidden images": 15 + 6}
+    assert not published.left_out
+
+
+def test_links_in_a_tar_file_are_counted(folder, tars):
+    with tarfile.open(tars / VAL_TAR, "a") as tar:
+        member = tarfile.TarInfo("again.JPEG")
+        member.type, member.linkname = tarfile.SYMTYPE, val_name(0)
+        tar.addfile(member)
+    assert find(tars).left_out == {"links in a tar file": 1}
+
+
+@pytest.mark.parametrize("name", [TRAIN_TAR, VAL_TAR, "val_labels.txt"])
+def test_a_link_to_nothing_is_named(tars, name):
+    (tars / name).rename(tars.parent / name)
+    (tars / name).symlink_to(tars / "elsewhere" / name)
+    assert f"{tars / name} is a link to nothing; mend or remove it" in _error(tars)
+
+
+def test_a_class_folder_may_hold_folders(folder):
+    """As Tiny ImageNet's do."""
+    expected = [content for _, _, content in _contents(find(folder).train)]
+    for parent in list((folder / "train").iterdir()):
+        parent.rename(folder / "images")
+        parent.mkdir()
+        (folder / "images").rename(parent / "images")
+    assert [content for _, _, content in _contents(find(folder).train)] == expected
+
+
+@pytest.mark.parametrize("kind", LABEL_FILES)
+def test_labels_that_windows_marked(folder, kind):
+    """With a byte order mark, and carriage returns at the ends of lines."""
+    labels = val_labels(folder)
+    flatten_val(folder)
+    name, write = LABEL_FILES[kind]
+    write(folder / name, labels)
+    if not name.endswith(".gz"):
+        text = (folder / name).read_text()
+        (folder / name).write_text("\ufeff" + text, "utf-8", newline="\r\n")
+    found = find(folder).validation
+    assert {image.name: WNIDS[image.label] for image in found} == labels
+
+
+def test_labels_that_contradict_each_other(folder):
+    labels = val_labels(folder)
+    flatten_val(folder)
+    path = folder / "val_labels.txt"
+    _write_named_labels(path, labels)
+    with open(path, "a") as file:
+        file.write(f"{val_name(0)} {labels[val_name(0)]}\n")
+    find(folder)  # the same twice is no contradiction
+    with open(path, "a") as file:
+        file.write(f"{val_name(0)} {WNIDS[2]}\n")
+    message = _error(folder)
+    assert f"{path} labels {val_name(0)} {WNIDS[0]} and also {WNIDS[2]}; remove" in message
 
 
 @pytest.mark.parametrize("name", [TRAIN_TAR, VAL_TAR])

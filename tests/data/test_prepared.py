@@ -1,5 +1,7 @@
 import json
+import os
 import pathlib
+import resource
 import shlex
 import shutil
 
@@ -62,6 +64,30 @@ def test_a_name_that_cannot_be_one_is_unknown(toy, name):
     assert "unknown data set" in _error(name, toy.parents[1])
 
 
+@pytest.mark.parametrize("left", ["incomplete.ABCDEF_1.0.0", "small/incomplete.1.0.0", ""])
+def test_a_preparation_that_was_aborted_is_not_an_unknown_name(tmp_path, left):
+    (tmp_path / "mine" / left).mkdir(parents=True)
+    for name in ("mine", "mine:1.0.0"):
+        message = _error(name, tmp_path)
+        assert message.startswith(f"{tmp_path / 'mine'} holds no finished data set")
+        assert f"finish it with: `tfds build --data_dir={tmp_path}`" in message
+
+
+def test_the_aborted_preparation_of_a_known_set_is_given_its_command(tmp_path, no_tensorflow):
+    for name in ("mnist/incomplete.ABCDEF_3.0.1", "imagenet256/subset100/incomplete.1.0.0"):
+        (tmp_path / name).mkdir(parents=True)
+    assert "did not come to its end; finish it with: pip install" in _error("mnist", tmp_path)
+    for name in ("imagenet256", "imagenet256/subset100"):
+        assert "finish it with: python -m multipath_jax.prepare imagenet" in _error(name, tmp_path)
+
+
+def test_a_finished_config_does_not_hide_an_aborted_one(tmp_path):
+    (tmp_path / "mine" / "whole" / "1.0.0").mkdir(parents=True)
+    (tmp_path / "mine" / "half" / "incomplete.ABCDEF_1.0.0").mkdir(parents=True)
+    assert "mine/half' did not come to its end" in _error("mine/half", tmp_path)
+    assert "holds no 'mine/other', only whole; choose" in _error("mine/other", tmp_path)
+
+
 def test_another_version_names_those_there(toy):
     (toy.parent / "incomplete.ABCDEF_2.0.0").mkdir()  # left by an interruption
     assert "holds no 'toy:2.0.0', only 1.0.0;" in _error("toy:2.0.0", toy.parents[1])
@@ -89,6 +115,7 @@ def test_cifar_is_prepared_where_tensorflow_is(tmp_path, tensorflow, monkeypatch
     def run(command, *, env, check):
         assert "cifar10" in command[-1]
         assert env["CUDA_VISIBLE_DEVICES"] == ""
+        assert env["TQDM_DISABLE"] == "1"  # there is no terminal
         prepare(tmp_path, {"train": examples(5), "test": examples(2)}, name="cifar10")
 
     monkeypatch.setattr(prepared.subprocess, "run", run)
@@ -124,7 +151,38 @@ def test_data_directory_that_cannot_be_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(prepared.digits, "prepare_digits", refuse)
     message = _error("digits", tmp_path)
-    assert message.startswith(f"digits cannot be written to {tmp_path} (Permission denied); choose")
+    assert message.startswith(
+        f"digits cannot be written to {tmp_path} (Permission denied); make room"
+    )
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, hard))  # no file may grow beyond
+    try:
+        message = _error("digits", tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert message.startswith(f"digits cannot be written to {tmp_path} (")
+    assert "File too large" in message
+
+
+def test_without_a_home_folder(monkeypatch):
+    """As where a container runs as a user that it does not know."""
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert "there is no home folder; set HOME" in _error("digits", "~/data")
+    assert "there is no home folder; set HOME" in _error("digits", pathlib.Path("~"))
+
+
+def test_what_cannot_be_looked_at_is_named(toy, monkeypatch):
+    """Root may look at everything, so that this has to be made up."""
+
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(prepared, "_check_complete", refuse)
+    message = _error("toy", toy.parents[1])
+    assert message.startswith(f"{toy.parent} cannot be read (Permission denied); mend that, or")
 
 
 def test_tfrecord_only(toy):

@@ -171,6 +171,29 @@ def test_trials_side_by_side_have_orders_of_their_own(undisturbed, photo_dir, tm
     jax.tree.map(close, found.state.params, expected.state.params)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_a_folder_holds_is_said_once_and_its_names_are_kept(tmp_path, capsys, count):
+    source, strange = tmp_path / "images", os.fsdecode(b"caf\xe9")
+    for label, name in enumerate(("$x$", strange)):
+        (source / name).mkdir(parents=True)
+        for index in range(5):
+            (source / name / f"{index}.jfif").write_bytes(photos.jpeg(index, label))
+    (source / ".hidden.jpg").write_bytes(b"")
+    changes = {"dataset.source": str(source), "train_for": "1 step", "eval_every": "1 step"}
+    config = recipe("nowhere", trials=count, side_by_side="on", **changes)
+    workdir = tmp_path / "run"
+    (trials.train_trials if count > 1 else loop.train)(config, workdir)
+    said = capsys.readouterr().out.splitlines()
+    assert said[:3] == [
+        rf"{source}: 8 training and 2 test images of 2 classes: $x$, caf\xe9",
+        "held out to test on: the second of every 10 images of a class",
+        "left out: hidden images (1)",
+    ]
+    assert not any("held out" in line for line in said[3:])
+    run = load_run(workdir / f"seed_{config.seed}" if count > 1 else workdir)
+    assert run.description.class_names == ("$x$", strange)
+
+
 def test_too_large_a_crop_is_refused(photo_dir):
     with pytest.raises(UserError, match=r"crop=33 is more than the images have, 32x32 pixels"):
         Parts(recipe(photo_dir, **{"dataset.crop": 33}))

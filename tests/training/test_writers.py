@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import sys
 
 import pytest
 
@@ -113,6 +114,23 @@ def test_a_log_prints_and_counts(workdir, capsys, monkeypatch):
     }
     printed = capsys.readouterr().out
     assert "step 4/8  epoch 1.00  loss 0.5000  test error 12.35 %  20 images/s" in printed
+
+
+@pytest.mark.parametrize("terminal", [("out",), ("err",), ("out", "err")])
+def test_a_bar_is_drawn_where_both_streams_are_a_terminal(workdir, capsys, monkeypatch, terminal):
+    """A log of either would be full of carriage returns."""
+    workdir.mkdir()
+    for name in terminal:
+        monkeypatch.setattr(getattr(sys, f"std{name}"), "isatty", lambda: True)
+    config = default_config()
+    config.tensorboard = "off"
+    log = writers.Log(config, Plan(4, 8, (), 4, 4, 4), workdir, step=0)
+    log.advance(4, steps=4, seconds=1.0)
+    log.write(4, {})
+    log.close()
+    out, err = capsys.readouterr()
+    assert ("\r" in out + err) == (len(terminal) == 2)
+    assert "step 4/8" in out
 
 
 def test_seconds_go_on_over_interruptions(workdir, monkeypatch):
