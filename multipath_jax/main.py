@@ -22,6 +22,7 @@ from etils import epath
 
 from multipath_jax import cli, recipe
 from multipath_jax.cpu import use_fast_convolutions
+from multipath_jax.data.datasets import TEST
 from multipath_jax.errors import UserError
 from multipath_jax.runs import load_run
 from multipath_jax.training import checkpoints, processes
@@ -30,6 +31,7 @@ from multipath_jax.training.devices import enable_compilation_cache
 from multipath_jax.training.loop import Result, TrainingFailed, train
 from multipath_jax.training.stopping import Stopping
 from multipath_jax.training.trials import train_trials
+from multipath_jax.training.writers import SPLITS
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and logs go.")
 DISTRIBUTED = flags.DEFINE_string(
@@ -97,7 +99,7 @@ def _report(result: Result) -> None:
         print(f"wrote {path}")
     if result.test:
         best = f" (best of the run: {result.best_error:.2f} %)"
-        print(f"test error {result.test['error']:.2f} %{best}")
+        print(f"{SPLITS[result.evaluated]} error {result.test['error']:.2f} %{best}")
 
 
 def _evaluate() -> int:
@@ -109,8 +111,10 @@ def _evaluate() -> int:
     run = load_run(workdir, CHECKPOINT.value)
     run = run if config is None else dataclasses.replace(run, config=config)
     enable_compilation_cache(run.config.compilation_cache)
-    data = run.dataset.name
-    lines = [f"{CHECKPOINT.value} checkpoint of {workdir}, step {run.step}, {data} test split"]
+    held_out = f"{run.config.dataset.holdout} training images held out"
+    what = "test split" if run.dataset.evaluated == TEST else held_out
+    what = f"{run.dataset.name} {what}"
+    lines = [f"{CHECKPOINT.value} checkpoint of {workdir}, step {run.step}, {what}"]
     lines += [f"not the data of training: {other}" for other in run.other_images]
     for name, value in run.evaluate().items():
         unit = " %" if "error" in name else ""

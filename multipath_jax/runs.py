@@ -101,7 +101,7 @@ class LoadedRun:
             self.dataset,
             self.config.eval_batch_size,
             mesh,
-            views=Views(how.crop, how.ten_crop),
+            views=Views(how.crop, how.ten_crop, how.eval_flip),
             workers=how.workers,
         )
         return evaluator(jax.device_put(jax.device_get(self.variables), replicated(mesh)))

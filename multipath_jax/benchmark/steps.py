@@ -78,7 +78,7 @@ def model_step(
     create = partial(create_state, model, optimizer, problem.image_shape)
     on_cpu = jax.default_backend() == "cpu"  # compiles what runs once in a third of the time
     create = jax.jit(create, compiler_options=_QUICKLY if on_cpu else None)
-    step = make_train_step(model, optimizer, lambda key, images: images)
+    step = make_train_step(model, optimizer, lambda state, images: images)
     if trials is not None:
         states = tuple(create(jnp.uint32(seed)) for seed in range(trials))
         return CompiledStep(_of_each(step), states, random_batches(problem), loop)

@@ -1,6 +1,16 @@
 """Data: TFDS sets in host memory or decoded as they are wanted, augmented on the device."""
 
-from multipath_jax.data.augment import augment, normalize, random_crop, random_flip, random_shift
+from multipath_jax.data.augment import (
+    MixedLabels,
+    alternately_mirrored,
+    augment,
+    cutout,
+    mix,
+    normalize,
+    random_crop,
+    random_flip,
+    random_shift,
+)
 from multipath_jax.data.datasets import (
     Dataset,
     Split,
@@ -25,15 +35,19 @@ __all__ = [
     "Description",
     "EncodedSplit",
     "EvalBatches",
+    "MixedLabels",
     "ResidentData",
     "Split",
+    "alternately_mirrored",
     "augment",
     "batch_at",
     "batches_per_epoch",
+    "cutout",
     "describe",
     "epoch_order",
     "eval_batches",
     "load_dataset",
+    "mix",
     "normalize",
     "open_encoded",
     "pixel_statistics",

@@ -18,12 +18,13 @@ from multipath_jax.data.encoded import STOP, EncodedSplit, unreadable
 from multipath_jax.data.folder import open_folder
 from multipath_jax.data.images import PIL_MODES, decode
 from multipath_jax.data.prepared import one_line, open_prepared
-from multipath_jax.data.records import BadRecord, Files, Records
+from multipath_jax.data.records import BadRecord, Files, Records, Subset
 from multipath_jax.errors import UserError
 
 _READ_AT_ONCE = 1000  # records; one call for many costs half of one call for each
 _SAMPLE = 1000  # images whose statistics stand for those of a split that stays encoded
 _SAMPLE_AT_ONCE = 50  # 10 MB of 256x256 pixels
+TEST, HELD_OUT = "test", "held_out"  # what is evaluated: the test split, or training images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Dataset:
 
     Attributes:
       notes: lines that a run prints before it begins; what was found in a user's folder.
+      evaluated: what the split `test` is: "test", or "held_out" for images that were taken out of
+        the training split in its place (`held_out_indices`).
     """
 
     name: str
@@ -62,6 +65,7 @@ class Dataset:
     mean: Float32[np.ndarray, " c"]
     std: Float32[np.ndarray, " c"]
     notes: tuple[str, ...] = ()
+    evaluated: str = TEST
 
     @property
     def num_classes(self) -> int:
@@ -73,7 +77,7 @@ class Dataset:
         return self.train.image_shape
 
 
-def load_dataset(name: str, data_dir: str | os.PathLike | None) -> Dataset:
+def load_dataset(name: str, data_dir: str | os.PathLike | None, holdout: int = 0) -> Dataset:
     """Reads a whole data set into memory.
 
     `name` is "digits" (prepared on first use), "cifar10" or "cifar100" (downloaded and prepared
@@ -82,16 +86,27 @@ def load_dataset(name: str, data_dir: str | os.PathLike | None) -> Dataset:
     `validation` in its place). TFDS's `name/config:version` is understood.
     `data_dir` holds the data sets; None is TFDS's default, `~/tensorflow_datasets` or
     `$TFDS_DATA_DIR`. Raises `UserError` where the data are missing or cannot be used.
+    With a `holdout`, so many training images are the split `test`, and the data set's own is not
+    read.
     """
     builder = open_prepared(name, data_dir)
     _check_features(builder)
-    train, test = (_read_split(builder, split) for split in _split_names(builder))
+    names = _split_names(builder)
+    class_names = tuple(builder.info.features["label"].names)
+    if holdout:
+        whole = _read_split(builder, names[0])
+        train, test = (
+            Split(whole.images[part], whole.labels[part])
+            for part in held_out_indices(whole.labels, holdout)
+        )
+        statistics_ = pixel_statistics(train.images)
+        return Dataset(name, train, test, class_names, *statistics_, HELD_OUT)
+    train, test = (_read_split(builder, split) for split in names)
     if train.images.shape[1:] != test.images.shape[1:]:
         raise UserError(
             f"the images of {builder.data_dir} are {train.images.shape[1:]} in the training split "
             f"and {test.images.shape[1:]} in the other; prepare the set with images of one size"
         )
-    class_names = tuple(builder.info.features["label"].names)
     return Dataset(name, train, test, class_names, *pixel_statistics(train.images))
 
 
@@ -101,15 +116,16 @@ def open_encoded(
     size: int,
     on_bad: str = STOP,
     source: str | os.PathLike | None = None,
+    holdout: int = 0,
 ) -> Dataset:
     """A data set of pictures of any size, which stay on the disk until they are wanted.
 
-    They are then rescaled to `size` x `size` RGB. For `name` and `data_dir`, and for what is
-    raised, see `load_dataset`; a `source`, if there is one, is used in their place: a folder of
-    class folders (`folder.open_folder`). `on_bad` says what becomes of a training record that
-    cannot be read, `stop` or `replace`; one of the test split always stops, or its measures would
-    not be exact. Mean and deviation are those of at most 1,000 training images, evenly spaced over
-    the split.
+    They are then rescaled to `size` x `size` RGB. For `name`, `data_dir`, `holdout` and what is
+    raised, see `load_dataset`; a `source`, if there is one, is used in place of the first two: a
+    folder of class folders (`folder.open_folder`). `on_bad` says what becomes of a training record
+    that cannot be read, `stop` or `replace`; one of the test split always stops, or its measures
+    would not be exact. Mean and deviation are those of at most 1,000 training images, evenly spaced
+    over the split.
     """
     notes = ()
     if source:
@@ -122,9 +138,36 @@ def open_encoded(
         _check_features(builder)
         train, test = (Records(builder, split) for split in _split_names(builder))
     class_names = tuple(builder.info.features["label"].names)
+    evaluated = HELD_OUT if holdout else TEST
+    if holdout:
+        parts = held_out_indices(train.labels(), holdout)
+        train, test = (Subset(train, part) for part in parts)
     split = EncodedSplit(train, size, len(class_names), on_bad)
     held_out = EncodedSplit(test, size, len(class_names))
-    return Dataset(name, split, held_out, class_names, *_sampled_statistics(split), notes)
+    statistics = _sampled_statistics(split)
+    return Dataset(name, split, held_out, class_names, *statistics, notes, evaluated)
+
+
+def held_out_indices(
+    labels: Int32[np.ndarray, " n"], holdout: int
+) -> tuple[Int64[np.ndarray, " kept"], Int64[np.ndarray, " held"]]:
+    """The training images that are kept and those held out, both in their own order.
+
+    Of every class its share is held out, to within one image; which ones is as good as random, but
+    the same for every run. Raises `UserError` where nothing would be left to train on.
+    """
+    if holdout >= len(labels):
+        raise UserError(
+            f"dataset.holdout={holdout} leaves none of the {len(labels)} training images; "
+            "hold out fewer"
+        )
+    # The raw words of a bit generator stay the same in all versions of NumPy.
+    by_class = np.lexsort((np.random.PCG64(0).random_raw(len(labels)), labels))
+    # Evenly spaced over the classes, one after another.
+    places = (np.arange(holdout) * len(labels) + len(labels) // 2) // holdout
+    held = np.zeros(len(labels), bool)
+    held[by_class[places]] = True
+    return np.flatnonzero(~held), np.flatnonzero(held)
 
 
 def _sampled_statistics(

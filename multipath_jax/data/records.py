@@ -5,13 +5,17 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
+from jaxtyping import Int, Int32
 from tensorflow_datasets.proto import tf_example_pb2
 
 from multipath_jax.data.folder import FolderSource
 from multipath_jax.data.images import BadImage
 from multipath_jax.data.prepared import one_line, start_again
+
+_LABELS_AT_ONCE = 1000  # records; some 40 MB of photographs
 
 
 class Record(NamedTuple):
@@ -62,6 +66,19 @@ class Records:
         """How to speak of one of them."""
         return f"record {index} {self.where}"
 
+    def labels(self) -> Int32[np.ndarray, " n"]:
+        """Of all records, which are read for it; -1 of those that cannot be."""
+        labels = np.full(len(self), -1, np.int32)
+        for start in range(0, len(self), _LABELS_AT_ONCE):
+            indices = range(start, min(start + _LABELS_AT_ONCE, len(self)))
+            try:
+                labels[start : indices.stop] = [record.label for record in self.read(indices)]
+            except BadRecord:
+                for index in indices:
+                    with contextlib.suppress(BadRecord):
+                        labels[index] = self[index].label
+        return labels
+
 
 class Files:
     """One split of a folder of class folders, as `Records`."""
@@ -91,6 +108,29 @@ class Files:
     def name(self, index: int) -> str:
         """How to speak of one of them: by its path."""
         return f"image {index}, {self._images[index]},"
+
+    def labels(self) -> Int32[np.ndarray, " n"]:
+        """Of all images, none of which is read for it."""
+        return np.array([image.label for image in self._images], np.int32)
+
+
+class Subset:
+    """Some records of a split, as `Records`; they keep their names."""
+
+    def __init__(self, records: Records | Files, indices: Int[np.ndarray, " n"]):
+        self.remedy = records.remedy
+        self._records, self._indices = records, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Record:
+        """One of them. Raises `BadRecord` if it cannot be read."""
+        return self._records[int(self._indices[index])]
+
+    def name(self, index: int) -> str:
+        """How to speak of one of them."""
+        return self._records.name(int(self._indices[index]))
 
 
 @contextlib.contextmanager

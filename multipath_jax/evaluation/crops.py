@@ -1,4 +1,4 @@
-"""The parts of an image by which it is classified: its centre, or ten crops (Section 6.4).
+"""The views of an image by which it is classified: its centre, ten crops (Section 6.4), mirrored.
 
 Shapes: `b` batch, `h w` height and width, `s` side of a crop, `c` channels.
 """
@@ -34,7 +34,20 @@ def ten_crop_log_probabilities(
     classify: Classify, images: Num[Array, "b h w c"], side: int
 ) -> Float[Array, "b classes"]:
     """The logarithm of the mean of the softmaxes of an image's ten crops."""
-    # One crop after the other: all at once would take ten times the memory.
-    logits = jax.lax.map(classify, ten_crops(images, side))
+    return _mean_log_probabilities(classify, ten_crops(images, side))
+
+
+def mirrored_log_probabilities(
+    classify: Classify, images: Num[Array, "b h w c"]
+) -> Float[Array, "b classes"]:
+    """The logarithm of the mean of the softmaxes of an image and of its mirror image."""
+    return _mean_log_probabilities(classify, jnp.stack([images, images[..., ::-1, :]]))
+
+
+def _mean_log_probabilities(
+    classify: Classify, views: Num[Array, "views b h w c"]
+) -> Float[Array, "b classes"]:
+    # One view after the other: all at once would take so many times the memory.
+    logits = jax.lax.map(classify, views)
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
-    return jax.nn.logsumexp(log_probabilities, axis=0) - jnp.log(10.0)
+    return jax.nn.logsumexp(log_probabilities, axis=0) - jnp.log(float(len(views)))

@@ -20,7 +20,11 @@ from multipath_jax.data import (
     normalize,
     place,
 )
-from multipath_jax.evaluation.crops import centre_crop, ten_crop_log_probabilities
+from multipath_jax.evaluation.crops import (
+    centre_crop,
+    mirrored_log_probabilities,
+    ten_crop_log_probabilities,
+)
 from multipath_jax.training.devices import (
     from_rows,
     own_rows,
@@ -42,10 +46,12 @@ class Views(NamedTuple):
     Attributes:
       crop: the side of the crops; 0: the whole image.
       ten: whether to look at ten crops as well as at the centre.
+      flip: whether to look at the centre together with its mirror image as well as by itself.
     """
 
     crop: int = 0
     ten: bool = False
+    flip: bool = False
 
 
 WHOLE = Views()
@@ -71,8 +77,9 @@ def make_evaluator(
     """Gives ``variables -> metrics`` of a split (the test split).
 
     The metrics are ``loss``, the mean cross-entropy of the logits; ``error``, the top-1 error in
-    percent; of more than five classes, ``top5_error``; and with ten crops, ``ten_crop_error`` and
-    ``ten_crop_top5_error``. A split in memory is put on the devices, for one dispatch.
+    percent; of more than five classes, ``top5_error``; with ten crops, ``ten_crop_error`` and
+    ``ten_crop_top5_error``, with mirror images ``flip_error`` and ``flip_top5_error``. A split in
+    memory is put on the devices, for one dispatch.
 
     Args:
       batch_size: rounded up to a multiple of the devices, and no larger than the split needs.
@@ -103,13 +110,20 @@ def make_predictions(model: Network, dataset: Dataset, views: Views) -> dict[str
         normal = normalize(images, dataset.mean, dataset.std)
         return model.apply(variables, normal, train=False)
 
+    def centre(images):
+        return centre_crop(images, views.crop) if views.crop else images
+
     def single(variables, images):
-        return logits(variables, centre_crop(images, views.crop) if views.crop else images)
+        return logits(variables, centre(images))
 
     def ten(variables, images):
         return ten_crop_log_probabilities(partial(logits, variables), images, views.crop)
 
-    return {"": single, "ten_crop_": ten} if views.ten else {"": single}
+    def flip(variables, images):
+        return mirrored_log_probabilities(partial(logits, variables), centre(images))
+
+    others = {"ten_crop_": ten} if views.ten else {}
+    return {"": single} | others | ({"flip_": flip} if views.flip else {})
 
 
 def _nothing(predictions: Mapping[str, Predict]) -> dict[str, EvalMetrics]:

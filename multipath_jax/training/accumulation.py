@@ -14,13 +14,13 @@ class Pass(NamedTuple):
     Attributes:
       batch_stats: the statistics after it.
       loss: all terms, mean over the examples.
-      wrong: of every example, whether it was.
+      wrong: of every example, whether it was; of a mixed one, to what part.
       routing: means of scalars, by name.
     """
 
     batch_stats: PyTree
     loss: Float[Array, ""]
-    wrong: Bool[Array, " b"]
+    wrong: Bool[Array, " b"] | Float[Array, " b"]
     routing: dict[str, Array]
 
 
@@ -47,7 +47,8 @@ def accumulated(gradient: Gradient, count: int, unroll: bool) -> Gradient:
             grads, found = gradient(params, batch_stats, *part)
             return (jax.tree.map(jnp.add, total, grads), found.batch_stats), found[1:]
 
-        parts = split(images, count), split(labels, count), jax.random.split(key, count)
+        examples = jax.tree.map(lambda array: split(array, count), (images, labels))
+        parts = *examples, jax.random.split(key, count)
         start = jax.tree.map(jnp.zeros_like, params), batch_stats
         (total, batch_stats), found = jax.lax.scan(add, start, parts, unroll=unroll)
         losses, wrong, routing = found

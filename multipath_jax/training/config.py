@@ -19,6 +19,7 @@ FREE_KEYS = (
     "dataset.source",  # what it holds is compared, not its name
     "dataset.streamed",
     "dataset.ten_crop",
+    "dataset.eval_flip",
     "dataset.workers",
     "dataset.on_bad",
     "log_every",
@@ -42,7 +43,8 @@ CHOICES = {
     "dispatch": ("auto", "loop", "step"),
     "side_by_side": ("auto", "on", "off"),
     "tensorboard": ("auto", "on", "off"),
-    "schedule.kind": ("step", "cosine"),
+    "schedule.kind": ("step", "cosine", "linear"),
+    "dataset.shift_mode": ("zeros", "reflect"),
 }
 
 
@@ -91,8 +93,19 @@ def default_config() -> ConfigDict:
     config.init_from = ""  # a workdir whose best weights a fresh run starts from
 
     # Beyond the paper; with these values none of it happens.
-    config.schedule.kind = "step"  # cosine: no drops, but down to zero at the end of training
+    # cosine, linear: no drops, but down to zero at the end of training
+    config.schedule.kind = "step"
     config.schedule.warmup = ""  # a duration of n steps, of rates rate / n, 2 rate / n, ..., rate
+    config.optimizer.nesterov = False  # the momentum that is Nesterov's
+    config.dataset.holdout = 0  # training images to evaluate in place of the test split; 0: none
+    config.dataset.eval_flip = False  # also evaluate with mirror images, at the end of training
+    config.dataset.shift_mode = "zeros"  # what comes in at the edges: zeros, reflect
+    config.dataset.alternate_flip = False  # mirror an image in every other epoch, not at random
+    config.dataset.cutout = 0  # the side of a square that is blanked out at a random place; 0: none
+    # Of Beta(a, a), by which two images and their labels are mixed: blended (mixup), or a box of
+    # the one put into the other (cutmix); with both, one of them, by chance, for each image.
+    config.mixup = 0.0
+    config.cutmix = 0.0
     config.label_smoothing = 0.0  # the part of each label that is spread evenly over all classes
     config.accumulate = 1  # micro-batches of a step, each with BatchNorm statistics of its own
     # The decay of a moving average of parameters and statistics, such as 0.9999: what is evaluated,
@@ -211,14 +224,22 @@ def validate(config: ConfigDict) -> None:
     for key in ("schedule.rate", "schedule.factor"):
         _require(0 < flat[key] < math.inf, key, flat[key], "positive")
     _require(0 <= flat["seed"] < 2**32, "seed", flat["seed"], "from 0 to 4294967295")
-    for key in ("dataset.shift", "dataset.size", "dataset.crop", "dataset.workers"):
-        _require(flat[key] >= 0, key, flat[key], "at least 0")
+    for key in ("shift", "size", "crop", "workers", "cutout", "holdout"):
+        _require(
+            flat[f"dataset.{key}"] >= 0, f"dataset.{key}", flat[f"dataset.{key}"], "at least 0"
+        )
+    for key in ("mixup", "cutmix"):
+        _require(0 <= flat[key] < math.inf, key, flat[key], "at least 0")
+    if flat["dataset.alternate_flip"] and not flat["dataset.flip"]:
+        raise UserError("dataset.alternate_flip=True needs dataset.flip=True")
     if flat["dataset.source"] and not flat["dataset.size"]:
         raise UserError("dataset.source needs dataset.size, the side to rescale its images to")
     if flat["dataset.ten_crop"] and not flat["dataset.crop"]:
         raise UserError("dataset.ten_crop=True needs dataset.crop, the side of the crops")
     momentum, decay = flat["optimizer.momentum"], flat["optimizer.weight_decay"]
     _require(0 <= momentum < 1, "optimizer.momentum", momentum, "at least 0 and below 1")
+    if flat["optimizer.nesterov"] and not momentum:
+        raise UserError("optimizer.nesterov=True needs optimizer.momentum, such as 0.9")
     _require(0 <= decay < math.inf, "optimizer.weight_decay", decay, "at least 0")
     for key in ("label_smoothing", "ema"):
         _require(0 <= flat[key] < 1, key, flat[key], "at least 0 and below 1")
@@ -227,9 +248,10 @@ def validate(config: ConfigDict) -> None:
     parse_durations("schedule.drops", flat["schedule.drops"])
     if flat["schedule.warmup"]:
         parse_duration("schedule.warmup", flat["schedule.warmup"])
-    if flat["schedule.drops"] and flat["schedule.kind"] == "cosine":
+    if flat["schedule.drops"] and flat["schedule.kind"] != "step":
         raise UserError(
-            f"schedule.kind=cosine has no drops, but schedule.drops={flat['schedule.drops']!r} "
+            f"schedule.kind={flat['schedule.kind']} has no drops, but "
+            f"schedule.drops={flat['schedule.drops']!r} "
             "(--config.schedule.drops= leaves them out)"
         )
     parse_window("profile", flat["profile"])

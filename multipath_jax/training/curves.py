@@ -7,7 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from multipath_jax import lettering
-from multipath_jax.training.writers import read_metrics
+from multipath_jax.data.datasets import HELD_OUT, TEST
+from multipath_jax.training.writers import SPLITS, read_metrics
 
 CURVES_FILE = "curves.png"
 # Okabe and Ito's colours, told apart by colour-blind readers too.
@@ -36,8 +37,8 @@ def draw(workdir: epath.Path) -> list[epath.Path]:
     figure = Figure(figsize=(3.4 * columns, 6.0 if routers else 3.2), layout="constrained")
     rows = figure.subfigures(2, 1) if routers else [figure]
     loss, error, entropy = rows[0].subplots(1, 3)
-    _lines(loss, lines, {"train/loss": "training", "test/loss": "test"}, "loss")
-    _lines(error, lines, {"train/error": "training", "test/error": "test"}, "error (%)")
+    for axes, measure, label in ((loss, "loss", "loss"), (error, "error", "error (%)")):
+        _lines(axes, lines, _splits(lines, measure), label)
     _entropies(entropy, lines, routers)
     if routers:
         panels = rows[1].subplots(1, len(routers), squeeze=False, sharey=True)[0]
@@ -47,6 +48,13 @@ def draw(workdir: epath.Path) -> list[epath.Path]:
     path = epath.Path(workdir) / CURVES_FILE
     lettering.save(figure, path, 120)
     return [path]
+
+
+def _splits(lines: list[dict], measure: str) -> dict[str, str]:
+    """How the curves are named, by key: of the training split, and of what was evaluated."""
+    held_out = any(f"{HELD_OUT}/{measure}" in line for line in lines)
+    split = HELD_OUT if held_out else TEST
+    return {f"train/{measure}": "training", f"{split}/{measure}": SPLITS[split]}
 
 
 def _series(lines: list[dict], key: str) -> tuple[list[float], list[float]]:

@@ -13,6 +13,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from multipath_jax.cpu import convolutions_in_use
+from multipath_jax.data.datasets import TEST
 from multipath_jax.training import checkpoints as ckpt
 from multipath_jax.training import curves, processes
 from multipath_jax.training.parts import Parts
@@ -48,6 +49,7 @@ class Result:
         empty if it was stopped before the first.
       best_error: the lowest test error of the run, in %.
       paths: what was written.
+      evaluated: ``test`` or, if the errors are of training images held out, ``held_out``.
     """
 
     step: int
@@ -55,6 +57,7 @@ class Result:
     test: dict[str, float]
     best_error: float | None
     paths: list[epath.Path]
+    evaluated: str = TEST
 
     @property
     def finished(self) -> bool:
@@ -280,7 +283,8 @@ class Run:
         if due["evaluation"]:
             self.test = self._evaluate()
             error = self.test["error"]
-            values |= {f"test/{name}": value for name, value in self.test.items()}
+            split = self.parts.dataset.evaluated
+            values |= {f"{split}/{name}": value for name, value in self.test.items()}
         if values:
             # Before the checkpoint: the lines up to it must be there when it is.
             self.log.write(self.step, values)
@@ -322,7 +326,8 @@ class Run:
         self.checkpoints.wait()
         drawn = curves.draw(self.workdir) if processes.is_first() else []
         paths = [self.workdir / ckpt.FOLDER, self.workdir / METRICS_FILE, *drawn]
-        return Result(self.step, self.plan.total, self.test, self.checkpoints.best_error, paths)
+        best, split = self.checkpoints.best_error, self.parts.dataset.evaluated
+        return Result(self.step, self.plan.total, self.test, best, paths, split)
 
 
 class Pace:

@@ -92,19 +92,28 @@ class Parts:
         self.plan = schedule.make_plan(config, per_epoch)
         self.learning_rate = schedule.learning_rate(config, self.plan)
         self.optimizer = state.make_optimizer(config.optimizer, self.learning_rate)
-        how = config.dataset
-        prepare = make_prepare(self.dataset, how.shift, how.flip, how.crop)
+        prepare = make_prepare(
+            self.dataset,
+            config.dataset.shift,
+            config.dataset.flip,
+            config.dataset.crop,
+            shift_mode=config.dataset.shift_mode,
+            alternate=per_epoch if config.dataset.alternate_flip else 0,
+            cutout=config.dataset.cutout,
+        )
         self.train_step = make_train_step(
             self.placement,
             self.optimizer,
             prepare,
             label_smoothing=config.label_smoothing,
+            mixup=config.mixup,
+            cutmix=config.cutmix,
             ema=config.ema,
             accumulate=config.accumulate,
             unroll=devices.on_cpu(self.mesh),
         )
         self._runners: dict[int, AnyRunner] = {}
-        if config.label_smoothing:
+        if config.label_smoothing or config.mixup or config.cutmix:
             _ = self.abstract_carry  # traces the step, which refuses networks of other losses
 
     @cached_property
@@ -115,19 +124,18 @@ class Parts:
     @cached_property
     def evaluate(self) -> Evaluator:
         """``variables -> {"loss", "error", ...}`` on the test split."""
-        return self._make_evaluator(ten=False)
+        return self._make_evaluator(Views(self.config.dataset.crop))
 
     @cached_property
     def evaluate_fully(self) -> Evaluator:
-        """The same at the end of a run: on ten crops as well, if the config wishes so."""
-        return self._make_evaluator(ten=True) if self.config.dataset.ten_crop else self.evaluate
+        """The same at the end of a run: on more views as well, if the config wishes so."""
+        config = self.config
+        views = Views(config.dataset.crop, config.dataset.ten_crop, config.dataset.eval_flip)
+        return self._make_evaluator(views) if views.ten or views.flip else self.evaluate
 
-    def _make_evaluator(self, ten: bool) -> Evaluator:
-        size, how = self.config.eval_batch_size, self.config.dataset
-        views = Views(how.crop, ten)
-        return make_evaluator(
-            self.placement, self.dataset, size, self.mesh, None, views, how.workers
-        )
+    def _make_evaluator(self, views: Views) -> Evaluator:
+        size, workers = self.config.eval_batch_size, self.config.dataset.workers
+        return make_evaluator(self.placement, self.dataset, size, self.mesh, None, views, workers)
 
     @cached_property
     def data(self) -> ResidentData | Split | EncodedSplit:
@@ -230,8 +238,10 @@ def read_dataset(config: ConfigDict) -> Dataset:
     with processes.first_alone("dataset"):  # it may have to be prepared
         data_dir = config.data_dir or None
         if config.size:
-            return open_encoded(config.name, data_dir, config.size, config.on_bad, config.source)
-        return load_dataset(config.name, data_dir)
+            return open_encoded(
+                config.name, data_dir, config.size, config.on_bad, config.source, config.holdout
+            )
+        return load_dataset(config.name, data_dir, config.holdout)
 
 
 def seen_shape(dataset: Dataset, crop: int) -> tuple[int, int, int]:

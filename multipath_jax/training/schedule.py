@@ -1,4 +1,4 @@
-"""Durations in steps, and learning rates: the paper's (Section 6.2), warm-up and cosine."""
+"""Durations in steps, and learning rates: the paper's (Section 6.2), warm-up, cosine, linear."""
 
 import dataclasses
 import math
@@ -137,12 +137,15 @@ def learning_rate(config: ConfigDict, plan: Plan) -> optax.Schedule:
     """The rate as a function of the step, counted from zero.
 
     Section 6.2: a constant rate, multiplied by ``schedule.factor`` at every drop. Beyond the paper,
-    half a cosine, which falls to zero over the steps after the warm-up; and, in the n steps of the
-    warm-up, rate / n, 2 rate / n, ... up to the rate.
+    half a cosine or a straight line, which fall to zero over the steps after the warm-up; and, in
+    the n steps of the warm-up, rate / n, 2 rate / n, ... up to the rate.
     """
     rate = config.schedule.rate
+    falling = plan.total - plan.warmup
     if config.schedule.kind == "cosine":
-        pieces = [optax.cosine_decay_schedule(rate, plan.total - plan.warmup)]
+        pieces = [optax.cosine_decay_schedule(rate, falling)]
+    elif config.schedule.kind == "linear":
+        pieces = [optax.linear_schedule(rate, 0.0, falling)]
     else:
         # Rates as exact powers, not as a running product: 0.1 * 0.1 * 0.1 is not 0.001.
         powers = [math.pow(config.schedule.factor, n) for n in range(len(plan.drops) + 1)]

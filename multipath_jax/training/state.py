@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 DECAYED = ("kernel", "w1", "w2")
 
 # The streams of randomness that a run's key is split into.
-INIT, ORDER, AUGMENT, GATES = range(4)
+INIT, ORDER, AUGMENT, GATES, MIX = range(5)
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -54,13 +54,13 @@ def stream(rng: UInt32[Array, "..."], number: int) -> Key[Array, ""]:
 
 
 def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """SGD with momentum (Section 6.2), weight decay on the kernels only.
+    """SGD with momentum (Section 6.2), or Nesterov's; weight decay on the kernels only.
 
     The decay is added to the gradient before the momentum: an L2 penalty, as in the paper's day.
     """
     return optax.chain(
         optax.add_decayed_weights(config.weight_decay, mask=is_decayed),
-        optax.sgd(schedule, momentum=config.momentum or None),
+        optax.sgd(schedule, momentum=config.momentum or None, nesterov=config.nesterov),
     )
 
 

@@ -11,13 +11,22 @@ from flax import traverse_util
 from jax.sharding import Sharding
 from jaxtyping import Array, Float, Int, Num, PyTree, UInt8
 
-from multipath_jax.data import ResidentData, augment, batch_at, normalize, random_crop
+from multipath_jax.data import (
+    MixedLabels,
+    ResidentData,
+    alternately_mirrored,
+    augment,
+    batch_at,
+    mix,
+    normalize,
+    random_crop,
+)
 from multipath_jax.errors import UserError
 from multipath_jax.training.accumulation import Pass, accumulated
 from multipath_jax.training.cost import Cost, compiled
 from multipath_jax.training.metrics import TrainMetrics, is_wrong, routing_statistics
 from multipath_jax.training.placement import Network
-from multipath_jax.training.state import AUGMENT, GATES, TrainState, moving_average
+from multipath_jax.training.state import AUGMENT, GATES, MIX, TrainState, moving_average, stream
 
 
 class Batch(NamedTuple):
@@ -38,26 +47,53 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, TrainMetrics]]
 Prepare = Callable[..., Array]
 
 
-def make_prepare(dataset: Any, shift: int, flip: bool, crop: int = 0) -> Prepare:
-    """The function ``(key, images [b h w c] uint8) -> [b s s c]`` of the training images.
+def make_prepare(
+    dataset: Any,
+    shift: int,
+    flip: bool,
+    crop: int = 0,
+    *,
+    shift_mode: str = "zeros",
+    alternate: int = 0,
+    cutout: int = 0,
+) -> Prepare:
+    """The function ``(state, images [b h w c] uint8) -> [b s s c]`` of the training images.
 
     Section 6.2: shifted by up to ``shift`` pixels each way and mirrored; normalized per channel.
     Section 6.4: a random crop of ``crop`` pixels a side (0: the whole image), and mirrored.
+
+    Args:
+      alternate: the steps of an epoch, to mirror every image in every other; 0: at random.
+      shift_mode, cutout: as in `augment`.
     """
 
-    def prepare(key, images: UInt8[Array, "b h w c"]) -> Float[Array, "b s s c"]:
+    def prepare(state: TrainState, images: UInt8[Array, "b h w c"]) -> Float[Array, "b s s c"]:
+        key, mirrored = state.step_key(AUGMENT), None
+        if alternate:
+            run_key = stream(state.rng, AUGMENT)
+            mirrored = alternately_mirrored(run_key, images, state.step // alternate)
         if crop:
             key, crop_key = jax.random.split(key)
             images = random_crop(crop_key, images, crop, crop)
-        normal = normalize(images, dataset.mean, dataset.std)
-        return augment(key, normal, max_shift=shift, flip=flip)
+        return augment(
+            key,
+            normalize(images, dataset.mean, dataset.std),
+            max_shift=shift,
+            flip=flip,
+            shift_mode=shift_mode,
+            mirrored=mirrored,
+            cutout_side=cutout,
+        )
 
     return prepare
 
 
+Labels = Int[Array, " b"] | MixedLabels
+
+
 def total_loss(
     logits: Float[Array, "b classes"],
-    labels: Int[Array, " b"],
+    labels: Labels,
     recorded: Mapping,
     label_smoothing: float = 0.0,
 ) -> Float[Array, ""]:
@@ -67,21 +103,33 @@ def total_loss(
     ``classification`` stands in for the cross-entropy of the logits.
 
     Raises:
-      UserError: labels are to be smoothed where there is no such cross-entropy.
+      UserError: labels are to be smoothed or mixed where there is no such cross-entropy.
     """
     named = traverse_util.flatten_dict(recorded)
     total = sum(jnp.sum(jnp.asarray(term)) for terms in named.values() for term in _tuple(terms))
     if not any(path[-1] == "classification" for path in named):
         return total + _cross_entropy(logits, labels, label_smoothing).mean()
+    own = "this network has a loss of its own in place of the cross-entropy"
     if label_smoothing:
-        raise UserError(
-            f"label_smoothing={label_smoothing}: this network has a loss of its own in place of "
-            "the cross-entropy; use label_smoothing=0"
-        )
+        raise UserError(f"label_smoothing={label_smoothing}: {own}; use label_smoothing=0")
+    if isinstance(labels, MixedLabels):
+        raise UserError(f"mixup, cutmix: {own}; use mixup=0 and cutmix=0")
     return total
 
 
-def _cross_entropy(logits: Array, labels: Array, label_smoothing: float) -> Float[Array, " b"]:
+def _of_labels(measure: Callable[[Array], Array], labels: Labels) -> Num[Array, " b"] | Array:
+    """What is measured with the labels; with mixed ones, the mean by their shares."""
+    if not isinstance(labels, MixedLabels):
+        return measure(labels)
+    share = labels.share
+    return share * measure(labels.labels) + (1 - share) * measure(labels.others)
+
+
+def _cross_entropy(logits: Array, labels: Labels, label_smoothing: float) -> Float[Array, " b"]:
+    return _of_labels(partial(_entropy_of, logits, label_smoothing=label_smoothing), labels)
+
+
+def _entropy_of(logits: Array, labels: Array, label_smoothing: float) -> Float[Array, " b"]:
     if not label_smoothing:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     targets = jax.nn.one_hot(labels, logits.shape[-1])
@@ -99,6 +147,8 @@ def make_train_step(
     prepare: Prepare,
     *,
     label_smoothing: float = 0.0,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
     ema: float = 0.0,
     accumulate: int = 1,
     unroll: bool = True,
@@ -109,6 +159,7 @@ def make_train_step(
 
     Args:
       label_smoothing: as in `total_loss`.
+      mixup, cutmix: as in `mix`; with 0 and 0 nothing is mixed.
       ema: the decay of the state's moving average, if it keeps one.
       accumulate, unroll: the micro-batches of a step, and how they run (`accumulated`).
     """
@@ -118,22 +169,24 @@ def make_train_step(
             {"params": params, "batch_stats": batch_stats},
             images,
             train=True,
-            labels=labels,
+            labels=labels.labels if isinstance(labels, MixedLabels) else labels,
             mutable=["batch_stats", "intermediates", "losses"],
             rngs={"gates": key},
         )
         loss = total_loss(logits, labels, updates.get("losses", {}), label_smoothing)
         routing = routing_statistics(updates.get("intermediates", {}))
-        wrong = is_wrong(logits, labels)
+        wrong = _of_labels(partial(is_wrong, logits), labels)
         return loss, Pass(updates.get("batch_stats", {}), loss, wrong, routing)
 
     gradient = accumulated(jax.grad(loss_fn, has_aux=True), accumulate, unroll)
 
     @jax.jit
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, TrainMetrics]:
-        images = prepare(state.step_key(AUGMENT), batch.images)
+        images, labels = prepare(state, batch.images), batch.labels
+        if mixup or cutmix:
+            images, labels = mix(state.step_key(MIX), images, labels, mixup, cutmix)
         variables = (state.params, state.batch_stats)
-        grads, found = gradient(*variables, images, batch.labels, state.step_key(GATES))
+        grads, found = gradient(*variables, images, labels, state.step_key(GATES))
         changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
         new_state = state.replace(
             step=state.step + 1,

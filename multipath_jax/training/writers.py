@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from multipath_jax import jsonl
+from multipath_jax.data.datasets import HELD_OUT, TEST
 from multipath_jax.errors import UserError
 from multipath_jax.training import processes
 from multipath_jax.training.schedule import Plan
@@ -21,13 +22,16 @@ METRICS_FILE = "metrics.jsonl"
 DROPPED_FILE = "metrics.dropped.jsonl"
 TENSORBOARD_NEEDS = ("tensorflow", "tensorboard")  # clu's writer; the one does not bring the other
 
+# What is evaluated, by how the names of its metrics begin (`Dataset.evaluated`).
+SPLITS = {TEST: "test", HELD_OUT: "held-out"}
 # What of it the progress line shows, and how.
 SHOWN = {
     "train/loss": "loss {:.4f}",
     "train/error": "error {:.2f} %",
     "train/replaced": "{:,.0f} unreadable images replaced",
-    "test/error": "test error {:.2f} %",
-    "test/ten_crop_error": "of ten crops {:.2f} %",
+    **{f"{split}/error": f"{name} error {{:.2f}} %" for split, name in SPLITS.items()},
+    **{f"{split}/ten_crop_error": "of ten crops {:.2f} %" for split in SPLITS},
+    **{f"{split}/flip_error": "with mirror images {:.2f} %" for split in SPLITS},
     "images_per_second": "{:,.0f} images/s",
 }
 
