@@ -8,6 +8,7 @@ from multipath_jax.data.augment import (
     mix,
     normalize,
     random_crop,
+    random_erase,
     random_flip,
     random_shift,
 )
@@ -29,6 +30,7 @@ from multipath_jax.data.resident import (
     eval_batches,
     place,
 )
+from multipath_jax.data.trivial_augment import trivial_augment
 
 __all__ = [
     "Dataset",
@@ -53,6 +55,8 @@ __all__ = [
     "pixel_statistics",
     "place",
     "random_crop",
+    "random_erase",
     "random_flip",
     "random_shift",
+    "trivial_augment",
 ]

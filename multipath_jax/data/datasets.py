@@ -91,23 +91,21 @@ def load_dataset(name: str, data_dir: str | os.PathLike | None, holdout: int = 0
     """
     builder = open_prepared(name, data_dir)
     _check_features(builder)
-    names = _split_names(builder)
     class_names = tuple(builder.info.features["label"].names)
+    train_name, test_name = _split_names(builder)
+    train = _read_split(builder, train_name)
     if holdout:
-        whole = _read_split(builder, names[0])
-        train, test = (
-            Split(whole.images[part], whole.labels[part])
-            for part in held_out_indices(whole.labels, holdout)
-        )
-        statistics_ = pixel_statistics(train.images)
-        return Dataset(name, train, test, class_names, *statistics_, HELD_OUT)
-    train, test = (_read_split(builder, split) for split in names)
+        parts = held_out_indices(train.labels, holdout)
+        train, test = (Split(train.images[part], train.labels[part]) for part in parts)
+    else:
+        test = _read_split(builder, test_name)
     if train.images.shape[1:] != test.images.shape[1:]:
         raise UserError(
             f"the images of {builder.data_dir} are {train.images.shape[1:]} in the training split "
             f"and {test.images.shape[1:]} in the other; prepare the set with images of one size"
         )
-    return Dataset(name, train, test, class_names, *pixel_statistics(train.images))
+    evaluated = HELD_OUT if holdout else TEST
+    return Dataset(name, train, test, class_names, *pixel_statistics(train.images), evaluated)
 
 
 def open_encoded(
@@ -130,18 +128,21 @@ def open_encoded(
     notes = ()
     if source:
         builder = open_folder(source)
-        notes = builder.notes
-        train, test = (Files(builder.as_data_source(split)) for split in ("train", "test"))
-        name = os.fspath(source)
+        names, name, notes = ("train", "test"), os.fspath(source), builder.notes
     else:
         builder = open_prepared(name, data_dir)
         _check_features(builder)
-        train, test = (Records(builder, split) for split in _split_names(builder))
-    class_names = tuple(builder.info.features["label"].names)
-    evaluated = HELD_OUT if holdout else TEST
+        names = _split_names(builder)
+
+    def records(split: str) -> Files | Records:
+        return Files(builder.as_data_source(split)) if source else Records(builder, split)
+
+    train, evaluated = records(names[0]), HELD_OUT if holdout else TEST
     if holdout:
-        parts = held_out_indices(train.labels(), holdout)
-        train, test = (Subset(train, part) for part in parts)
+        train, test = (Subset(train, part) for part in held_out_indices(train.labels(), holdout))
+    else:
+        test = records(names[1])
+    class_names = tuple(builder.info.features["label"].names)
     split = EncodedSplit(train, size, len(class_names), on_bad)
     held_out = EncodedSplit(test, size, len(class_names))
     statistics = _sampled_statistics(split)

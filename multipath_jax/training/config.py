@@ -102,6 +102,8 @@ def default_config() -> ConfigDict:
     config.dataset.shift_mode = "zeros"  # what comes in at the edges: zeros, reflect
     config.dataset.alternate_flip = False  # mirror an image in every other epoch, not at random
     config.dataset.cutout = 0  # the side of a square that is blanked out at a random place; 0: none
+    config.dataset.erase = 0.0  # how likely a rectangle at a random place is blanked out
+    config.dataset.trivial_augment = False  # TrivialAugment: one of 14 operations for each image
     # Of Beta(a, a), by which two images and their labels are mixed: blended (mixup), or a box of
     # the one put into the other (cutmix); with both, one of them, by chance, for each image.
     config.mixup = 0.0
@@ -228,6 +230,8 @@ def validate(config: ConfigDict) -> None:
         _require(
             flat[f"dataset.{key}"] >= 0, f"dataset.{key}", flat[f"dataset.{key}"], "at least 0"
         )
+    erase = flat["dataset.erase"]
+    _require(0 <= erase <= 1, "dataset.erase", erase, "from 0 to 1")
     for key in ("mixup", "cutmix"):
         _require(0 <= flat[key] < math.inf, key, flat[key], "at least 0")
     if flat["dataset.alternate_flip"] and not flat["dataset.flip"]:

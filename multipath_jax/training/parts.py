@@ -100,6 +100,8 @@ class Parts:
             shift_mode=config.dataset.shift_mode,
             alternate=per_epoch if config.dataset.alternate_flip else 0,
             cutout=config.dataset.cutout,
+            erase=config.dataset.erase,
+            trivial=config.dataset.trivial_augment,
         )
         self.train_step = make_train_step(
             self.placement,

@@ -20,6 +20,7 @@ from multipath_jax.data import (
     mix,
     normalize,
     random_crop,
+    trivial_augment,
 )
 from multipath_jax.errors import UserError
 from multipath_jax.training.accumulation import Pass, accumulated
@@ -56,6 +57,8 @@ def make_prepare(
     shift_mode: str = "zeros",
     alternate: int = 0,
     cutout: int = 0,
+    erase: float = 0.0,
+    trivial: bool = False,
 ) -> Prepare:
     """The function ``(state, images [b h w c] uint8) -> [b s s c]`` of the training images.
 
@@ -64,7 +67,8 @@ def make_prepare(
 
     Args:
       alternate: the steps of an epoch, to mirror every image in every other; 0: at random.
-      shift_mode, cutout: as in `augment`.
+      shift_mode, cutout, erase: as in `augment`.
+      trivial: whether to apply `trivial_augment`.
     """
 
     def prepare(state: TrainState, images: UInt8[Array, "b h w c"]) -> Float[Array, "b s s c"]:
@@ -75,6 +79,8 @@ def make_prepare(
         if crop:
             key, crop_key = jax.random.split(key)
             images = random_crop(crop_key, images, crop, crop)
+        if trivial:
+            images = trivial_augment(jax.random.fold_in(key, 4), images)
         return augment(
             key,
             normalize(images, dataset.mean, dataset.std),
@@ -83,6 +89,7 @@ def make_prepare(
             shift_mode=shift_mode,
             mirrored=mirrored,
             cutout_side=cutout,
+            erase=erase,
         )
 
     return prepare

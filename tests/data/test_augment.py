@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from multipath_jax.data import augment, normalize, random_crop, random_flip, random_shift
+from multipath_jax.data import (
+    alternately_mirrored,
+    augment,
+    cutout,
+    mix,
+    normalize,
+    random_crop,
+    random_erase,
+    random_flip,
+    random_shift,
+)
 
 KEY = jax.random.key(7)
 
@@ -138,3 +148,144 @@ def test_a_batch_split_over_devices_is_augmented_where_it_is():
     np.testing.assert_array_equal(result, augment(KEY, images, max_shift=2, flip=True))
     # The offsets may travel; no collective moves a whole batch.
     assert not [line for line in compiled.as_text().splitlines() if "all-gather" in line]
+
+
+def test_reflected_images_come_in_at_the_edges():
+    """Against NumPy's own padding, of which the shifted image is a window."""
+    images = np.asarray(_images())
+    results = np.asarray(jax.jit(random_shift, static_argnums=(2, 3))(KEY, images, 3, "reflect"))
+    offsets = set()
+    for image, result in zip(images, results, strict=True):
+        padded = np.pad(image, ((3, 3), (3, 3), (0, 0)), mode="reflect")
+        windows = [(y, x) for y in range(7) for x in range(7)]
+        found = [(y, x) for y, x in windows if np.array_equal(padded[y : y + 6, x : x + 7], result)]
+        assert len(found) == 1
+        offsets.update(found)
+    assert len(offsets) > 25  # 64 draws of the 49 leave out more than 23 with odds of 1e-5
+
+
+def test_an_image_is_mirrored_in_every_other_epoch():
+    images = np.random.default_rng(0).integers(0, 256, (2000, 4, 5, 3), np.uint8)
+    first, second, third = (
+        np.asarray(jax.jit(alternately_mirrored)(KEY, images, jnp.int32(epoch)))
+        for epoch in range(3)
+    )
+    np.testing.assert_array_equal(second, ~first)
+    np.testing.assert_array_equal(third, first)
+    assert abs(first.mean() - 0.5) < 4 * 0.5 / np.sqrt(2000)
+    # Whatever its place in the batch and its neighbours; another run's key, another half.
+    order = np.random.default_rng(1).permutation(2000)[:100]
+    moved = alternately_mirrored(KEY, jnp.asarray(images[order]), jnp.int32(0))
+    np.testing.assert_array_equal(moved, first[order])
+    other = alternately_mirrored(jax.random.key(8), jnp.asarray(images), jnp.int32(0))
+    assert abs((np.asarray(other) == first).mean() - 0.5) < 4 * 0.5 / np.sqrt(2000)
+
+
+def test_images_that_differ_by_one_pixel_have_bits_of_their_own():
+    images = np.zeros((256, 4, 5, 3), np.uint8)
+    images[:, 2, 3, 1] = np.arange(256)
+    mirrored = np.asarray(alternately_mirrored(KEY, jnp.asarray(images), jnp.int32(0)))
+    assert 0.25 < mirrored.mean() < 0.75
+
+
+def test_images_are_mirrored_where_augment_is_told():
+    images, mirrored = _images(), jnp.arange(64) % 3 == 0
+    found = augment(KEY, images, max_shift=0, flip=True, mirrored=mirrored)
+    for image, result, flipped in zip(images, found, mirrored, strict=True):
+        np.testing.assert_array_equal(result, image[:, ::-1] if flipped else image)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 20])
+def test_cutout_blanks_a_square_about_any_pixel(side):
+    images = np.ones((5000, 6, 7, 2), np.float32)
+    blank = np.asarray(jax.jit(cutout, static_argnums=2)(KEY, images, side)) == 0
+    expected = {}
+    for y in range(6):
+        for x in range(7):
+            mask = np.zeros((6, 7), bool)
+            top, left = y - side // 2, x - side // 2
+            mask[max(top, 0) : top + side, max(left, 0) : left + side] = True
+            expected[mask.tobytes()] = expected.get(mask.tobytes(), 0) + 1
+    np.testing.assert_array_equal(blank[..., 0], blank[..., 1])
+    masks, counts = np.unique(blank[..., 0].reshape(5000, -1), axis=0, return_counts=True)
+    assert {mask.tobytes() for mask in masks} == expected.keys()
+    for mask, count in zip(masks, counts, strict=True):
+        share = expected[mask.tobytes()] / 42
+        assert abs(count / 5000 - share) <= 4.5 * np.sqrt(share * (1 - share) / 5000)
+
+
+def _rectangle(blank) -> tuple[slice, slice]:
+    """The bounds of what is blank; all within must be."""
+    rows, columns = np.flatnonzero(blank.any(1)), np.flatnonzero(blank.any(0))
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    assert blank[box].all()
+    assert blank.sum() == blank[box].size
+    return box
+
+
+def test_erasing_blanks_a_rectangle_within_the_image():
+    count, shape = 4000, (30, 40)
+    blank = np.asarray(random_erase(KEY, jnp.ones((count, *shape, 2)), 0.25)) == 0
+    assert (blank[..., 0] == blank[..., 1]).all()
+    erased = blank[blank.any((1, 2, 3))][..., 0]
+    assert abs(len(erased) / count - 0.25) < 4 * np.sqrt(0.25 * 0.75 / count)
+    boxes = [_rectangle(one) for one in erased]
+    heights = np.array([rows.stop - rows.start for rows, _ in boxes])
+    widths = np.array([columns.stop - columns.start for _, columns in boxes])
+    assert (heights < 30).all()
+    assert (widths < 40).all()
+    areas = heights * widths / 1200
+    # Sides are rounded to whole pixels: half a pixel of about 15 each.
+    assert areas.min() > 0.015
+    assert areas.max() < 0.36
+    logs = np.log(heights / widths)
+    assert logs.min() > np.log(0.3) - 0.15
+    assert logs.max() < np.log(3.3) + 0.15
+    # The area is uniform, but that some tall ones do not fit: the mean is near the middle.
+    assert abs(areas.mean() - 0.175) < 0.02
+    tops = np.array([rows.start / (30 - h) for (rows, _), h in zip(boxes, heights, strict=True)])
+    assert abs(tops.mean() - 0.5) < 4 * 0.4 / np.sqrt(len(tops))
+
+
+def test_mixup_is_a_weighted_mean_of_neighbours_and_of_their_labels():
+    images, labels = np.asarray(_images()), jnp.arange(64)
+    mixed, found = jax.jit(mix, static_argnums=(3, 4))(KEY, images, labels, 0.4, 0.0)
+    np.testing.assert_array_equal(found.labels, labels)
+    np.testing.assert_array_equal(found.others, np.roll(labels, 1))
+    share = np.asarray(found.share)[:, None, None, None]
+    expected = share * images + (1 - share) * np.roll(images, 1, axis=0)
+    np.testing.assert_allclose(mixed, expected, rtol=1e-5)  # float32
+    assert len(np.unique(share)) == 64
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0])
+def test_weights_of_mixup_are_of_the_beta_distribution(alpha):
+    count = 20_000
+    _, found = mix(KEY, jnp.zeros((count, 1, 1, 1)), jnp.zeros(count, jnp.int32), alpha, 0.0)
+    share, variance = np.asarray(found.share), 1 / (4 * (2 * alpha + 1))
+    assert abs(share.mean() - 0.5) < 4 * np.sqrt(variance / count)
+    assert share.var() == pytest.approx(variance, rel=0.05)  # 4 deviations of it, or more
+
+
+def test_cutmix_puts_a_box_of_the_neighbour_into_an_image():
+    images = np.asarray(_images((2000, 8, 10, 2)))
+    mixed, found = jax.jit(mix, static_argnums=(3, 4))(KEY, images, jnp.arange(2000), 0.0, 1.0)
+    mixed, other = np.asarray(mixed), np.roll(images, 1, axis=0)
+    foreign = (mixed == other).all(-1)
+    np.testing.assert_array_equal(mixed, np.where(foreign[..., None], other, images))
+    np.testing.assert_allclose(found.share, 1 - foreign.mean((1, 2)), atol=1e-6)  # float32
+    for box in foreign[foreign.any((1, 2))]:
+        _rectangle(box)
+    # Sides are rounded down and cut off at the edges, so that less than half is foreign.
+    assert 0.2 < foreign.mean() < 0.45
+    assert foreign[:, 0, 0].any()
+    assert foreign[:, -1, -1].any()
+
+
+def test_with_both_each_image_takes_one():
+    images = np.asarray(_images((2000, 8, 10, 1)))
+    mixed, _ = mix(KEY, jnp.asarray(images), jnp.arange(2000), 0.4, 1.0)
+    blended = (np.asarray(mixed) != images) & (np.asarray(mixed) != np.roll(images, 1, axis=0))
+    blended = blended.any((1, 2, 3))
+    # A weight within float32's rounding of 0 or 1 blends nothing that shows.
+    assert 0.4 < blended.mean() < 0.6

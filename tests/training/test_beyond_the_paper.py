@@ -18,6 +18,16 @@ TOTAL = 10
 BEYOND = {
     "schedule.kind": "cosine",
     "schedule.warmup": "4 steps",
+    "optimizer.nesterov": True,
+    "dataset.flip": True,
+    "dataset.alternate_flip": True,
+    "dataset.shift_mode": "reflect",
+    "dataset.cutout": 2,
+    "dataset.erase": 0.5,
+    "dataset.trivial_augment": True,
+    "dataset.eval_flip": True,
+    "mixup": 0.2,
+    "cutmix": 1.0,
     "label_smoothing": 0.1,
     "ema": 0.9,
     "accumulate": 2,
@@ -60,7 +70,10 @@ def test_a_run_begins_with_the_warm_up_and_ends_at_the_foot_of_the_cosine(undist
 def test_the_average_is_what_is_evaluated_kept_and_started_from(undisturbed):
     workdir, config, result = undisturbed
     parts, state = Parts(config), final(workdir, config).state
-    assert result.test == parts.evaluate(state.average) != parts.evaluate(state.variables)
+    measured = parts.evaluate(state.average)
+    assert result.test.items() >= measured.items()
+    assert result.test.keys() - measured == {"flip_error", "flip_top5_error"}
+    assert measured != parts.evaluate(state.variables)
     kept = ckpt.open_existing(workdir)
     weights = kept.restore_weights(state.variables, TOTAL)
     jax.tree.map(np.testing.assert_array_equal, weights, state.average)
@@ -85,9 +98,12 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     assert not workdir.exists()
 
 
-def test_labels_of_a_network_with_another_loss_are_not_smoothed(data_dir, workdir, monkeypatch):
+@pytest.mark.parametrize("key", ["label_smoothing", "mixup", "cutmix"])
+def test_labels_of_a_network_with_another_loss_stay_as_they_are(
+    key, data_dir, workdir, monkeypatch
+):
     monkeypatch.undo()  # of `tiny_model`
-    changes = {"model.name": "BaseCNN-Ensemble", "label_smoothing": 0.1}
+    changes = {"model.name": "BaseCNN-Ensemble", key: 0.1}
     with pytest.raises(UserError, match="has a loss of its own"):
         loop.train(recipe(data_dir, **changes), workdir)
     assert not workdir.exists()

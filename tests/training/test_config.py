@@ -44,6 +44,13 @@ def test_every_key_is_read_by_something():
         ("dataset.size", -1, "at least 0"),
         ("dataset.crop", -224, "at least 0"),
         ("dataset.workers", -1, "at least 0"),
+        ("dataset.cutout", -1, "at least 0"),
+        ("dataset.holdout", -1, "at least 0"),
+        ("dataset.shift_mode", "wrap", "none of zeros, reflect"),
+        ("dataset.alternate_flip", True, "needs dataset.flip"),
+        ("dataset.erase", 1.5, "from 0 to 1"),
+        ("mixup", -0.2, "at least 0"),
+        ("cutmix", float("nan"), "at least 0"),
         ("dataset.on_bad", "skip", "none of stop, replace"),
         ("dataset.source", "photos", "needs dataset.size"),
         ("dataset.ten_crop", True, "needs dataset.crop"),
@@ -63,7 +70,7 @@ def test_every_key_is_read_by_something():
         ("log_every", "often", "is no duration"),
         ("schedule.drops", "80 epochs 150 epochs", "is no duration"),
         ("model.options", "execution", "name=value"),
-        ("schedule.kind", "linear", "none of step, cosine"),
+        ("schedule.kind", "square", "none of step, cosine, linear"),
         ("schedule.warmup", "5", "is no duration"),
         ("schedule.warmup", "1 epoch, 2 epochs", "is no duration"),
         ("label_smoothing", 1.0, "below 1"),
@@ -80,9 +87,16 @@ def test_bad_values_are_refused_by_name(key, value, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_cosine_has_no_drops():
-    with pytest.raises(UserError, match=r"schedule.kind=cosine has no drops, but .*'80 epochs'"):
-        config_lib.validate(changed(**{"schedule.kind": "cosine", "schedule.drops": "80 epochs"}))
+@pytest.mark.parametrize("kind", ["cosine", "linear"])
+def test_what_falls_to_zero_has_no_drops(kind):
+    with pytest.raises(UserError, match=rf"schedule.kind={kind} has no drops, but .*'80 epochs'"):
+        config_lib.validate(changed(**{"schedule.kind": kind, "schedule.drops": "80 epochs"}))
+
+
+def test_nesterovs_momentum_needs_a_momentum():
+    config_lib.validate(changed(**{"optimizer.nesterov": True}))
+    with pytest.raises(UserError, match=r"optimizer.nesterov=True needs optimizer.momentum"):
+        config_lib.validate(changed(**{"optimizer.nesterov": True, "optimizer.momentum": 0.0}))
 
 
 def test_an_unknown_key_names_the_nearest():

@@ -123,3 +123,15 @@ def test_a_call_ends_at_epochs_and_at_whatever_is_due():
 def test_a_call_ends_where_a_trace_begins_and_ends():
     plan = Plan(10, 24, (), log_every=100, eval_every=100, checkpoint_every=100, profile=(3, 12))
     assert [plan.next_stop(step) for step in (0, 3, 10, 12)] == [3, 10, 12, 20]
+
+
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_a_straight_line_falls_to_zero_at_the_end(warmup):
+    changes = {"schedule.kind": "linear", "schedule.drops": "", "train_for": "100 steps"}
+    made = config(**changes | ({"schedule.warmup": f"{warmup} steps"} if warmup else {}))
+    rate = learning_rate(made, make_plan(made, CIFAR_STEPS))
+    falling = 100 - warmup
+    expected = [0.1 * (n + 1) / warmup for n in range(warmup)]
+    expected += [0.1 * (falling - n) / falling for n in range(falling + 1)]
+    found = [float(rate(step)) for step in range(101)]
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-8)  # float32

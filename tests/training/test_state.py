@@ -12,9 +12,9 @@ from multipath_jax.training import state as s
 from multipath_jax.training.config import default_config
 
 
-def optimizer(rate=0.1, momentum=0.9, weight_decay=0.01):
+def optimizer(rate=0.1, momentum=0.9, weight_decay=0.01, nesterov=False):
     config = default_config().optimizer
-    config.momentum, config.weight_decay = momentum, weight_decay
+    config.momentum, config.weight_decay, config.nesterov = momentum, weight_decay, nesterov
     return s.make_optimizer(config, lambda _: rate)
 
 
@@ -84,7 +84,7 @@ def test_streams_and_steps_have_keys_of_their_own():
     keys = [
         state.replace(step=jnp.int32(step)).step_key(number)
         for step in (0, 1)
-        for number in (s.INIT, s.ORDER, s.AUGMENT, s.GATES)
+        for number in (s.INIT, s.ORDER, s.AUGMENT, s.GATES, s.MIX)
     ]
     assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == len(keys)
 
@@ -95,3 +95,19 @@ def test_one_number_is_enough_to_be_not_finite(bad):
     assert s.all_finite(state)
     broken = state.params["head"]["bias"].at[3].set(bad)
     assert not s.all_finite(state.replace(params=state.params | {"head": {"bias": broken}}))
+
+
+def test_nesterovs_update_looks_ahead():
+    """v <- 0.9 v + g, w <- w - 0.1 (g + 0.9 v), g with the decay (Sutskever et al., 2013)."""
+    params = {"kernel": jnp.array([1.0, -2.0])}
+    transform = optimizer(nesterov=True)
+    opt_state = transform.init(params)
+    w, v = np.array([1.0, -2.0]), 0.0
+    for gradient in ([0.5, 0.25], [-1.0, 0.5], [0.25, 2.0]):
+        updates, opt_state = transform.update({"kernel": jnp.array(gradient)}, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        g = np.array(gradient) + 0.01 * w
+        v = 0.9 * v + g
+        w = w - 0.1 * (g + 0.9 * v)
+        # float32 arithmetic of three steps.
+        np.testing.assert_allclose(params["kernel"], w, rtol=1e-6)

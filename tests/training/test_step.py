@@ -9,12 +9,12 @@ import optax
 import pytest
 import tiny
 
-from multipath_jax.data import ResidentData, epoch_order
+from multipath_jax.data import MixedLabels, ResidentData, epoch_order, mix
 from multipath_jax.training import step as step_lib
 from multipath_jax.training.config import default_config
 from multipath_jax.training.devices import make_mesh, replicated, split_batch
 from multipath_jax.training.metrics import zeros_like
-from multipath_jax.training.state import ORDER, create_state, make_optimizer, stream
+from multipath_jax.training.state import MIX, ORDER, create_state, make_optimizer, stream
 
 BATCH, EXAMPLES, CLASSES = 8, 44, 10
 
@@ -215,3 +215,60 @@ def test_an_epoch_sees_every_batch_once(monkeypatch):
     batches = order[: 5 * BATCH].reshape(5, BATCH).tolist()
     assert seen == [*batches, batches[0]]
     assert len({label for batch in batches for label in batch}) == 5 * BATCH
+
+
+def test_mixed_labels_count_by_their_shares():
+    """With 0.3 of every label smoothed over three classes."""
+    labels = MixedLabels(LABELS, jnp.array([1, 0]), jnp.array([0.25, 1.0]))
+    targets = 0.7 * np.array([[0.25, 0.75, 0], [0, 0, 1]]) + 0.1
+    logs = np.asarray(LOGITS) - np.log(np.exp(LOGITS).sum(-1, keepdims=True))
+    expected = -(targets * logs).sum(-1).mean()
+    found = step_lib.total_loss(LOGITS, labels, {}, label_smoothing=0.3)
+    assert float(found) == pytest.approx(expected, rel=1e-6)  # float32
+
+
+def test_a_step_on_mixed_images_descends_the_mixed_loss():
+    """Against the gradient written out; the error counts by the shares as well."""
+    state, batch = fresh(), first_batch()
+    optimizer = make_optimizer(default_config().optimizer, lambda _: 0.1)
+    prepare = step_lib.make_prepare(Images, shift=0, flip=False)
+    step = step_lib.make_train_step(tiny.Tiny(), optimizer, prepare, mixup=1.0, cutmix=1.0)
+    after, metrics = step(state, batch)
+    images = (batch.images / 255 - Images.mean) / Images.std
+    images, mixed = mix(state.step_key(MIX), images, batch.labels, 1.0, 1.0)
+
+    def loss(params):
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        logits, _ = tiny.Tiny().apply(variables, images, train=True, mutable=["batch_stats"])
+        targets = mixed.share[:, None] * jax.nn.one_hot(mixed.labels, CLASSES)
+        targets += (1 - mixed.share)[:, None] * jax.nn.one_hot(mixed.others, CLASSES)
+        return optax.softmax_cross_entropy(logits, targets).mean(), (logits, targets)
+
+    (value, (logits, targets)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+    before = state.params["head"]["kernel"]
+    expected = before - 0.1 * (grads["head"]["kernel"] + 5e-4 * before)
+    # The same sums, differently compiled: float32 rounding.
+    np.testing.assert_allclose(after.params["head"]["kernel"], expected, atol=1e-6)
+    found = metrics.compute()
+    assert float(found["loss"]) == pytest.approx(float(value), rel=1e-5)
+    right = np.take_along_axis(np.asarray(targets), np.asarray(logits).argmax(-1)[:, None], 1)
+    assert float(found["error"]) == pytest.approx(1 - right.mean(), abs=1e-6)
+    assert 0 < float(mixed.share.min()) < 1
+
+
+def test_mirrors_alternate_with_the_epoch_not_with_the_step():
+    """Four steps an epoch: the same images in steps 0 and 3, the others in steps 4 and 7."""
+    prepare = jax.jit(step_lib.make_prepare(Images, shift=0, flip=True, alternate=4))
+    state, images = fresh(), data().images
+
+    def prepared(step):
+        return np.asarray(prepare(state.replace(step=jnp.int32(step)), images))
+
+    first, second = prepared(0), prepared(4)
+    np.testing.assert_array_equal(prepared(3), first)
+    np.testing.assert_array_equal(prepared(7), second)
+    np.testing.assert_array_equal(prepared(8), first)
+    np.testing.assert_array_equal(second, first[:, :, ::-1])
+    normal = (np.asarray(images) / np.float32(255) - Images.mean) / Images.std
+    flipped = [not np.allclose(a, b, atol=1e-6) for a, b in zip(first, normal, strict=True)]
+    assert 10 < sum(flipped) < 34  # of 44, half: 3.6 deviations
