@@ -1,4 +1,4 @@
-"""The paper's recipes (Sections 6.2 to 6.4) as configs."""
+"""The paper's recipes (Sections 6.2 to 6.4) as configs, and one of ours of fewer epochs."""
 
 from ml_collections import ConfigDict
 
@@ -9,6 +9,9 @@ from multipath_jax.training.config import default_config
 RESIDUAL = ("ResNet", "SEResNet", "WRN", "HyperWRN", "BlockDrop", "ConvNet-AIG", "SkipNet")
 DROPS = {200: (80, 150), 350: (150, 250)}  # epochs of training: epochs before which the rate falls
 DATASETS = ("cifar10", "cifar100")
+FAST_EPOCHS = 30
+# Networks with a loss of their own in place of the cross-entropy, whose labels stay as they are.
+OWN_LOSS = ("BaseCNN-Ensemble", "All-Ensemble", "CapsNet")
 
 
 def cifar(name: str, epochs: int | None = None, dataset: str = "cifar10") -> ConfigDict:
@@ -40,6 +43,44 @@ def cifar(name: str, epochs: int | None = None, dataset: str = "cifar10") -> Con
     config.schedule.drops = ", ".join(f"{drop} epochs" for drop in DROPS[epochs])
     # The paper names no weight decay; these are customary.
     config.optimizer.weight_decay = 1e-4 if residual else 5e-4
+    return config
+
+
+def fast(name: str, epochs: int = FAST_EPOCHS, dataset: str = "cifar10") -> ConfigDict:
+    """A recipe of ours that trains the paper's CIFAR networks, unchanged, in fewer epochs.
+
+    Its values were chosen by errors of held-out training images (``dataset.holdout``).
+
+    Args:
+      name: as `create_model` knows it; it is not looked up.
+      epochs: of training; at least 3, since the warm-up takes 2.
+      dataset: cifar10 or cifar100.
+
+    Raises:
+      UserError: fewer epochs, another data set.
+    """
+    if epochs < 3 or dataset not in DATASETS:
+        raise UserError(
+            f"the fast recipe trains for at least 3 epochs on {' or '.join(DATASETS)}, "
+            f"not for {epochs} on {dataset}"
+        )
+    config = default_config()
+    config.model.name = name
+    config.dataset.name = dataset
+    config.dataset.shift = 4
+    config.dataset.shift_mode = "reflect"
+    config.dataset.flip = True
+    config.dataset.alternate_flip = True
+    config.dataset.eval_flip = True
+    config.batch_size = 128
+    config.train_for = f"{epochs} epochs"
+    config.schedule.kind = "linear"
+    config.schedule.rate = 0.1
+    config.schedule.warmup = "2 epochs"
+    config.optimizer.nesterov = True
+    config.optimizer.weight_decay = 5e-4
+    config.label_smoothing = 0.0 if name in OWN_LOSS else 0.1
+    config.ema = 0.998
     return config
 
 

@@ -9,6 +9,8 @@ import pytest
 from multipath_jax import compile_tpu, create_model, list_models
 from multipath_jax.errors import UserError
 from multipath_jax.models import paper
+from multipath_jax.models.capsnet import CapsNet
+from multipath_jax.models.ensemble import Ensemble
 from multipath_jax.training import config as config_lib
 from multipath_jax.training.parts import make_model
 from multipath_jax.training.schedule import make_plan
@@ -77,6 +79,39 @@ def test_unknown_options_are_refused(arguments):
         recipe("cifar")(arguments)
 
 
+@pytest.mark.parametrize("name", list_models())
+def test_every_network_has_a_fast_recipe(name):
+    config = recipe("cifar_fast")(name)
+    config_lib.validate(config)
+    make_plan(config, 390)
+    assert config.model.name == name
+    assert config.model.options == ""  # the network is the paper's
+    assert int(config.train_for.split()[0]) <= 30
+
+
+def test_the_fast_recipe_smooths_no_labels_of_networks_that_refuse_it():
+    for name in list_models():
+        refuses = isinstance(create_model(name), (Ensemble, CapsNet))
+        assert (recipe("cifar_fast")(name).label_smoothing == 0) == refuses
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "BaseCNN,epochs=2",
+        "BaseCNN,epochs=x",
+        "BaseCNN,dataset=mnist",
+        "BaseCNN,epoch=9",
+        "BaseCNN,,",
+    ],
+)
+def test_unknown_options_of_the_fast_recipe_are_refused(arguments):
+    with pytest.raises(UserError):
+        recipe("cifar_fast")(arguments)
+    config = recipe("cifar_fast")("ResNet20,epochs=9,dataset=cifar100")
+    assert (config.train_for, config.dataset.name) == ("9 epochs", "cifar100")
+
+
 KEY = jax.random.key(0)
 TABLE_4 = {row.model: row for row in paper.rows(4)}
 
@@ -105,6 +140,11 @@ def test_the_papers_recipes_use_nothing_beyond_the_paper():
     for config in (recipe("imagenet")(), recipe("imagenet")("ResNet50,subset"), recipe("cifar")()):
         assert (config.schedule.kind, config.schedule.warmup) == ("step", "")
         assert (config.label_smoothing, config.ema, config.accumulate) == (0, 0, 1)
+        assert (config.mixup, config.cutmix, config.optimizer.nesterov) == (0, 0, False)
+        data = config.dataset
+        assert (data.shift_mode, data.cutout, data.erase, data.holdout) == ("zeros", 0, 0, 0)
+        others = data.alternate_flip, data.trivial_augment, data.eval_flip
+        assert others == (False, False, False)
 
 
 @pytest.mark.parametrize("name", TABLE_4)
