@@ -105,7 +105,8 @@ def load_dataset(name: str, data_dir: str | os.PathLike | None, holdout: int = 0
             f"and {test.images.shape[1:]} in the other; prepare the set with images of one size"
         )
     evaluated = HELD_OUT if holdout else TEST
-    return Dataset(name, train, test, class_names, *pixel_statistics(train.images), evaluated)
+    statistics = pixel_statistics(train.images)
+    return Dataset(name, train, test, class_names, *statistics, evaluated=evaluated)
 
 
 def open_encoded(

@@ -119,6 +119,8 @@ class Subset:
 
     def __init__(self, records: Records | Files, indices: Int[np.ndarray, " n"]):
         self.remedy = records.remedy
+        # Which are chosen follows from their number and the whole (`held_out_indices`).
+        self.fingerprint = records.fingerprint
         self._records, self._indices = records, indices
 
     def __len__(self) -> int:

@@ -110,13 +110,8 @@ def train_all(
 
 def open_seeds(campaign: Campaign, trials: int, ledger: Ledger) -> list[int]:
     """The seeds below ``trials`` that the ledger does not have."""
-    recipe = protocol.config_hash(config_lib.flatten(campaign.config))
     done = {identity(line) for line in ledger.lines()}
-    return [
-        seed
-        for seed in range(trials)
-        if (campaign.row.model, campaign.column, seed, recipe) not in done
-    ]
+    return [seed for seed in range(trials) if identity(campaign.trial(seed)) not in done]
 
 
 def check(campaign: Campaign, seeds: Sequence[int], place: Place) -> None:
@@ -210,19 +205,19 @@ def entry(campaign: Campaign, seed: int, workdir: epath.Path) -> Line:
     """The ledger's line of a trial that has come to its end; the device is that of now."""
     config = config_lib.read_config(workdir / checkpoints.CONFIG_FILE)
     flat, lines = config_lib.flatten(config), read_metrics(workdir)
-    errors = [line["test/error"] for line in lines if line.get("test/error") is not None]
+    errors, mirrored = (
+        [line[name] for line in lines if line.get(name) is not None]
+        for name in ("test/error", "test/flip_error")
+    )
     size = size_of(config)
     row, column = campaign.row, campaign.column
     # Without what changes no result, such as a folder of this machine.
     told = {key: value for key, value in flat.items() if key not in config_lib.FREE_KEYS}
     return {
+        **campaign.trial(seed),
         "tables": sorted({other.table for other in paper.rows(model=row.model)}),
         "network": row.network,
-        "model": row.model,
-        "column": column,
-        "seed": seed,
         "config": told,
-        "hash": protocol.config_hash(flat),
         "params": size.params,
         "multiply_adds": size.multiply_adds,
         "epochs": lines[-1]["epoch"],
@@ -230,10 +225,9 @@ def entry(campaign: Campaign, seed: int, workdir: epath.Path) -> Line:
         "best_error": min(errors),
         "errors": errors,
         "by_column": by_column(lines) if column == protocol.IMAGENET else {},
+        **({"flip_error": mirrored[-1]} if mirrored else {}),
         "images_per_second": images_per_second(lines, config.batch_size),
         "wall_seconds": lines[-1].get("seconds"),
-        "shortened": protocol.is_shortened(row, column, flat),
-        "altered": protocol.alterations(row, column, flat),
         "dtype": compute_dtype(config.dtype).name,
         "device": device(),
         "versions": {name: version(name) for name in PACKAGES},

@@ -11,21 +11,19 @@ from typing import Any
 
 from multipath_jax import jsonl
 from multipath_jax.errors import UserError
-from multipath_jax.reproduce.protocol import config_hash
 
 LEDGER_FILE = "ledger.jsonl"
 Line = dict[str, Any]
 NEEDED = {  # beside the keys of `identity`
-    *("best_error", "final_error", "params", "epochs", "wall_seconds"),
-    *("shortened", "altered", "dtype", "date"),
+    *("best_error", "final_error", "params", "epochs", "wall_seconds", "dtype", "date"),
 }
-Identity = tuple[str, str, int, str]
+Identity = tuple[Any, ...]
 
 
 def identity(line: Line) -> Identity:
-    """What no two lines share: network, column, seed and recipe."""
-    # Computed anew: what was written by an older program lacks the keys of today.
-    return line["model"], line["column"], line["seed"], config_hash(line["config"])
+    """What no two lines share (`protocol.Campaign.trial`)."""
+    names = ("recipe", "model", "column", "seed", "train_for")
+    return *(line[name] for name in names), json.dumps(line["changed"], sort_keys=True)
 
 
 class Ledger:

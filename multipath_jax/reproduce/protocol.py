@@ -16,6 +16,9 @@ from multipath_jax.training import config as config_lib
 from multipath_jax.training import protocol as recipes
 from multipath_jax.training.schedule import parse_duration, parse_durations
 
+# The recipes: the paper's, and ours of fewer epochs (`training.protocol.fast`).
+PROTOCOL, FAST = "protocol", "fast"
+RECIPES = (PROTOCOL, FAST)
 # What a network is trained for: a column of Table 2 or 3, or all of Table 4's; its name in print.
 IMAGENET = "imagenet"
 RUNS = {name: paper.COLUMNS[name] for name in ("cifar10", "cifar10_350", "cifar100")} | {
@@ -32,9 +35,9 @@ TRIALS = {2: 3, 3: 3, 4: 1}  # by table; the paper names none for Table 4
 # What a trial may choose and still be the protocol's: what changes no result, but for starting
 # from other weights, and the type of the computation.
 CHOSEN = {*config_lib.FREE_KEYS, "seed", "trials", "dtype"} - {"init_from"}
-# A recipe without what is chosen, but with the type: what two runs of one trial have in common.
-UNHASHED = CHOSEN - {"dtype"}
-DEFAULTS = config_lib.flatten(config_lib.default_config())
+# Keys of the config that a trial's line has by themselves, or not at all. The type is not one of
+# them: trials of other types of computation are other trials.
+APART = CHOSEN - {"dtype"} | {"train_for"}
 # Keys that a flag of its own sets.
 FLAGS = {
     "model.name": "--rows",
@@ -52,17 +55,35 @@ class Campaign:
       column: one of `RUNS`.
       config: the recipe, with the changes asked for; its seed is that of the first trial.
       folder: of the trials' workdirs, within that of all campaigns.
+      recipe: one of `RECIPES`.
     """
 
     row: paper.Row
     column: str
     config: ConfigDict
     folder: str
+    recipe: str = PROTOCOL
 
     @property
     def name(self) -> str:
         """As it is called in print."""
-        return f"{self.row.network}, {RUNS[self.column]}"
+        how = "" if self.recipe == PROTOCOL else f", {self.recipe} recipe"
+        return f"{self.row.network}, {RUNS[self.column]}{how}"
+
+    def trial(self, seed: int) -> dict[str, Any]:
+        """Which trial one of them is, as in its line of the ledger: no two lines share it.
+
+        That is the network, the data, the seed, the epochs, and what differs from the recipe by its
+        name, so that keys which the config gains later make no other trial of it.
+        """
+        return {
+            "recipe": self.recipe,
+            "model": self.row.model,
+            "column": self.column,
+            "seed": seed,
+            "train_for": self.config.train_for,
+            "changed": changes_to(self.row, self.column, self.config, self.recipe),
+        }
 
     def of_seed(self, seed: int) -> ConfigDict:
         """The config of one trial."""
@@ -71,8 +92,10 @@ class Campaign:
         return config
 
 
-def recipe(row: paper.Row, column: str) -> ConfigDict:
-    """The config by which the paper trains a row's network, for one of `RUNS`."""
+def recipe(row: paper.Row, column: str, name: str = PROTOCOL) -> ConfigDict:
+    """The config by which a row's network is trained for one of `RUNS`; by default the paper's."""
+    if name == FAST:
+        return recipes.fast(row.model, dataset=column)
     if column == IMAGENET:
         return recipes.imagenet(row.model, subset=row.num_classes == 100)
     if column == "cifar10_350":
@@ -85,38 +108,44 @@ def run_of(column: str) -> str:
     return IMAGENET if column in MEASURES else column
 
 
-def runs(row: paper.Row) -> list[str]:
-    """What gives all of a row's columns."""
-    return list(dict.fromkeys(map(run_of, row.errors)))
+def runs(row: paper.Row, name: str = PROTOCOL) -> list[str]:
+    """What gives a row's columns, all of them by the protocol; our recipe is of CIFAR alone."""
+    found = dict.fromkeys(map(run_of, row.errors))
+    return [run for run in found if name == PROTOCOL or run in recipes.DATASETS]
 
 
 # Which rows
 
 
-def select(table: int, names: Sequence[str] = ()) -> list[tuple[paper.Row, str]]:
+def select(
+    table: int, names: Sequence[str] = (), recipe: str = PROTOCOL
+) -> list[tuple[paper.Row, str]]:
     """Rows and their runs, CIFAR-10 at the protocol's own length before all else.
 
     Args:
       names: of rows, by network or model, each with ``:run`` or for all its runs; none are
         all rows. Rows come in this order, else in the table's.
+      recipe: one of `RECIPES`, by which they are to be trained.
 
     Raises:
-      UserError: a row or a column that the table does not have.
+      UserError: a row or a column that the table does not have, or that the recipe is not for.
     """
+    if not any(runs(row, recipe) for row in paper.rows(table)):
+        raise UserError(f"--recipe={recipe} is for CIFAR, and table{table} is not")
     if names:
-        found = [pair for name in names for pair in _named(table, name)]
+        found = [pair for name in names for pair in _named(table, name, recipe)]
     else:
-        found = [(row, column) for row in paper.rows(table) for column in runs(row)]
+        found = [(row, column) for row in paper.rows(table) for column in runs(row, recipe)]
     return sorted(dict.fromkeys(found), key=lambda pair: pair[1] != "cifar10")
 
 
-def _named(table: int, text: str) -> list[tuple[paper.Row, str]]:
+def _named(table: int, text: str, recipe: str) -> list[tuple[paper.Row, str]]:
     """The runs of one row: ``NAME`` or ``NAME:column``."""
     name, colon, column = text.partition(":")
     known = {key: row for row in paper.rows(table) for key in (row.model, row.network)}
     if name not in known:
         raise UserError(_unknown_row(table, name, known))
-    row, all_runs = known[name], runs(known[name])
+    row, all_runs = known[name], runs(known[name], recipe)
     if colon and column not in all_runs:
         raise UserError(f"--rows: {name} is trained for {', '.join(all_runs)}, not for {column!r}")
     return [(row, column)] if colon else [(row, column) for column in all_runs]
@@ -134,46 +163,57 @@ def _unknown_row(table: int, name: str, known: Mapping[str, paper.Row]) -> str:
 
 
 def campaign(
-    row: paper.Row, column: str, changes: Mapping[str, str], epochs: float | None = None
+    row: paper.Row,
+    column: str,
+    changes: Mapping[str, str],
+    epochs: float | None = None,
+    name: str = PROTOCOL,
 ) -> Campaign:
-    """The trials of a row in one of `RUNS`, by its recipe as changed.
+    """The trials of a row in one of `RUNS`, by a recipe as changed.
 
     Args:
       changes: text by key of the config.
-      epochs: fewer than the protocol's, if given.
+      epochs: fewer than the recipe's, if given.
+      name: of the recipe.
 
     Raises:
       UserError: a change or a number of epochs that cannot be.
     """
-    config = recipe(row, column)
-    folder = column
+    config = recipe(row, column, name)
+    folder = column if name == PROTOCOL else f"{name}/{column}"
     if epochs is not None:
         shorten(config, epochs)
-        short = is_shortened(row, column, config_lib.flatten(config))
+        short = is_shortened(row, column, config.train_for, name)
         folder += f"-{epochs:g}epochs" if short else ""
     override(config, changes)
-    if altered := alterations(row, column, config_lib.flatten(config)):
-        values = {key: config_lib.flatten(config)[key] for key in altered}
-        folder += f"-altered-{_digest(values)[:6]}"
+    changed = changes_to(row, column, config, name)
+    if altered := altering(changed):
+        folder += f"-altered-{_digest({key: changed[key] for key in altered})[:6]}"
     config_lib.validate(config)
-    return Campaign(row, column, config, f"{folder}/{row.model}")
+    if config.dataset.holdout:
+        raise UserError(
+            "--set dataset.holdout: these tables hold errors of test splits; hold images out with "
+            "multipath_jax.main"
+        )
+    return Campaign(row, column, config, f"{folder}/{row.model}", name)
 
 
 def shorten(config: ConfigDict, epochs: float) -> None:
-    """Trains for so many epochs, the rate's drops moved by the same factor.
+    """Trains for so many epochs, the rate's warm-up and drops moved by the same factor.
 
     Raises:
-      UserError: none, or more than the protocol's.
+      UserError: none, or more than the recipe's.
     """
     whole = parse_duration("train_for", config.train_for).number
     if not 0.01 <= epochs <= whole:
         raise UserError(
-            f"--epochs={epochs:g} must be from 0.01 to the protocol's {whole:g}; it shortens"
+            f"--epochs={epochs:g} must be from 0.01 to the recipe's {whole:g}; it shortens"
         )
-    drops = parse_durations("schedule.drops", config.schedule.drops)
-    scaled = [f"{drop.number * epochs / whole:.6g} epochs" for drop in drops]
     config.train_for = f"{epochs:g} epochs"
-    config.schedule.drops = ", ".join(scaled)
+    for key in ("warmup", "drops"):
+        durations = parse_durations(f"schedule.{key}", config.schedule[key])
+        scaled = [f"{duration.number * epochs / whole:.6g} epochs" for duration in durations]
+        config.schedule[key] = ", ".join(scaled)
 
 
 def override(config: ConfigDict, changes: Mapping[str, str]) -> None:
@@ -205,38 +245,29 @@ def parse_changes(items: Sequence[str]) -> dict[str, str]:
 # What was changed
 
 
-def is_shortened(row: paper.Row, column: str, flat: Mapping[str, Any]) -> bool:
-    """Whether a flattened config trains for less than the protocol; a number of steps does."""
-    asked = parse_duration("train_for", flat["train_for"])
-    whole = parse_duration("train_for", recipe(row, column).train_for)
+def is_shortened(row: paper.Row, column: str, train_for: str, name: str = PROTOCOL) -> bool:
+    """Whether ``train_for`` is less than the recipe's; a number of steps is."""
+    asked = parse_duration("train_for", train_for)
+    whole = parse_duration("train_for", recipe(row, column, name).train_for)
     return asked.unit != whole.unit or asked.number < whole.number
 
 
-def alterations(row: paper.Row, column: str, flat: Mapping[str, Any]) -> list[str]:
-    """The keys in which a flattened config is not the protocol's, beyond being shortened.
-
-    Keys that came into the program after the config was written had today's defaults.
-    """
-    wanted = recipe(row, column)
-    if is_shortened(row, column, flat):
-        asked = parse_duration("train_for", flat["train_for"])
+def changes_to(
+    row: paper.Row, column: str, config: ConfigDict, name: str = PROTOCOL
+) -> dict[str, Any]:
+    """What of a config is not the recipe's, beyond being shortened, by key."""
+    wanted = recipe(row, column, name)
+    if is_shortened(row, column, config.train_for, name):
+        asked = parse_duration("train_for", config.train_for)
         if asked.unit == "epochs":
             shorten(wanted, asked.number)
-        else:
-            wanted.train_for = flat["train_for"]
-    wanted, default = config_lib.flatten(wanted), config_lib.flatten(config_lib.default_config())
-    return [
-        key for key in wanted if key not in CHOSEN and flat.get(key, default[key]) != wanted[key]
-    ]
+    wanted, flat = config_lib.flatten(wanted), config_lib.flatten(config)
+    return {key: flat[key] for key in wanted if key not in APART and flat[key] != wanted[key]}
 
 
-def config_hash(flat: Mapping[str, Any]) -> str:
-    """Twelve digits that two configs share if they are one recipe, whatever their seeds.
-
-    Keys that came into the program after a config was written had today's defaults.
-    """
-    found = DEFAULTS | flat
-    return _digest({key: found[key] for key in DEFAULTS if key not in UNHASHED})
+def altering(changed: Mapping[str, Any]) -> list[str]:
+    """The keys among those changed that make it a trial by another recipe."""
+    return sorted(key for key in changed if key not in CHOSEN)
 
 
 def _digest(values: Mapping[str, Any]) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from multipath_jax.models import paper
 from multipath_jax.reproduce import plot, protocol
-from multipath_jax.reproduce.ledger import Line
+from multipath_jax.reproduce.ledger import Line, identity
+from multipath_jax.training import protocol as recipes
 from multipath_jax.training.writers import duration
 
 PICTURE = "tradeoff.png"
@@ -17,12 +18,17 @@ HEADINGS = (
     ("best", "mean", "dev", "lowest", "trials"),
     ("params (M)", "paper's", "multiply-adds (M)", "time", "on"),
 )
+MIRRORED = "with mirrors"  # beside them, for the fast recipe
 LEGEND = """\
 Test errors in %. best: the lowest of the trials' errors after their last epochs (the paper gives
 the best of three trials on CIFAR; it does not say of which epoch); mean, dev: of the same errors,
 with the sample's standard deviation; lowest: of all epochs of all trials. time: of one trial. open:
-no trial by the protocol yet."""
-SECTION = re.compile(r"(<!-- reproduce: .*? -->\n).*?(<!-- /reproduce -->)", re.DOTALL)
+no trial by the {recipe} yet."""
+FAST_LEGEND = """
+All were trained by our fast recipe (configs/cifar_fast.py) for {epochs} epochs, the paper's by the
+paper's protocol for 200, residual networks for 350. with mirrors: the mean error where an image
+and its mirror image are classified together; it is part of no other column."""
+SECTION = re.compile(r"(<!-- reproduce: [^\n]*? -->\n).*?(<!-- /reproduce -->)", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +72,12 @@ class Figures:
         """In millions."""
         return self.lines[0]["params"] / 1e6
 
+    @property
+    def mirrored(self) -> str:
+        """The mean error with mirror images, where all trials measured it."""
+        errors = [line.get("flip_error") for line in self.lines]
+        return "" if None in errors else f"{statistics.fmean(errors):.2f}"
+
     def cells(self) -> list[str]:
         """As in the last two groups of `HEADINGS`, the paper's parameters left out."""
         deviation = "" if self.deviation is None else f"{self.deviation:.2f}"
@@ -90,34 +102,34 @@ def _errors(line: Line, column: str) -> list[float]:
     return [line["best_error"], line["final_error"]]
 
 
-def _trials(lines: Iterable[Line], row: paper.Row, column: str) -> list[Line]:
-    """Those that give a row's column."""
-    run = (row.model, protocol.run_of(column))
-    found = [line for line in lines if (line["model"], line["column"]) == run]
+def _trials(lines: Iterable[Line], row: paper.Row, column: str, recipe: str) -> list[Line]:
+    """Those that give a row's column by a recipe, also shortened or altered."""
+    run = (recipe, row.model, protocol.run_of(column))
+    found = [line for line in lines if (line["recipe"], line["model"], line["column"]) == run]
     return [line for line in found if _errors(line, column)]
 
 
-def by_protocol(line: Line, row: paper.Row) -> bool:
-    """Whether a trial counts: as long as the protocol's, by today's recipe."""
-    if line["shortened"] or line["altered"]:
-        return False
-    config, column = line["config"], line["column"]
-    return not (
-        protocol.is_shortened(row, column, config) or protocol.alterations(row, column, config)
-    )
+def counts(line: Line, row: paper.Row) -> bool:
+    """Whether a trial is one by the recipe that it names: as long, and not altered."""
+    short = protocol.is_shortened(row, line["column"], line["train_for"], line["recipe"])
+    return not short and not protocol.altering(line["changed"])
 
 
-def figures(lines: Iterable[Line], row: paper.Row, column: str) -> Figures | None:
-    """By the protocol; of several types of computation that with most trials, then the latest."""
-    counting = [line for line in _trials(lines, row, column) if by_protocol(line, row)]
+def figures(
+    lines: Iterable[Line], row: paper.Row, column: str, recipe: str = protocol.PROTOCOL
+) -> Figures | None:
+    """By a recipe; of several types of computation that with most trials, then the latest."""
+    counting = [line for line in _trials(lines, row, column, recipe) if counts(line, row)]
     groups = _groups(((line["dtype"], line) for line in counting), column)
     return max(groups, key=lambda f: (len(f.lines), f.lines[-1]["date"]), default=None)
 
 
-def others(lines: Iterable[Line], row: paper.Row, column: str) -> list[Figures]:
-    """The trials that do not count, by recipe."""
-    rest = [line for line in _trials(lines, row, column) if not by_protocol(line, row)]
-    return _groups(((protocol.config_hash(line["config"]), line) for line in rest), column)
+def others(
+    lines: Iterable[Line], row: paper.Row, column: str, recipe: str = protocol.PROTOCOL
+) -> list[Figures]:
+    """The trials that do not count, those of one kind together."""
+    rest = [line for line in _trials(lines, row, column, recipe) if not counts(line, row)]
+    return _groups(((str(identity(line | {"seed": 0})), line) for line in rest), column)
 
 
 def _groups(keyed: Iterable[tuple[str, Line]], column: str) -> list[Figures]:
@@ -130,44 +142,57 @@ def _groups(keyed: Iterable[tuple[str, Line]], column: str) -> list[Figures]:
 # As text
 
 
-def text(lines: Sequence[Line], rows: Iterable[paper.Row]) -> str:
-    """The rows, and beneath them the trials that do not count."""
-    rows = list(rows)
-    parts = [f"{LEGEND}\n\n{_table(lines, rows)}"]
-    if rest := _other_table(lines, rows):
-        parts.append(f"NOT the protocol's figures: shortened or altered trials\n\n{rest}")
+def text(lines: Sequence[Line], rows: Iterable[paper.Row], recipe: str = protocol.PROTOCOL) -> str:
+    """The rows by a recipe, and beneath them the trials that do not count."""
+    rows, fast = list(rows), recipe == protocol.FAST
+    whose = "the fast recipe's" if fast else "the protocol's"
+    legend = LEGEND.format(recipe=whose.removesuffix("'s").removeprefix("the "))
+    if fast:
+        legend += FAST_LEGEND.format(epochs=recipes.FAST_EPOCHS)
+    parts = [f"{legend}\n\n{_table(lines, rows, recipe)}"]
+    if rest := _other_table(lines, rows, recipe):
+        parts.append(f"NOT {whose} figures: shortened or altered trials\n\n{rest}")
     return "\n\n".join(parts)
 
 
-def _table(lines: Sequence[Line], rows: Sequence[paper.Row]) -> str:
-    cells = [[heading for group in HEADINGS for heading in group]]
+def _columns(row: paper.Row, recipe: str) -> list[str]:
+    """The columns of a row that a recipe gives."""
+    return [
+        column for column in row.errors if protocol.run_of(column) in protocol.runs(row, recipe)
+    ]
+
+
+def _table(lines: Sequence[Line], rows: Sequence[paper.Row], recipe: str) -> str:
+    fast = recipe == protocol.FAST
+    headings = [*HEADINGS[0], *HEADINGS[1], *[MIRRORED] * fast, *HEADINGS[2]]
+    cells = [headings]
     for row in rows:
-        for column, error in row.errors.items():
-            found = figures(lines, row, column)
+        for column in _columns(row, recipe):
+            found = figures(lines, row, column, recipe)
             own = found.cells() if found else ["open", *[""] * 8]
+            mirrored = [found.mirrored if found else ""] * fast
             printed = "" if row.params is None else f"{row.params:g}"
-            first = [row.network, paper.COLUMNS[column], f"{error:g}"]
-            cells.append([*first, *own[:6], printed, *own[6:]])
-    return aligned(cells, left=(0, 1, 12))
+            first = [row.network, paper.COLUMNS[column], f"{row.errors[column]:g}"]
+            cells.append([*first, *own[:5], *mirrored, own[5], printed, *own[6:]])
+    return aligned(cells, left=(0, 1, len(headings) - 1))
 
 
-def _other_table(lines: Sequence[Line], rows: Sequence[paper.Row]) -> str:
+def _other_table(lines: Sequence[Line], rows: Sequence[paper.Row], recipe: str) -> str:
     cells = [["network", "data", "trained", *HEADINGS[1], "params (M)", *HEADINGS[2][2:]]]
     for row in rows:
-        for column in row.errors:
-            for found in others(lines, row, column):
+        for column in _columns(row, recipe):
+            for found in others(lines, row, column, recipe):
                 first = [row.network, paper.COLUMNS[column], _how(found.lines[0], row)]
                 cells.append([*first, *found.cells()])
     return aligned(cells, left=(0, 1, 2, 11)) if len(cells) > 1 else ""
 
 
 def _how(line: Line, row: paper.Row) -> str:
-    """In which way a trial is not the protocol's."""
-    config, column = line["config"], line["column"]
-    whole = protocol.recipe(row, column).train_for.removesuffix(" epochs")
-    altered = sorted({*line["altered"], *protocol.alterations(row, column, config)})
-    parts = [f"{key}={config[key]}" for key in altered]
-    if protocol.is_shortened(row, column, config):
+    """In which way a trial is not one by its recipe."""
+    column, recipe, changed = line["column"], line["recipe"], line["changed"]
+    parts = [f"{key}={changed[key]}" for key in protocol.altering(changed)]
+    if protocol.is_shortened(row, column, line["train_for"], recipe):
+        whole = protocol.recipe(row, column, recipe).train_for.removesuffix(" epochs")
         parts.insert(0, f"{line['epochs']:g} of {whole} epochs")
     return ", ".join(parts)
 
@@ -194,13 +219,15 @@ def write(lines: Sequence[Line], results: Path, readme: Path) -> list[Path]:
     plot.draw(picture, points(lines))
     written = [picture]
     if readme.is_file() and SECTION.search(before := readme.read_text()):
-        readme.write_text(SECTION.sub(lambda m: m[1] + section(lines) + m[2], before))
+        readme.write_text(SECTION.sub(lambda m: m[1] + section(lines, m[1]) + m[2], before))
         written.append(readme)
     return written
 
 
-def section(lines: Sequence[Line]) -> str:
-    """What stands between the README's markers."""
+def section(lines: Sequence[Line], marker: str) -> str:
+    """What stands between two markers of the README, the first of which names the command."""
+    if f"--recipe={protocol.FAST}" in marker:
+        return _fast_section(lines)
     pairs = [(row, column) for row in paper.ROWS for column in row.errors]
     done = sum(figures(lines, *pair) is not None for pair in pairs)
     return (
@@ -209,6 +236,15 @@ def section(lines: Sequence[Line]) -> str:
         "<details><summary>Every error, the paper's and ours</summary>\n\n"
         f"```text\n{text(lines, paper.ROWS)}\n```\n\n</details>\n"
     )
+
+
+def _fast_section(lines: Sequence[Line]) -> str:
+    """The rows that were trained by the fast recipe."""
+    trained = {line["model"] for line in lines if line["recipe"] == protocol.FAST}
+    rows = [row for row in paper.ROWS if row.model in trained]
+    if not rows:
+        return "No network has been trained by it yet.\n"
+    return f"```text\n{text(lines, rows, protocol.FAST)}\n```\n"
 
 
 def points(lines: Sequence[Line]) -> dict[str, list[plot.Point]]:

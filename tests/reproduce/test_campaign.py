@@ -83,8 +83,11 @@ def metrics(folder):
 def test_a_finished_trial_has_its_line(undisturbed):
     (line,) = ledger(undisturbed)
     assert (line["tables"], line["network"], line["column"]) == ([2], "BaseCNN", "cifar10")
-    assert (line["seed"], line["epochs"], line["shortened"]) == (0, 6, True)
-    assert line["altered"] == ["dataset.flip", "dataset.name", "schedule.rate"]
+    assert (line["seed"], line["epochs"], line["train_for"]) == (0, 6, "6 epochs")
+    assert line["recipe"] == "protocol"
+    changed = {"dataset.flip": False, "dataset.name": "digits", "schedule.rate": 0.5}
+    assert line["changed"] == changed
+    assert "flip_error" not in line
     errors = [line["test/error"] for line in metrics(undisturbed) if "test/error" in line]
     assert line["errors"] == errors
     assert len(errors) == 3

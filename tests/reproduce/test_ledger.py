@@ -4,12 +4,18 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from made_up import line
 
+from multipath_jax.models import paper
+from multipath_jax.reproduce import campaign, protocol, report
 from multipath_jax.reproduce import ledger as ledger_lib
 from multipath_jax.reproduce.ledger import Ledger
+from multipath_jax.training import config as config_lib
+
+RESULTS = Path(__file__).parents[2] / "results"
 
 # Imports once, then a fork for each writer. All write seeds 0 to 9, and ten of their own.
 WRITERS = """
@@ -73,17 +79,51 @@ def test_a_trial_is_entered_once(ledger):
         line("BaseCNN", "cifar10", 0, 8.0, epochs=20.0),
         line("BaseCNN", "cifar10", 0, 8.0, changes={"batch_size": "64"}),
         line("BaseCNN", "cifar10", 0, 8.0, changes={"dtype": "bfloat16"}),
+        line("BaseCNN", "cifar10", 0, 8.0, recipe="fast"),
     ]
     assert all(ledger.append(other) for other in others)
     again = line("BaseCNN", "cifar10", 0, 8.0, changes={"eval_every": "2 epochs"})
     assert not ledger.append(again)  # that changes no result
 
 
-def test_a_key_that_came_later_changes_no_identity(ledger):
+def test_keys_that_come_and_go_change_no_identity(ledger, monkeypatch):
+    """The config of the lines is of another day; the program has a key more, of another name."""
     older = line("BaseCNN", "cifar10", 0, 9.0)
-    del older["config"]["optimizer.weight_decay"]  # 5e-4, the default of today
-    ledger.append(older)
-    assert not ledger.append(line("BaseCNN", "cifar10", 0, 9.0))
+    changed = line("BaseCNN", "cifar10", 1, 9.0, changes={"batch_size": "64"})
+    for entry in (older, changed):
+        entry["config"]["optimizer.gone"] = entry["config"].pop("optimizer.weight_decay")
+        ledger.append(entry)
+
+    def default_config():
+        config = default()
+        with config.unlocked():
+            config.optimizer.later = 3.0
+        return config
+
+    default = protocol.config_lib.default_config
+    for module in (protocol.config_lib, protocol.recipes):
+        monkeypatch.setattr(module, "default_config", default_config)
+    row = paper.rows(model="BaseCNN")[0]
+    again = protocol.campaign(row, "cifar10", {})
+    assert again.config.optimizer.later == 3.0
+    assert campaign.open_seeds(again, 2, ledger) == [1]
+    again = protocol.campaign(row, "cifar10", {"batch_size": "64"})
+    assert campaign.open_seeds(again, 2, ledger) == [0]
+    assert report.figures(ledger.lines(), row, "cifar10").errors == [9.0]
+
+
+@pytest.mark.parametrize("entry", Ledger(RESULTS).lines(), ids=lambda entry: entry["date"])
+def test_a_recipe_is_still_what_trials_by_its_name_were_trained_by(entry):
+    """A recipe whose values change needs another name, or these figures would be no longer its."""
+    row = paper.rows(model=entry["model"])[0]
+    column, recipe = entry["column"], entry["recipe"]
+    whole = protocol.recipe(row, column, recipe).train_for
+    epochs = None if entry["train_for"] == whole else entry["epochs"]
+    made = protocol.campaign(row, column, {}, epochs, recipe)
+    wanted = config_lib.flatten(made.of_seed(entry["seed"])) | entry["changed"]
+    known = entry["config"].keys() & wanted.keys() - {"trials"}
+    assert {key: entry["config"][key] for key in known} == {key: wanted[key] for key in known}
+    assert {"schedule.rate", "train_for", "batch_size"} <= known
 
 
 def test_a_full_disk_leaves_the_file_as_it_was(ledger, monkeypatch):

@@ -54,10 +54,11 @@ def test_rows_without_a_run_are_open():
     "lying",
     [
         FALSE,
-        FALSE | {"shortened": False},  # the config tells
         line("BaseCNN", "cifar10", 5, 1.0, changes={"batch_size": "64"}),
-        line("BaseCNN", "cifar10", 5, 1.0, changes={"batch_size": "64"}) | {"altered": []},
-        line("BaseCNN", "cifar10", 5, 1.0) | {"shortened": True},
+        line("BaseCNN", "cifar10", 5, 1.0, epochs=20.0, changes={"batch_size": "64"}),
+        line("BaseCNN", "cifar10", 5, 1.0) | {"train_for": "3 steps"},
+        # A key of another day, which the config has no more.
+        line("BaseCNN", "cifar10", 5, 1.0) | {"changed": {"optimizer.gone": 3}},
     ],
 )
 def test_shortened_and_altered_trials_never_count(lying):
@@ -74,6 +75,49 @@ def test_how_a_trial_was_shortened_or_altered_is_said():
     rest = report.text([FALSE, altered], [BASE]).split("NOT the protocol's figures")[1]
     assert re.search(r"BaseCNN +CIFAR-10 +20 of 200 epochs +1.00 ", rest)
     assert re.search(r"BaseCNN +CIFAR-10 +10 of 200 epochs, batch_size=64 +2.00 ", rest)
+
+
+FAST = [
+    line("BaseCNN", "cifar10", seed, error, recipe="fast") | {"flip_error": error - 0.5}
+    for seed, error in enumerate((8.5, 9.5))
+]
+
+
+def test_recipes_are_not_mixed(tmp_path):
+    """Neither in a table nor in the picture; each has a part of the README of its own."""
+    lines = [*THREE, *FAST]
+    assert report.figures(lines, BASE, "cifar10").errors == [9.5, 9.0, 9.25]
+    assert report.figures(lines, BASE, "cifar10", "fast").errors == [8.5, 9.5]
+    assert report.text(lines, [BASE]) == report.text(THREE, [BASE])
+    assert report.points(lines) == report.points(THREE)
+    readme = tmp_path / "README.md"
+    readme.write_text(
+        "<!-- reproduce: table2 --report -->\n<!-- /reproduce -->\n"
+        "<!-- reproduce: table2 --recipe=fast --report -->\nold\n<!-- /reproduce -->\n"
+    )
+    report.write(lines, tmp_path, readme)
+    protocols, ours = readme.read_text().split("<!-- /reproduce -->")[:2]
+    assert report.text(THREE, paper.ROWS) in protocols
+    assert report.text(FAST, [BASE], "fast") in ours
+    assert "WideCNN" not in ours
+    report.write(THREE, tmp_path, readme)
+    assert "No network has been trained by it yet." in readme.read_text()
+
+
+def test_our_recipes_table_has_the_errors_with_mirror_images_apart():
+    (found,) = [
+        text for text in report.text(FAST, [BASE], "fast").splitlines() if text[:7] == "BaseCNN"
+    ]
+    assert re.split(r"\s{2,}", found) == [
+        "BaseCNN", "CIFAR-10", "9.26", "8.50", "9.00", "0.71", "8.50", "2", "8.50",
+        "1.23", "0.55", "38.9", "1:30", "a device, float32",
+    ]  # fmt: skip
+    short = line("BaseCNN", "cifar10", 5, 1.0, recipe="fast", epochs=3.0)
+    rest = report.text([short], [BASE], "fast").split("NOT the fast recipe's figures")[1]
+    assert re.search(r"BaseCNN +CIFAR-10 +3 of 30 epochs +1.00 ", rest)
+    routed = report.text([], [ROUTED], "fast")
+    assert "350 epochs  " not in routed
+    assert routed.count("open") == 2  # the legend's, and the row's
 
 
 def test_types_of_computation_are_not_mixed():

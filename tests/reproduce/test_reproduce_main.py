@@ -26,6 +26,14 @@ BAD = {
     "unknown key": (["table2", "--set=batch=3"], "batch_size"),
     "unknown option": (["table2", "--set=model.options=paths_=3"], "paths_"),
     "one column of a run": (["table4", "--rows=ResNet18:top5"], "is trained for imagenet"),
+    "unknown recipe": (["table2", "--recipe=quick"], "--recipe"),
+    "a recipe of other data": (["table4", "--recipe=fast"], "for CIFAR, and table4 is not"),
+    "a column without it": (
+        ["table2", "--recipe=fast", "--rows=BaseCNN-2-CC:cifar10_350"],
+        "is trained for cifar10, not",
+    ),
+    "too many epochs of ours": (["table2", "--recipe=fast", "--epochs=31"], "the recipe's 30"),
+    "held-out images": (["table2", "--set=dataset.holdout=5000"], "errors of test splits"),
     "both": (["table2", "--smoke", "--report"], "--smoke"),
 }
 
@@ -74,5 +82,6 @@ def test_every_row_trains(table, tmp_path):
     subprocess.run([*command, f"--workdir={tmp_path}"], env=environment, check=True)
     trained = {line["model"]: line for line in Ledger(tmp_path / "results").lines()}
     assert list(trained) == [row.model for row in paper.rows(table)]
-    assert all(line["shortened"] and line["altered"] for line in trained.values())
+    assert {line["train_for"] for line in trained.values()} == {"3 steps"}
+    assert all("dataset.name" in line["changed"] for line in trained.values())
     assert all(0 <= line["final_error"] <= 100 for line in trained.values())

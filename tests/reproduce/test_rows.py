@@ -6,6 +6,8 @@ from multipath_jax.errors import UserError
 from multipath_jax.models import paper
 from multipath_jax.reproduce import protocol
 from multipath_jax.training import config as config_lib
+from multipath_jax.training import protocol as recipes
+from multipath_jax.training.schedule import parse_duration
 
 
 def row(model):
@@ -68,9 +70,8 @@ def test_table_4_is_trained_on_as_many_classes_as_its_rows_say(model):
     assert (campaign.config.dataset.name, campaign.config.train_for) == (data, epochs)
     assert campaign.folder == f"imagenet/{model}"
     assert campaign.name.endswith(", ImageNet")
-    flat = config_lib.flatten(campaign.config)
-    assert protocol.alterations(row(model), "imagenet", flat) == []
-    assert not protocol.is_shortened(row(model), "imagenet", flat)
+    assert campaign.trial(0)["changed"] == {}
+    assert not protocol.is_shortened(row(model), "imagenet", campaign.config.train_for)
 
 
 @pytest.mark.parametrize(
@@ -104,9 +105,8 @@ def test_a_campaign_trains_by_the_recipe_or_a_shorter_one(
     assert campaign.folder == f"{folder}/{model}"
     assert (campaign.config.train_for, campaign.config.schedule.drops) == (train_for, drops)
     assert campaign.config.dataset.name == ("cifar100" if column == "cifar100" else "cifar10")
-    flat = config_lib.flatten(campaign.config)
-    assert protocol.alterations(row(model), column, flat) == []
-    assert protocol.is_shortened(row(model), column, flat) == (epochs not in (None, 200))
+    assert campaign.trial(0)["changed"] == {}
+    assert protocol.is_shortened(row(model), column, train_for) == (epochs not in (None, 200))
 
 
 @pytest.mark.parametrize(
@@ -127,22 +127,24 @@ def test_a_campaign_trains_by_the_recipe_or_a_shorter_one(
 def test_what_alters_a_trial_is_marked_and_kept_apart(key, text, value, altered, epochs):
     changed = protocol.campaign(row("BaseCNN"), "cifar10", {key: text}, epochs)
     plain = protocol.campaign(row("BaseCNN"), "cifar10", {}, epochs)
-    flat = config_lib.flatten(changed.config)
-    assert flat[key] == value
-    assert protocol.alterations(row("BaseCNN"), "cifar10", flat) == [key] * altered
+    assert config_lib.flatten(changed.config)[key] == value
+    found = changed.trial(0)["changed"]
+    assert protocol.altering(found) == [key] * altered
+    # Another type of computation is no other recipe, but another trial.
+    assert found == ({key: value} if altered or key == "dtype" else {})
     assert (changed.folder != plain.folder) == altered
 
 
 def test_steps_are_a_shorter_training():
     changes = {"train_for": "3 steps", "schedule.drops": ""}
-    flat = config_lib.flatten(protocol.campaign(row("BaseCNN"), "cifar10", changes).config)
-    assert protocol.is_shortened(row("BaseCNN"), "cifar10", flat)
-    assert protocol.alterations(row("BaseCNN"), "cifar10", flat) == ["schedule.drops"]
+    trial = protocol.campaign(row("BaseCNN"), "cifar10", changes).trial(0)
+    assert protocol.is_shortened(row("BaseCNN"), "cifar10", trial["train_for"])
+    assert trial["changed"] == {"schedule.drops": ""}
 
 
 @pytest.mark.parametrize("epochs", [0.0, -1.0, 201.0, float("nan")])
 def test_epochs_only_shorten(epochs):
-    with pytest.raises(UserError, match="protocol's 200"):
+    with pytest.raises(UserError, match="recipe's 200"):
         protocol.campaign(row("BaseCNN"), "cifar10", {}, epochs)
 
 
@@ -161,3 +163,30 @@ def test_epochs_only_shorten(epochs):
 def test_a_change_that_cannot_be_is_refused(item, message):
     with pytest.raises(UserError, match=message):
         protocol.campaign(row("BaseCNN"), "cifar10", protocol.parse_changes([item]))
+
+
+def test_our_recipe_is_of_cifar_and_kept_apart():
+    ours = protocol.campaign(row("BaseCNN-2-CC"), "cifar10", {}, name="fast")
+    theirs = protocol.campaign(row("BaseCNN-2-CC"), "cifar10", {})
+    assert ours.config == recipes.fast("BaseCNN-2-CC")
+    assert (ours.folder, theirs.folder) == ("fast/cifar10/BaseCNN-2-CC", "cifar10/BaseCNN-2-CC")
+    assert (ours.name, theirs.name) == (
+        "BaseCNN-2-CC, CIFAR-10, fast recipe",
+        "BaseCNN-2-CC, CIFAR-10",
+    )
+    assert ours.trial(0) != theirs.trial(0)
+    assert ours.trial(0)["changed"] == {}
+    assert {column for _, column in protocol.select(2, (), "fast")} == {"cifar10"}
+    assert {column for _, column in protocol.select(3, (), "fast")} == {"cifar10", "cifar100"}
+
+
+def test_a_shorter_run_of_our_recipe_warms_up_shorter():
+    whole = recipes.fast("BaseCNN")
+    short = protocol.campaign(row("BaseCNN"), "cifar10", {}, 3.0, "fast")
+    warm_up, total = (
+        parse_duration(key, text).number
+        for key, text in (("", whole.schedule.warmup), ("", whole.train_for))
+    )
+    assert short.config.schedule.warmup == f"{3 * warm_up / total:g} epochs"
+    assert (short.trial(0)["train_for"], short.trial(0)["changed"]) == ("3 epochs", {})
+    assert short.folder == "fast/cifar10-3epochs/BaseCNN"
