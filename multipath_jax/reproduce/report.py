@@ -23,7 +23,7 @@ LEGEND = """\
 Test errors in %. best: the lowest of the trials' errors after their last epochs (the paper gives
 the best of three trials on CIFAR; it does not say of which epoch); mean, dev: of the same errors,
 with the sample's standard deviation; lowest: of all epochs of all trials. time: of one trial. open:
-no trial by the {recipe} yet."""
+no trial by the {} yet."""
 FAST_LEGEND = """
 All were trained by our fast recipe (configs/cifar_fast.py) for {epochs} epochs, the paper's by the
 paper's protocol for 200, residual networks for 350. with mirrors: the mean error where an image
@@ -146,7 +146,7 @@ def text(lines: Sequence[Line], rows: Iterable[paper.Row], recipe: str = protoco
     """The rows by a recipe, and beneath them the trials that do not count."""
     rows, fast = list(rows), recipe == protocol.FAST
     whose = "the fast recipe's" if fast else "the protocol's"
-    legend = LEGEND.format(recipe=whose.removesuffix("'s").removeprefix("the "))
+    legend = LEGEND.format("fast recipe" if fast else "protocol")
     if fast:
         legend += FAST_LEGEND.format(epochs=recipes.FAST_EPOCHS)
     parts = [f"{legend}\n\n{_table(lines, rows, recipe)}"]

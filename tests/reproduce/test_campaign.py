@@ -305,3 +305,36 @@ def test_epochs_of_a_second_are_not_all_saved(tmp_path, monkeypatch, model, plat
     place = campaign_lib.Place(epath.Path(tmp_path), Ledger(tmp_path))
     campaign_lib.train_seeds(campaign, [4, 5], place, lambda: False)
     assert [(c.checkpoint_every, c.seed, c.trials) for c in seen] == [(cadence, 4, 2)]
+
+
+def test_a_trial_by_our_recipe_goes_on_after_a_signal_and_is_entered_apart(
+    undisturbed, data_dir, tmp_path, monkeypatch, capsys
+):
+    """In the folder of a campaign by the protocol, whose trial stays as it is."""
+    folder = tmp_path / "copy"
+    shutil.copytree(undisturbed, folder)
+    ours = command(folder, data_dir, "--recipe=fast", "--set=dataset.alternate_flip=False")
+
+    def steps(_, limit):
+        signal.raise_signal(signal.SIGTERM)
+        return 3
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Pace, "steps", steps)
+        assert main(ours) == 143
+    assert "goes on with BaseCNN, CIFAR-10, fast recipe" in capsys.readouterr().out
+    assert len(ledger(folder)) == 1
+    assert main(ours) == 0
+    before, line = ledger(folder)
+    assert before == ledger(undisturbed)[0]
+    assert (line["recipe"], line["train_for"], line["epochs"]) == ("fast", "6 epochs", 6)
+    assert "dataset.alternate_flip" in line["changed"]
+    (workdir,) = folder.glob("runs/fast/*/BaseCNN/seed_0")
+    (logged,) = [one for one in lines(epath.Path(workdir)) if "test/flip_error" in one]
+    assert line["flip_error"] == logged["test/flip_error"]
+    assert line["final_error"] == logged["test/error"]
+    printed = capsys.readouterr().out
+    assert "NOT the fast recipe's figures" in printed
+    assert "NOT the protocol's figures" not in printed
+    assert main(ours) == 0
+    assert len(ledger(folder)) == 2
