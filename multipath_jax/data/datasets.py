@@ -27,6 +27,11 @@ _SAMPLE_AT_ONCE = 50  # 10 MB of 256x256 pixels
 TEST, HELD_OUT = "test", "held_out"  # what is evaluated: the test split, or training images
 
 
+def evaluated(holdout: int) -> str:
+    """What is evaluated where so many training images are held out."""
+    return HELD_OUT if holdout else TEST
+
+
 @dataclasses.dataclass(frozen=True)
 class Split:
     """One split: images `[n h w c]`, labels `[n]`."""
@@ -104,9 +109,8 @@ def load_dataset(name: str, data_dir: str | os.PathLike | None, holdout: int = 0
             f"the images of {builder.data_dir} are {train.images.shape[1:]} in the training split "
             f"and {test.images.shape[1:]} in the other; prepare the set with images of one size"
         )
-    evaluated = HELD_OUT if holdout else TEST
     statistics = pixel_statistics(train.images)
-    return Dataset(name, train, test, class_names, *statistics, evaluated=evaluated)
+    return Dataset(name, train, test, class_names, *statistics, evaluated=evaluated(holdout))
 
 
 def open_encoded(
@@ -138,7 +142,7 @@ def open_encoded(
     def records(split: str) -> Files | Records:
         return Files(builder.as_data_source(split)) if source else Records(builder, split)
 
-    train, evaluated = records(names[0]), HELD_OUT if holdout else TEST
+    train = records(names[0])
     if holdout:
         train, test = (Subset(train, part) for part in held_out_indices(train.labels(), holdout))
     else:
@@ -147,7 +151,7 @@ def open_encoded(
     split = EncodedSplit(train, size, len(class_names), on_bad)
     held_out = EncodedSplit(test, size, len(class_names))
     statistics = _sampled_statistics(split)
-    return Dataset(name, split, held_out, class_names, *statistics, notes, evaluated)
+    return Dataset(name, split, held_out, class_names, *statistics, notes, evaluated(holdout))
 
 
 def held_out_indices(
@@ -156,17 +160,20 @@ def held_out_indices(
     """The training images that are kept and those held out, both in their own order.
 
     Of every class its share is held out, to within one image; which ones is as good as random, but
-    the same for every run. Raises `UserError` where nothing would be left to train on.
+    the same for every run. None is held out whose label is -1, unknown. Raises `UserError` where
+    nothing would be left to train on.
     """
-    if holdout >= len(labels):
+    known = np.flatnonzero(labels >= 0)
+    if holdout >= len(known):
         raise UserError(
-            f"dataset.holdout={holdout} leaves none of the {len(labels)} training images; "
+            f"dataset.holdout={holdout} leaves none of the {len(known)} training images; "
             "hold out fewer"
         )
     # The raw words of a bit generator stay the same in all versions of NumPy.
-    by_class = np.lexsort((np.random.PCG64(0).random_raw(len(labels)), labels))
+    drawn = np.random.PCG64(0).random_raw(len(labels))
+    by_class = known[np.lexsort((drawn[known], labels[known]))]
     # Evenly spaced over the classes, one after another.
-    places = (np.arange(holdout) * len(labels) + len(labels) // 2) // holdout
+    places = (np.arange(holdout) * len(known) + len(known) // 2) // holdout
     held = np.zeros(len(labels), bool)
     held[by_class[places]] = True
     return np.flatnonzero(~held), np.flatnonzero(held)

@@ -15,11 +15,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from multipath_jax.data.datasets import evaluated
 from multipath_jax.figures import explorer
 from multipath_jax.figures.explorer import Explored
 from multipath_jax.models.complexity import complexity
 from multipath_jax.runs import LoadedRun
-from multipath_jax.training.writers import duration, read_metrics, seconds_of
+from multipath_jax.training.writers import SPLITS, duration, read_metrics, seconds_of
 
 PAGE_FILE = "report.html"
 IMAGES = 1000  # on the page by default, of CIFAR-10 about 3 MB
@@ -34,7 +35,7 @@ TITLES = {  # of the figures, by the names of their files
     "clusters": "Clusters of routes",
     "ablation": "Error with gates that do not depend on the image",
 }
-CURVES = ("train/loss", "test/loss", "train/error", "test/error")
+CURVES = tuple(f"{split}/{name}" for split in ("train", *SPLITS) for name in ("loss", "error"))
 
 
 def write_page(
@@ -78,39 +79,57 @@ def facts(run: LoadedRun, lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {
         "network": f"{config.model.name} {config.model.options}".strip(),
         "data set": config.dataset.name,
-        **_results(lines),
+        **_held_out(config.dataset),
+        **_results(lines, evaluated(config.dataset.holdout)),
         "parameters": f"{size.params / 1e6:.3g} M",
         "multiply-adds an image": f"{size.multiply_adds / 1e6:,.4g} M",
         "layers, routers": f"{size.depth}, {size.routers}",
         "trained for": f"{config.train_for} in batches of {config.batch_size}",
         "learning rate": _rate(config.schedule),
         "momentum, weight decay": f"{optimizer.momentum:g}, {optimizer.weight_decay:g}",
-        "augmentation": _augmentation(config.dataset),
+        "augmentation": _augmentation(config),
         "seed": str(config.seed),
         "checkpoint": f"step {run.step}",
     }
 
 
 def _rate(schedule: ConfigDict) -> str:
-    if not schedule.drops:
-        return f"{schedule.rate:g}"
-    return f"{schedule.rate:g}, times {schedule.factor:g} after {schedule.drops}"
+    parts = [f"{schedule.rate:g}"]
+    if schedule.drops:
+        parts.append(f"times {schedule.factor:g} after {schedule.drops}")
+    parts += [f"after a warm-up of {schedule.warmup}"] * bool(schedule.warmup)
+    shape = {"cosine": "as a cosine", "linear": "in a straight line"}.get(schedule.kind)
+    return ", ".join(parts + ([f"falling to zero {shape}"] if shape else []))
 
 
-def _augmentation(dataset: ConfigDict) -> str:
-    kinds = [f"shift of up to {dataset.shift} px"] * (dataset.shift > 0)
-    kinds += ["mirrored or not"] * dataset.flip
+def _augmentation(config: ConfigDict) -> str:
+    dataset = config.dataset
+    kinds = [f"random crops of {dataset.crop} px"] * (dataset.crop > 0)
+    reflected = " by reflection" if dataset.shift_mode == "reflect" else ""
+    kinds += [f"shift of up to {dataset.shift} px{reflected}"] * (dataset.shift > 0)
+    mirrored = "mirrored in every other epoch" if dataset.alternate_flip else "mirrored or not"
+    kinds += [mirrored] * dataset.flip
+    kinds += [f"cutout of {dataset.cutout} px"] * (dataset.cutout > 0)
+    kinds += [f"random erasing of {dataset.erase:.3g}"] * (dataset.erase > 0)
+    kinds += ["TrivialAugment"] * dataset.trivial_augment
+    kinds += [f"{name} of {config[name]:g}" for name in ("mixup", "cutmix") if config[name]]
     return ", ".join(kinds) or "none"
 
 
-def _results(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Final and best test error, and the time; what was not measured is left out."""
-    tested = [line for line in lines if line.get("test/error") is not None]
+def _held_out(dataset: ConfigDict) -> dict[str, str]:
+    held_out = f"{dataset.holdout} training images, held out in place of the test split"
+    return {"test images": held_out} if dataset.holdout else {}
+
+
+def _results(lines: Sequence[Mapping[str, Any]], split: str) -> dict[str, str]:
+    """Final and best error of what was evaluated, and the time, as far as they were measured."""
+    key, kind = f"{split}/error", SPLITS[split]
+    tested = [line for line in lines if line.get(key) is not None]
     results = {}
     if tested:
-        best = min(tested, key=lambda line: line["test/error"])
-        for name, line in (("final test error", tested[-1]), ("best test error", best)):
-            results[name] = f"{line['test/error']:.2f} % (epoch {line['epoch']:g})"
+        best = min(tested, key=lambda line: line[key])
+        for name, line in (("final", tested[-1]), ("best", best)):
+            results[f"{name} {kind} error"] = f"{line[key]:.2f} % (epoch {line['epoch']:g})"
     if seconds_of(lines):
         results["time"] = duration(seconds_of(lines))
     return results

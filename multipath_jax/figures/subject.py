@@ -12,11 +12,13 @@ from jaxtyping import UInt8
 
 from multipath_jax import pictures
 from multipath_jax.data import EncodedSplit, Split
+from multipath_jax.data.datasets import evaluated
 from multipath_jax.data.images import BadImage
 from multipath_jax.errors import UserError
 from multipath_jax.figures import choose, weights
 from multipath_jax.figures.observe import Observation, Outline, observe, outline
 from multipath_jax.runs import LoadedRun
+from multipath_jax.training.writers import SPLITS
 
 MOST = 2000  # 300 MB of images of 224x224; --limit may ask for more
 
@@ -101,7 +103,8 @@ class Subject:
     def _picture(self, item: int | pathlib.Path) -> tuple[np.ndarray, str]:
         if isinstance(item, int):
             label = self.names[self.test.labels[item]]
-            return self.test.images[item], f"test image {item}: {label}"
+            kind = SPLITS[evaluated(self.run.config.dataset.holdout)]
+            return self.test.images[item], f"{kind} image {item}: {label}"
         try:
             return pictures.read(item, self.run), item.name
         except BadImage as error:

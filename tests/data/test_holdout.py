@@ -6,8 +6,9 @@ import numpy as np
 import photos
 import pytest
 import toy_datasets
+from google.protobuf.message import DecodeError
 
-from multipath_jax.data import load_dataset, open_encoded
+from multipath_jax.data import load_dataset, open_encoded, records
 from multipath_jax.data.datasets import held_out_indices
 from multipath_jax.errors import UserError
 
@@ -86,3 +87,25 @@ def test_a_set_that_stays_encoded_is_divided_too(folder, tmp_path):
         np.testing.assert_array_equal(loaded.labels, whole.labels[indices])
     assert found.evaluated == "held_out"
     assert found.test.on_bad is None
+
+
+def test_a_record_that_cannot_be_read_is_not_held_out(tmp_path, monkeypatch):
+    """It stays where `dataset.on_bad` may replace it; held out, it would end every run."""
+    rows = photos.rows(22)
+    photos.prepare(tmp_path, rows, rows[:7])
+    honest = records._parse
+    bad = {row["image"] for row in rows[::2]}
+
+    def parse(record):
+        found = honest(record)
+        if found.image in bad:
+            raise DecodeError("damaged")
+        return found
+
+    monkeypatch.setattr(records, "_parse", parse)
+    monkeypatch.setattr("multipath_jax.data.datasets._SAMPLE", 1)  # an image that is replaced
+    found = open_encoded("photos", tmp_path, 16, "replace", holdout=6)
+    assert found.test.load(np.arange(6)).replaced == 0
+    assert found.train.load(np.arange(16)).replaced == 11
+    with pytest.raises(UserError, match=r"dataset.holdout=11 leaves none of the 11"):
+        open_encoded("photos", tmp_path, 16, "replace", holdout=11)

@@ -14,7 +14,7 @@ from multipath_jax.data.datasets import Split
 from multipath_jax.data.description import Examples
 from multipath_jax.figures.explorer import Explored
 from multipath_jax.figures.observe import observe, outline
-from multipath_jax.figures.page import write_page
+from multipath_jax.figures.page import facts, write_page
 from multipath_jax.runs import LoadedRun
 from multipath_jax.training.config import default_config
 from multipath_jax.training.writers import METRICS_FILE
@@ -311,6 +311,35 @@ def test_facts_and_curves(page):
         "Entropy of the gates (1: even, 0: hard): router 1 0.5 at the end",
         "Share of each output path, router 1: path 1 0.25 at the end",
     ]
+
+
+def test_facts_of_a_run_on_held_out_images_and_beyond_the_paper(tmp_path):
+    run = as_run(subjects.without_routers(), tmp_path)
+    run.config.update_from_flattened_dict(
+        {
+            "dataset.holdout": 50,
+            "dataset.shift": 3,
+            "dataset.shift_mode": "reflect",
+            "dataset.flip": True,
+            "dataset.alternate_flip": True,
+            "dataset.cutout": 8,
+            "cutmix": 1.0,
+            "schedule.kind": "linear",
+            "schedule.warmup": "2 epochs",
+        }
+    )
+    lines = [{"epoch": 1.0, "held_out/error": 20.0}, {"epoch": 2.0, "held_out/error": 30.0}]
+    found = facts(run, lines)
+    assert found["test images"] == "50 training images, held out in place of the test split"
+    assert found["final held-out error"] == "30.00 % (epoch 2)"
+    assert found["best held-out error"] == "20.00 % (epoch 1)"
+    assert found["learning rate"] == (
+        "0.1, after a warm-up of 2 epochs, falling to zero in a straight line"
+    )
+    assert found["augmentation"] == (
+        "shift of up to 3 px by reflection, mirrored in every other epoch, cutout of 8 px, "
+        "cutmix of 1"
+    )
 
 
 def test_it_fits_a_phone(page):

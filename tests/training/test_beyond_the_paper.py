@@ -1,5 +1,8 @@
 """What the config offers beyond the paper, all at once in whole runs of a small network."""
 
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ import tiny
 from etils import epath
 from workdirs import final, lines
 
+from multipath_jax import main
 from multipath_jax.errors import UserError
 from multipath_jax.training import checkpoints as ckpt
 from multipath_jax.training import loop
@@ -82,12 +86,34 @@ def test_the_average_is_what_is_evaluated_kept_and_started_from(undisturbed):
     jax.tree.map(np.testing.assert_array_equal, started.variables, best)
 
 
+def test_a_run_on_held_out_images_says_so_everywhere(data_dir, workdir, capsys):
+    config = recipe(data_dir, **{"dataset.holdout": 142})
+    result = loop.train(config, workdir)
+    assert result.evaluated == "held_out"
+    parts = Parts(config)
+    assert (len(parts.dataset.train), len(parts.dataset.test)) == (1300, 142)
+    evaluations = [line for line in lines(workdir) if "held_out/error" in line]
+    assert [line["step"] for line in evaluations] == [5, TOTAL]
+    assert evaluations[-1]["held_out/error"] == result.test["error"]
+    assert not any(key.startswith("test/") for line in lines(workdir) for key in line)
+    main._report(result)
+    said = capsys.readouterr().out
+    assert f"held-out error {result.test['error']:.2f} %  " in said
+    assert f"\nheld-out error {result.test['error']:.2f} % (best of the run" in said
+    assert "test error" not in said
+    command = [sys.executable, tiny.__file__, "--mode=eval", f"--workdir={workdir}"]
+    found = subprocess.run([*command, "--checkpoint=latest"], capture_output=True, text=True)
+    assert f"step {TOTAL}, digits, 142 training images held out\n" in found.stdout
+    assert f"\nerror {result.test['error']:.2f} %\n" in found.stdout
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"accumulate": 3}, "among 3 micro-batches on 2 devices; use a multiple of 6"),
         ({"schedule.kind": "cosine", "schedule.drops": "5 steps"}, "has no drops"),
         ({"schedule.warmup": "10 steps"}, "must end before"),
+        ({"dataset.holdout": 1442}, "leaves none of the 1442 training images"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(

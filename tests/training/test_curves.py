@@ -1,5 +1,6 @@
 import json
 
+import pytest
 from matplotlib.text import Text
 from PIL import Image
 
@@ -78,3 +79,21 @@ def test_a_line_that_lacks_its_epoch_is_passed_over(workdir):
     write(workdir, [line(1), line(2), {"step": 25, "train/loss": 1.0}])
     assert curves._series(writers.read_metrics(workdir), "train/loss") == ([1.0, 2.0], [1.0, 2 / 3])
     assert curves.draw(workdir)
+
+
+@pytest.mark.parametrize(("split", "name"), [("test", "test"), ("held_out", "held-out")])
+def test_curves_are_named_by_what_was_evaluated(split, name, workdir, monkeypatch):
+    """Also where the last line has no evaluation."""
+    drawn = []
+    monkeypatch.setattr(curves, "_lines", lambda axes, lines, names, label: drawn.append(names))
+    renamed = [
+        {key.replace("test/", f"{split}/"): value for key, value in line(epoch).items()}
+        | ({f"{split}/error": 5.0} if epoch == 2 else {})
+        for epoch in range(1, 4)
+    ]
+    write(workdir, renamed)
+    curves.draw(workdir)
+    assert drawn == [
+        {f"train/{measure}": "training", f"{split}/{measure}": name}
+        for measure in ("loss", "error")
+    ]

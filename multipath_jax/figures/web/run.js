@@ -17,8 +17,8 @@ function showFigures() {
 function showCurves() {
   const routers = DATA.curves.routers;
   const charts = [
-    ['Loss', [['training', 'train/loss'], ['test', 'test/loss']]],
-    ['Error (%)', [['training', 'train/error'], ['test', 'test/error']]],
+    ['Loss', measures('loss')],
+    ['Error (%)', measures('error')],
     ['Entropy of the gates (1: even, 0: hard)',
       routers.map(({name, entropy}, depth) => [routerTitle(depth, name), entropy]), 1],
     ...routers.map(({name, shares}, depth) => [
@@ -30,6 +30,12 @@ function showCurves() {
   const drawn = charts.map(([title, names, top]) => lineChart(title, names.map(series), top));
   $('charts').append(...drawn.filter(Boolean));
   $('curves').hidden = !drawn.some(Boolean);
+}
+
+/** The curves of the training split, and of the test split or of what was held out in its place. */
+function measures(name) {
+  const splits = [['training', 'train'], ['test', 'test'], ['held-out', 'held_out']];
+  return splits.map(([title, split]) => [title, `${split}/${name}`]);
 }
 
 /** A named curve: the epochs at which it was measured, and the values. */
