@@ -10,10 +10,13 @@ Legend of the shapes, here and in the rest of the package:
     n  output paths       h w  height and width   d  hidden width of a gate
                           c    channels
 
-``xs`` is m arrays of one shape ``[b, ..., c]``, as a sequence or stacked along a leading axis m;
-what comes out is n arrays likewise. Gates are computed in float32 (float64 for float64 inputs)
-whatever the type of the maps; mixtures are summed in that type too and returned in the type of
-the maps.
+``xs`` is m arrays of one shape ``[b, ..., c]``, as a list, as a tuple, or stacked along a leading
+axis m; what comes out is n arrays likewise. Gates are computed in float32 (float64 for float64
+inputs) whatever the type of the maps; mixtures are summed in that type too and returned in the type
+of the maps.
+
+All of it works inside `jax.shard_map`, and on a mesh of explicit axes over which the batch is
+split.
 """
 
 import math
@@ -23,7 +26,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, PyTree
 
 Paths = Sequence[Float[Array, "..."]] | Float[Array, "..."]
 
@@ -52,8 +56,12 @@ def global_average_pool(x: Float[Array, "b *space c"]) -> Float[Array, "b c"]:
     """Eq. 1: the channel descriptor z of a tensor, ``[b h w c] -> [b c]``, at least float32.
 
     ``[b c]`` passes through. Any number of spatial axes between b and c is averaged.
+
+    Raises:
+      ValueError: there is no channel or no pixel.
     """
-    return jnp.mean(x, axis=tuple(range(1, x.ndim - 1)), dtype=_gate_dtype(x))
+    _check_filled("global_average_pool", x.shape)
+    return jnp.mean(x, axis=tuple(range(1, x.ndim - 1)), dtype=gate_dtype(x))
 
 
 def relevance(z: Float[Array, "b c"], params: GateParams) -> Float[Array, "b n"]:
@@ -167,7 +175,7 @@ def linear_cross_connect(xs: Paths, ws: Float[Array, "m n k"]) -> Paths:
             f"linear_cross_connect: {len(paths)} inputs of shape {paths[0].shape} need [b k] "
             f"inputs and weights [m n k], got weights of shape {ws.shape}"
         )
-    return _like(xs, _linear_cross_connect(paths, ws))
+    return _like(xs, _linear_cross_connect(*_varying_alike((paths, ws))))
 
 
 @jax.custom_vjp
@@ -185,7 +193,7 @@ def _linear_backward(residuals, dys):
     xs, ws, gates = residuals
     dscores = [_softmax_vjp(g, dg) for g, dg in zip(gates, _gate_gradients(xs, dys), strict=True)]
     dws = jnp.stack(
-        [_einsum("bn,bk->nk", da, x) for da, x in zip(dscores, xs, strict=True)]
+        [_sum_over_batch("bn,bk->nk", da, x, w) for da, x, w in zip(dscores, xs, ws, strict=True)]
     )  # Eq. 8
     through_gates = [_einsum("bn,nk->bk", da, w) for da, w in zip(dscores, ws, strict=True)]
     return _input_gradients(xs, gates, dys, through_gates), dws.astype(ws.dtype)  # Eq. 9
@@ -217,7 +225,7 @@ def gated_cross_connect(xs: Paths, params: GateParams) -> Paths:
     paths = _unstack(xs)
     _check_paths("gated_cross_connect", paths)
     _check_params("gated_cross_connect", params, (len(paths), paths[0].shape[-1]))
-    return _like(xs, _gated_cross_connect(paths, params))
+    return _like(xs, _gated_cross_connect(*_varying_alike((paths, params))))
 
 
 @jax.custom_vjp
@@ -241,7 +249,8 @@ def _gated_backward(residuals, dys):
     ):
         da = _softmax_vjp(g, dg)  # Eq. 3
         dh = jnp.where(r > 0, _einsum("bn,dn->bd", da, p.w2), 0)  # Eq. 2, to before the ReLU
-        dw1, dw2 = _einsum("bc,bd->cd", z, dh), _einsum("bd,bn->dn", r, da)
+        dw1 = _sum_over_batch("bc,bd->cd", z, dh, p.w1)
+        dw2 = _sum_over_batch("bd,bn->dn", r, da, p.w2)
         gradients.append(GateParams(dw1, dh.sum(0), dw2, da.sum(0)))
         pixels = math.prod(x.shape[1:-1])
         through_gates.append(_einsum("bd,cd->bc", dh, p.w1) / pixels)  # Eq. 1
@@ -259,7 +268,7 @@ def _gate_gradients(xs, dys):
     """``dL/dG_i [b n]`` for every input i: ``dL/dg_ij = sum_k dL/dY_j * X_i`` (Section 5)."""
 
     def gradient(x, dy):
-        dtype = _gate_dtype(x)
+        dtype = gate_dtype(x)
         axes = tuple(range(1, x.ndim))
         return jnp.sum(dy.astype(dtype) * x.astype(dtype), axis=axes)
 
@@ -268,6 +277,7 @@ def _gate_gradients(xs, dys):
 
 def _softmax_vjp(g, dg):
     """``dL/dA = J^T dL/dG`` for the Jacobian J of the softmax (Section 5), ``[b n] -> [b n]``."""
+    dg = dg.astype(g.dtype)
     return g * (dg - jnp.sum(g * dg, axis=-1, keepdims=True))
 
 
@@ -282,24 +292,65 @@ def _input_gradients(xs, gates, dys, through_gates):
 # --- Small parts ---------------------------------------------------------------------------------
 
 
-def _gate_dtype(x):
-    return jnp.promote_types(x.dtype, jnp.float32)
+def gate_dtype(*arrays: Array) -> jnp.dtype:
+    """The type of gates and sums over such arrays: float32, or float64 where one of them is."""
+    # Not jnp.promote_types, which refuses two types under strict promotion.
+    return jnp.dtype(jnp.float64 if any(x.dtype == jnp.float64 for x in arrays) else jnp.float32)
 
 
-def _einsum(subscripts, a, b):
+def _einsum(subscripts, a, b, out_sharding=None):
     """A product in the gates' type: what is less than float32 is widened."""
-    dtype = jnp.promote_types(_gate_dtype(a), _gate_dtype(b))
-    return jnp.einsum(subscripts, a, b, precision=_PRECISION, preferred_element_type=dtype)
+    dtype = gate_dtype(a, b)
+    if a.dtype != b.dtype:
+        a, b = a.astype(dtype), b.astype(dtype)
+    return jnp.einsum(
+        subscripts,
+        a,
+        b,
+        precision=_PRECISION,
+        preferred_element_type=dtype,
+        out_sharding=out_sharding,
+    )
+
+
+def _sum_over_batch(subscripts, a, b, weights):
+    """The gradient of weights, which lies as they do wherever parts of the batch lie."""
+    where = jax.typeof(weights).sharding
+    if where.mesh.empty:  # weights that lie on no mesh, beside a batch that does
+        where = NamedSharding(jax.typeof(a).sharding.mesh, PartitionSpec())
+    return _einsum(subscripts, a, b, where)
+
+
+def _dense(x, w, b):
+    dtype = gate_dtype(x, w, b)
+    return _einsum("bc,cd->bd", x, w).astype(dtype) + jnp.expand_dims(b, 0).astype(dtype)
 
 
 def _hidden(z, params):
     """What enters the second dense layer of Eq. 2, ``[b c] -> [b d]``."""
-    return jax.nn.relu(_einsum("bc,cd->bd", z, params.w1) + params.b1)
+    return jax.nn.relu(_dense(z, params.w1, params.b1))
 
 
 def _scores(hidden, params):
     """The second dense layer of Eq. 2, ``[b d] -> [b n]``."""
-    return _einsum("bd,dn->bn", hidden, params.w2) + params.b2
+    return _dense(hidden, params.w2, params.b2)
+
+
+def _varying_alike(arrays: PyTree) -> PyTree:
+    """Inside `jax.shard_map`: arrays that vary over all the axes that any of them varies over.
+
+    A backward pass of our own must give gradients that vary as its inputs do. JAX's functions cast
+    their operands, and the transpose of the cast sums the gradient over the axes it added; here
+    the cast stands before the function.
+    """
+    varying = [jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(arrays)]
+    every = frozenset().union(*varying)
+
+    def cast(x):
+        missing = every - jax.typeof(x).manual_axis_type.varying
+        return lax.pcast(x, tuple(missing), to="varying")
+
+    return jax.tree.map(cast, arrays)
 
 
 def _each(params: GateParams) -> list[GateParams]:
@@ -308,10 +359,10 @@ def _each(params: GateParams) -> list[GateParams]:
 
 def _mix(xs, weights, plus=None, dtype=None):
     """``sum_i weights[i] xs[i] + plus``, weights ``[b 1]`` and plus ``[b c]``, in one pass."""
-    accumulate = _gate_dtype(xs[0])
+    accumulate = gate_dtype(xs[0], weights[0])
 
     def over_space(v):  # [b _] against [b ... c]
-        return jnp.expand_dims(v, tuple(range(1, xs[0].ndim - 1)))
+        return jnp.expand_dims(v.astype(accumulate), tuple(range(1, xs[0].ndim - 1)))
 
     terms = [over_space(w) * x.astype(accumulate) for x, w in zip(xs, weights, strict=True)]
     if plus is not None:
@@ -334,8 +385,10 @@ def _unstack(xs) -> tuple:
 
 
 def _like(xs, ys: Sequence):
-    """The outputs in the form of the inputs: a list for a sequence, else one stacked array."""
-    return list(ys) if isinstance(xs, Sequence) else jnp.stack(ys)
+    """The outputs in the form of the inputs: a tuple, a list, or one stacked array."""
+    if isinstance(xs, Sequence):
+        return tuple(ys) if isinstance(xs, tuple) else list(ys)
+    return jnp.stack(ys)
 
 
 def _check_paths(name: str, xs: Sequence) -> None:
@@ -345,6 +398,13 @@ def _check_paths(name: str, xs: Sequence) -> None:
     dtypes = sorted({str(x.dtype) for x in xs})
     if len(dtypes) > 1 or not jnp.issubdtype(xs[0].dtype, jnp.floating):
         raise ValueError(f"{name}: needs inputs of one floating type, got {', '.join(dtypes)}")
+    _check_filled(name, shapes[0])
+
+
+def _check_filled(name: str, shape: tuple) -> None:
+    """A batch may be empty, a feature map may not: its mean would be a NaN."""
+    if 0 in shape[1:]:
+        raise ValueError(f"{name}: needs inputs [b ... c] with channels and pixels, got {shape}")
 
 
 def _check_gates(name: str, gates: Sequence, m: int, b: Any) -> None:
@@ -360,9 +420,9 @@ def _check_params(name: str, params: GateParams, inputs: tuple[int, ...]) -> Non
     *m, c = inputs
     d, n = params.b1.shape[-1:], params.b2.shape[-1:]
     shapes = [p.shape for p in params]
-    if shapes != [(*m, c, *d), (*m, *d), (*m, *d, *n), (*m, *n)] or 0 in n:
+    if shapes != [(*m, c, *d), (*m, *d), (*m, *d, *n), (*m, *n)] or 0 in (c, *d, *n):
         axes = "[m c d], [m d], [m d n], [m n]" if m else "[c d], [d], [d n], [n]"
         raise ValueError(
             f"{name}: {f'{m[0]} inputs' if m else 'an input'} of {c} channels needs w1, b1, w2, b2 "
-            f"of shapes {axes}, got {', '.join(map(str, shapes))}"
+            f"of shapes {axes}, none of them empty, got {', '.join(map(str, shapes))}"
         )

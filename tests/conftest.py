@@ -72,6 +72,14 @@ def x64():
         yield
 
 
+@pytest.fixture
+def strict():
+    """No operand is silently widened or given another type, as under
+    ``JAX_NUMPY_RANK_PROMOTION=raise JAX_NUMPY_DTYPE_PROMOTION=strict``."""
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield
+
+
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory):
     """A workdir with two checkpoints of a routed network for the digits, made without training.

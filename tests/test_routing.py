@@ -14,10 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
 from multipath_jax import routing
 from multipath_jax.routing import GateParams
+
+pytestmark = pytest.mark.usefixtures("strict")
 
 B, C, D = 4, 5, 6  # batch, channels, hidden width of a gate
 
@@ -185,7 +188,7 @@ def test_cross_predict_takes_every_form():
     assert stacked.shape == (n, B, 2, 3, C)
     for form in ([list(u) for u in us], tuple(tuple(u) for u in us), list(us)):
         ys = cross_predict(form, list(gates))
-        assert isinstance(ys, list)
+        assert type(ys) is type(form)
         np.testing.assert_array_equal(jnp.stack(ys), stacked)
 
 
@@ -199,6 +202,15 @@ def test_cross_connect_is_eq_5_and_eq_6(m, n, space, dtype):
     for form in (reference.connect, reference.connect_by_matrix):
         examples = [form(exact(xs)[:, b], exact(gates)[:, b]) for b in range(B)]
         assert_close(ys, np.stack(examples, axis=1), dtype)
+
+
+def test_cross_connect_takes_every_form():
+    xs, gates = normal(0, "float32", 2, B, C), probabilities("float32", 2, 3)
+    stacked = routing.cross_connect(xs, gates)
+    for form in (list, tuple):
+        ys = routing.cross_connect(form(xs), form(gates))
+        assert type(ys) is form
+        np.testing.assert_allclose(jnp.stack(ys), stacked, **SINGLE)
 
 
 @shapes
@@ -378,7 +390,7 @@ def test_sequence_and_stack_are_one(case):
     expected = run_both_ways(layer, xs, weights, dys)
     ys, (dxs, dweights) = run_both_ways(layer, list(xs), weights, list(dys))
     assert isinstance(ys, list)
-    assert isinstance(jax.eval_shape(layer, tuple(xs), weights), list)
+    assert isinstance(jax.eval_shape(layer, tuple(xs), weights), tuple)
     stacked = jnp.stack(ys), (jnp.stack(dxs), dweights)
     assert_close(stacked, exact(expected), "float32")
 
@@ -462,6 +474,95 @@ def test_empty_batch(case):
     ys, gradients = run_both_ways(layer, nothing, weights, jnp.zeros((3, *nothing.shape[1:])))
     assert ys.shape == (3, *nothing.shape[1:])
     assert_close(gradients, exact((nothing, jax.tree.map(jnp.zeros_like, weights))), "float32")
+
+
+# --- On several devices ---------------------------------------------------------------------------
+# What the layers' backward passes give where JAX knows over which axes of a mesh its arrays vary
+# (`jax.shard_map`), or how they are split (explicit axes): there too that of automatic derivatives.
+
+SPLIT, SAME = PartitionSpec(None, "data"), PartitionSpec()  # the batch of [m b ...]; nothing
+
+
+def two_devices(axis_type):
+    return jax.make_mesh((2,), ("data",), axis_types=(axis_type,))
+
+
+def over_two_devices(function, in_specs, out_specs):
+    """``function`` of a device's part of the arguments; its check of axes is the default."""
+    mesh = two_devices(AxisType.Auto)
+    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs))
+
+
+def sine_gradient(layer):
+    return jax.grad(lambda xs, weights: jnp.sum(jnp.sin(layer(xs, weights))), argnums=(0, 1))
+
+
+def assert_gradients_equal(actual, expected):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, **EXACT), actual, expected)
+
+
+@cases
+@pytest.mark.usefixtures("x64")
+def test_a_batch_over_the_devices_of_a_shard_map(case):
+    layer, plain, arguments = case("float64", 2, 3)
+    gradient = over_two_devices(sine_gradient(layer), (SPLIT, SAME), (SPLIT, SAME))
+    assert_gradients_equal(gradient(*arguments), jax.jit(sine_gradient(plain))(*arguments))
+
+
+@cases
+@pytest.mark.usefixtures("x64")
+def test_weights_over_the_devices_of_a_shard_map(case):
+    """The inputs are the same on both devices, and their gradient is the sum over both."""
+    layer, plain, (xs, weights) = case("float64", 2, 3)
+    both = jax.tree.map(lambda w: jnp.stack([w, 2 * w]), weights)
+
+    def local(xs, weights):
+        dxs, dweights = sine_gradient(layer)(xs, jax.tree.map(lambda w: w[0], weights))
+        return dxs, jax.tree.map(lambda w: w[None], dweights)
+
+    over_first = PartitionSpec("data")
+    found = over_two_devices(local, (SAME, over_first), (SAME, over_first))(xs, both)
+    each = jax.jit(jax.vmap(sine_gradient(plain), in_axes=(None, 0)))(xs, both)
+    assert_gradients_equal(found, (each[0].sum(0), each[1]))
+
+
+@pytest.mark.parametrize("case", [linear_case, maps_case], ids=["linear", "gated maps"])
+@pytest.mark.usefixtures("x64")
+def test_second_derivatives_through_a_shard_map(case):
+    layer, plain, arguments = case("float64", 2, 2)
+    mapped = over_two_devices(layer, (SPLIT, SAME), SPLIT)
+    found, expected = (
+        jax.jit(functools.partial(reverse_over_reverse, sine_gradient(f)))(arguments)
+        for f in (mapped, plain)
+    )
+    assert_same_norm_wise(found, expected, 1e-10)
+
+
+@cases
+@pytest.mark.parametrize("placed", ["weights on the mesh", "weights on no mesh"])
+@pytest.mark.usefixtures("x64")
+def test_a_batch_split_along_an_explicit_axis(case, placed):
+    layer, plain, (xs, weights) = case("float64", 2, 3)
+    expected = jax.jit(sine_gradient(plain))(xs, weights)
+    mesh = two_devices(AxisType.Explicit)
+    with jax.set_mesh(mesh):
+        split = jax.device_put(xs, NamedSharding(mesh, SPLIT))
+        if placed == "weights on the mesh":
+            weights = jax.device_put(weights, NamedSharding(mesh, SAME))
+        found = jax.jit(sine_gradient(layer))(split, weights)
+    assert jax.typeof(found[0]).sharding.spec[1] == "data"
+    assert_gradients_equal(found, expected)
+
+
+@pytest.mark.usefixtures("x64")
+def test_cross_predict_of_a_batch_split_along_an_explicit_axis():
+    us, gates = normal(0, "float64", 3, 2, B, 2, 3, C), probabilities("float64", 3, 2)
+    expected = jax.jit(sine_gradient(routing.cross_predict))(us, gates)
+    mesh = two_devices(AxisType.Explicit)
+    with jax.set_mesh(mesh):
+        where = NamedSharding(mesh, PartitionSpec(None, None, "data")), NamedSharding(mesh, SPLIT)
+        found = jax.jit(sine_gradient(routing.cross_predict))(*jax.device_put((us, gates), where))
+    assert_gradients_equal(found, expected)
 
 
 # --- Memory --------------------------------------------------------------------------------------
@@ -565,12 +666,24 @@ ONE = zero_gates((5, 6), (6,), (6, 3), (3,))  # what one does
 ERRORS = {
     # name: (function, arguments, what the message must show)
     "gate: channels": ("gate", (zeros(4, 7), ONE), "(5, 6)"),
+    "gate: no hidden units": (
+        "gate", (zeros(4, 5), zero_gates((5, 0), (0,), (0, 3), (3,))), "(5, 0)"
+    ),
+    "gate: no channels": ("gate", (zeros(4, 0), zero_gates((0, 6), (6,), (6, 3), (3,))), "(0, 6)"),
     "gate: several gates": ("gate", (zeros(4, 5), PARAMS), "(2, 5, 6)"),
     "gate: b1": ("gate", (zeros(4, 5), ONE._replace(b1=zeros(1))), "(1,)"),
     "gate: w2": ("gate", (zeros(4, 5), ONE._replace(w2=zeros(7, 3))), "(7, 3)"),
     "gate: b2": ("gate", (zeros(4, 5), ONE._replace(b2=zeros(1))), "(1,)"),
+    "relevance: no hidden units": (
+        "relevance", (zeros(4, 5), zero_gates((5, 0), (0,), (0, 3), (3,))), "(5, 0)"
+    ),
+    "pool: no channels": ("global_average_pool", (zeros(4, 2, 3, 0),), "(4, 2, 3, 0)"),
+    "pool: no pixels": ("global_average_pool", (zeros(4, 0, 3, 5),), "(4, 0, 3, 5)"),
     "relevance: channels": ("relevance", (zeros(4, 7), ONE), "(5, 6)"),
     "cross_predict: no inputs": ("cross_predict", ([], []), "[]"),
+    "cross_predict: no channels": (
+        "cross_predict", (zeros(2, 3, 4, 0), zeros(2, 4, 3)), "channels and pixels, got (4, 0)"
+    ),
     "cross_predict: unequal": (
         "cross_predict", ([[zeros(4, 5), zeros(4, 6)]], [zeros(4, 2)]), "(4, 6)"
     ),
@@ -581,6 +694,12 @@ ERRORS = {
         "cross_predict", ([[], [zeros(4, 5)]], zeros(2, 4, 1)), "[0, 1]"
     ),
     "cross_connect: no inputs": ("cross_connect", ([], []), "[]"),
+    "cross_connect: no channels": (
+        "cross_connect", (zeros(2, 4, 0), TWO), "channels and pixels, got (4, 0)"
+    ),
+    "cross_connect: no pixels": (
+        "cross_connect", (zeros(2, 4, 0, 3, 5), TWO), "channels and pixels, got (4, 0, 3, 5)"
+    ),
     "cross_connect: unequal": ("cross_connect", ([zeros(4, 5), zeros(4, 6)], TWO), "(4, 6)"),
     "cross_connect: whole numbers": (
         "cross_connect", ([zeros(4, 5).astype(int)] * 2, TWO), "int"
@@ -596,6 +715,9 @@ ERRORS = {
     ),
     "cross_connect: gates without batch": ("cross_connect", (TWO, zeros(2, 3)), "(3,)"),
     "cross_connect: no outputs": ("cross_connect", (TWO, zeros(2, 4, 0)), "(4, 0)"),
+    "linear: no channels": (
+        "linear_cross_connect", (zeros(2, 4, 0), zeros(2, 3, 0)), "channels and pixels, got (4, 0)"
+    ),
     "linear: unequal": (
         "linear_cross_connect", ([zeros(4, 5), zeros(4, 6)], zeros(2, 3, 5)), "(4, 6)"
     ),
@@ -605,6 +727,14 @@ ERRORS = {
     "linear: weights [m k n]": ("linear_cross_connect", (TWO, zeros(2, 5, 3)), "(2, 5, 3)"),
     "linear: no outputs": ("linear_cross_connect", (TWO, zeros(2, 0, 5)), "(2, 0, 5)"),
     "gated: no inputs": ("gated_cross_connect", ([], PARAMS), "[]"),
+    "gated: no channels": (
+        "gated_cross_connect",
+        (zeros(2, 4, 2, 0), zero_gates((2, 0, 6), (2, 6), (2, 6, 3), (2, 3))),
+        "channels and pixels, got (4, 2, 0)",
+    ),
+    "gated: no hidden units": (
+        "gated_cross_connect", (TWO, zero_gates((2, 5, 0), (2, 0), (2, 0, 3), (2, 3))), "(2, 5, 0)"
+    ),
     "gated: unequal": ("gated_cross_connect", ([zeros(4, 5), zeros(4, 6)], PARAMS), "(4, 6)"),
     "gated: a single gate": ("gated_cross_connect", (TWO, ONE), "(5, 6)"),
     "gated: more inputs": ("gated_cross_connect", (zeros(3, 4, 5), PARAMS), "(2, 5, 6)"),

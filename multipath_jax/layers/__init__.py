@@ -1,6 +1,6 @@
 """Flax modules over `multipath_jax.routing`: routers, parallel paths, ordinary layers."""
 
-from multipath_jax.layers.blocks import ConvNorm, ConvStage, DenseLayer, max_pool_2x2
+from multipath_jax.layers.blocks import ConvNorm, ConvStage, DenseLayer, batch_norm, max_pool_2x2
 from multipath_jax.layers.capsule import PrimaryCapsules, RoutedCapsules
 from multipath_jax.layers.conditional import (
     ConditionalBlock,
@@ -71,6 +71,7 @@ __all__ = [
     "Shortcut",
     "SkipGate",
     "SqueezeExcite",
+    "batch_norm",
     "max_pool_2x2",
     "straight_through",
 ]

@@ -28,7 +28,7 @@ def route_by_agreement(
     Each input divides itself among the outputs by a softmax of logits that begin equal and grow
     with the agreement (scalar product) of its prediction and the output.
     """
-    logits = jnp.zeros(predictions.shape[:-1], predictions.dtype)
+    logits = jnp.zeros_like(predictions[..., 0])
     for iteration in range(iterations):
         if iteration:
             logits += jnp.einsum("bijd,bjd->bij", predictions, outputs)
@@ -65,7 +65,9 @@ class PrimaryCapsules(nn.Module):
             dtype=self.dtype,
             name="conv",
         )(x)
-        return squash(x.astype(jnp.float32).reshape(x.shape[0], -1, self.size))
+        # In two steps, each of which keeps to the axes along which a batch is split.
+        x = x.astype(jnp.float32).reshape(*x.shape[:-1], self.types, self.size)
+        return squash(x.reshape(x.shape[0], -1, self.size))
 
 
 class RoutedCapsules(nn.Module):
@@ -86,6 +88,6 @@ class RoutedCapsules(nn.Module):
         inputs, width = us.shape[1:]
         # Each pair's matrix is a dense layer from `width` units: the pairs are batch axes.
         init = nn.initializers.lecun_normal(in_axis=2, out_axis=3, batch_axis=(0, 1))
-        matrices = self.param("matrices", init, (inputs, self.count, width, self.size))
+        matrices = self.param("matrices", init, (inputs, self.count, width, self.size), jnp.float32)
         predictions = jnp.einsum("bid,ijde->bije", us, matrices)
         return route_by_agreement(predictions, self.iterations)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from multipath_jax.layers.paths import check_sizes
 from multipath_jax.layers.residual import BasicBlock
 from multipath_jax.routing import global_average_pool
 
@@ -44,6 +45,7 @@ class GumbelGate(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b"]:
+        check_sizes(self, x.shape, {"hidden": self.hidden})
         he = nn.initializers.he_normal()
         mostly_run = nn.initializers.constant(jnp.array([0.0, 2.0]))  # blocks have yet to learn
         h = nn.relu(nn.Dense(self.hidden, kernel_init=he, name="dense_1")(global_average_pool(x)))
@@ -75,6 +77,7 @@ class SkipGate(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b"]:
+        check_sizes(self, x.shape, {"hidden": self.hidden})
         he = nn.initializers.he_normal()
         mostly_run = nn.initializers.constant(2.0)  # blocks have yet to learn
         h = nn.relu(nn.Dense(self.hidden, kernel_init=he, name="dense_1")(global_average_pool(x)))

@@ -6,6 +6,8 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from multipath_jax.layers.paths import check_sizes
+
 
 class KernelGenerator(nn.Module):
     """Ha et al., "HyperNetworks" (2017), Eq. 2: embeddings ``z`` -> tiles of kernels.
@@ -26,6 +28,7 @@ class KernelGenerator(nn.Module):
     @nn.compact
     def __call__(self, z: Float[Array, "*tiles e"]) -> Float[Array, "*tiles k k c c"]:
         c, k, d = self.channels, self.kernel, self.hidden
+        check_sizes(self, z.shape, {"channels": c, "kernel": k, "hidden": d})
         init = nn.initializers.lecun_normal()
         # The kernels that come out have the variance of a layer before a ReLU on one tile.
         init_out = nn.initializers.variance_scaling(2 / (k * k * c), "fan_in", "normal")
@@ -57,13 +60,15 @@ class HyperConv(nn.Module):
         self, x: Float[Array, "b h w c"], train: bool = False
     ) -> Float[Array, "b h2 w2 f"]:
         c = self.generator.channels
+        sizes = {"features": self.features, "embedding": self.embedding, "channels": c}
+        check_sizes(self, x.shape, sizes)
         if x.shape[-1] % c or self.features % c:
             raise ValueError(
                 f"HyperConv: {x.shape[-1]} to {self.features} channels, not multiples of {c}"
             )
         grid = (x.shape[-1] // c, self.features // c)
         init = nn.initializers.normal(grid[0] ** -0.5)  # the more inputs, the smaller the kernel
-        tiles = self.generator(self.param("embedding", init, (*grid, self.embedding)))
+        tiles = self.generator(self.param("embedding", init, (*grid, self.embedding), jnp.float32))
         kernel = tiles.transpose(2, 3, 0, 4, 1, 5).reshape(*tiles.shape[2:4], -1, self.features)
         pad = kernel.shape[0] // 2
         return lax.conv_general_dilated(

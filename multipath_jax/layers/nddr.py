@@ -6,10 +6,11 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from multipath_jax.layers.blocks import ConvStage
+from multipath_jax.layers.blocks import ConvStage, batch_norm
 from multipath_jax.layers.paths import Execution, Parallel
 from multipath_jax.layers.routers import Router, Tensors
 from multipath_jax.layers.stitch import own_weights
@@ -42,15 +43,21 @@ class NDDR(Router):
         """
         xs = self._enter(xs)
         kernel = self.param("kernel", self._diagonal, len(xs), xs.shape[-1])
-        bias = self.param("bias", nn.initializers.zeros, (self.num_outputs, self.features))
+        zeros = nn.initializers.zeros
+        bias = self.param("bias", zeros, (self.num_outputs, self.features), jnp.float32)
         inputs, kernel, bias = nn.dtypes.promote_dtype(xs, kernel, bias, dtype=self.dtype)
-        ys = jax.vmap(lambda k, b: jnp.einsum("mb...c,mcf->b...f", inputs, k) + b)(kernel, bias)
-        return self._leave(xs, nn.relu(Parallel(_batch_norm(train, self.dtype))(ys)))
+
+        def fused(kernel, bias):
+            y = jnp.einsum("mb...c,mcf->b...f", inputs, kernel)
+            return y + lax.broadcast_to_rank(bias, y.ndim)
+
+        ys = jax.vmap(fused)(kernel, bias)
+        return self._leave(xs, nn.relu(Parallel(batch_norm(train, self.dtype))(ys)))
 
     def _diagonal(self, key: jax.Array, m: int, c: int) -> Float[Array, "n m c f"]:
         weights = own_weights(m, self.num_outputs, self.own)
-        same_channel = jnp.arange(c)[:, None] == jnp.arange(self.features) % c
-        return jnp.einsum("mn,cf->nmcf", weights, same_channel)
+        same_channel = jnp.arange(c)[:, None] == jnp.arange(self.features)[None] % c
+        return jnp.einsum("mn,cf->nmcf", weights, same_channel.astype(weights.dtype))
 
 
 class NDDRShortcut(Router):
@@ -87,8 +94,4 @@ class NDDRShortcut(Router):
         # On [m b ...] a dense layer and a BatchNorm take the paths for more examples.
         he = nn.initializers.he_normal()
         ys = nn.Dense(xs.shape[-1], kernel_init=he, dtype=self.dtype, name="shortcut")(joined)
-        return nn.relu(_batch_norm(train, self.dtype)(ys))
-
-
-def _batch_norm(train: bool, dtype: DTypeLike) -> nn.BatchNorm:
-    return nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name="norm")
+        return nn.relu(batch_norm(train, self.dtype)(ys))

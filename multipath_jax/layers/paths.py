@@ -1,6 +1,6 @@
 """Parallel paths: the same layers, run on m tensors with m sets of stacked parameters."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import flax.linen as nn
@@ -30,6 +30,29 @@ def stack_paths(
 def describe(layer: nn.Module) -> str:
     """The layer's class and its place in the network, for messages."""
     return f"{type(layer).__name__} {'/'.join(layer.path) or '(top)'}"
+
+
+def check_sizes(
+    layer: nn.Module, shape: Sequence[int], sizes: Mapping[str, int], count: int = 1
+) -> None:
+    """Raises ValueError for sizes below one and for tensors ``[b ... c]`` without numbers.
+
+    Args:
+      layer: is named.
+      shape: of each of its inputs; the batch, its first axis, may be empty.
+      sizes: attributes of the layer, by name.
+      count: of its inputs.
+    """
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(
+                f"{describe(layer)}: needs {name} >= 1, got {size} for {count} tensors of shape "
+                f"{shape}"
+            )
+    if 0 in shape[1:]:
+        raise ValueError(
+            f"{describe(layer)}: needs tensors [b ... c] with channels and pixels, got {shape}"
+        )
 
 
 class Parallel(nn.Module):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from multipath_jax.layers.blocks import ConvNorm
+from multipath_jax.layers.blocks import ConvNorm, batch_norm
 from multipath_jax.layers.squeeze import SqueezeExcite
 from multipath_jax.routing import global_average_pool
 
@@ -69,8 +69,7 @@ class NormReLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b h w c"]:
-        norm = nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, name="norm")
-        return nn.relu(norm(x))
+        return nn.relu(batch_norm(train, self.dtype)(x))
 
 
 class ResidualStem(nn.Module):

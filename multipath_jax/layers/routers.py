@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from multipath_jax import routing
 from multipath_jax.layers import spread
 from multipath_jax.layers.blocks import ConvNorm, DenseLayer
-from multipath_jax.layers.paths import Execution, Parallel, describe, stack_paths
+from multipath_jax.layers.paths import Execution, Parallel, check_sizes, stack_paths
 
 Tensors = Sequence[Array] | Float[Array, "..."]
 
@@ -38,14 +38,15 @@ class Gate(nn.Module):
         self, xs: Float[Array, "m b *space c"]
     ) -> tuple[routing.GateParams, Float[Array, "m b n"]]:
         m, c, d, n = len(xs), xs.shape[-1], self.hidden, self.num_outputs
+        check_sizes(self, xs.shape[1:], {"num_outputs": n, "hidden": d}, m)
         he = nn.initializers.he_normal(batch_axis=0)  # before a ReLU
         lecun = nn.initializers.lecun_normal(batch_axis=0)
         zeros = nn.initializers.zeros
         params = routing.GateParams(
-            self.param("w1", he, (m, c, d)),
-            self.param("b1", zeros, (m, d)),
-            self.param("w2", lecun, (m, d, n)),
-            self.param("b2", zeros, (m, n)),
+            self.param("w1", he, (m, c, d), jnp.float32),
+            self.param("b1", zeros, (m, d), jnp.float32),
+            self.param("w2", lecun, (m, d, n), jnp.float32),
+            self.param("b2", zeros, (m, n), jnp.float32),
         )
         zs = jnp.stack([routing.global_average_pool(x) for x in jnp.unstack(xs)])
         return params, jax.vmap(routing.relevance)(zs, params)
@@ -66,14 +67,14 @@ class Router(nn.Module):
         """The inputs, stacked.
 
         Raises:
-          ValueError: n < 1, or tensors of unequal shapes; names the layer and the shapes.
+          ValueError: n or another width < 1, or tensors of unequal shapes or without channels or
+            pixels; names the layer and the shapes.
         """
-        if self.num_outputs < 1:
-            raise ValueError(
-                f"{describe(self)}: needs num_outputs >= 1, got {self.num_outputs} for "
-                f"{len(xs)} tensors of shape {xs[0].shape}"
-            )
-        return stack_paths(self, xs)
+        xs = stack_paths(self, xs)
+        widths = ("num_outputs", "hidden", "features")
+        sizes = {name: getattr(self, name) for name in widths if hasattr(self, name)}
+        check_sizes(self, xs.shape[1:], sizes, len(xs))
+        return xs
 
     def _gate(self, xs) -> tuple[routing.GateParams | None, Float[Array, "m b n"]]:
         """The gates' parameters and, recorded, Eqs. 1-3.

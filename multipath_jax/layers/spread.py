@@ -29,8 +29,8 @@ _AXES = contextvars.ContextVar("axes", default=_NO_AXES)
 
 
 @contextlib.contextmanager
-def over_devices(data: str, path: str) -> Iterator[None]:
-    """Traces layers for a `jax.shard_map` over these two axes of a mesh."""
+def over_devices(data: str, path: str | None) -> Iterator[None]:
+    """Traces layers for a `jax.shard_map` over these two axes of a mesh, or over the first."""
     token = _AXES.set(_Axes(data, path))
     try:
         yield

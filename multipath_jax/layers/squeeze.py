@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from multipath_jax.layers.paths import check_sizes
 from multipath_jax.routing import global_average_pool
 
 
@@ -25,9 +26,10 @@ class SqueezeExcite(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b h w c"]:
+        check_sizes(self, x.shape, {"ratio": self.ratio})
         channels = x.shape[-1]
         he = nn.initializers.he_normal()  # before a ReLU
         z = global_average_pool(x)
         z = nn.relu(nn.Dense(max(channels // self.ratio, 1), kernel_init=he, name="squeeze")(z))
         scale = jax.nn.sigmoid(nn.Dense(channels, name="excite")(z))
-        return (x * scale[:, None, None]).astype(self.dtype)
+        return (x.astype(scale.dtype) * scale[:, None, None]).astype(self.dtype)

@@ -13,8 +13,9 @@ def own_weights(m: int, n: int, own: float) -> Float[Array, "m n"]:
 
     Output j takes ``own`` from its own input (j modulo m) and shares the rest among the others.
     """
-    is_own = jnp.arange(m)[:, None] == jnp.arange(n) % m
-    return jnp.where(is_own, own, (1 - own) / (m - 1)) if m > 1 else jnp.ones((m, n))
+    is_own = jnp.arange(m)[:, None] == jnp.arange(n)[None] % m
+    others = (1 - own) / (m - 1) if m > 1 else 0.0
+    return jnp.where(is_own, jnp.float32(own if m > 1 else 1.0), jnp.float32(others))
 
 
 class CrossStitch(Router):

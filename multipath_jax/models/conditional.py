@@ -21,6 +21,7 @@ from multipath_jax.layers import (
 from multipath_jax.models.cifar_resnet import STACKS, STEM, cifar_resnet
 from multipath_jax.models.family import Family
 from multipath_jax.models.multipath import MultiPath
+from multipath_jax.routing import gate_dtype
 
 
 def convnet_aig(
@@ -119,7 +120,7 @@ class BlockDrop(nn.Module):
                 block = ConditionalBlock(features, strides, dtype=self.dtype, name=name)
                 x = block(x, train, next(keep))
         x = PoolDense(self.num_classes, self.dtype, name="dense")(x)
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return x.astype(gate_dtype(x))
 
     def _decide(self, images, train) -> Float[Array, "b blocks"]:
         """The policy's decisions, sampled in training; blocks out of its control run."""

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from multipath_jax.layers import ConvHighway, max_pool_2x2
 from multipath_jax.models.family import Family
-from multipath_jax.routing import global_average_pool
+from multipath_jax.routing import gate_dtype, global_average_pool
 
 # Channels, convolutions, whether a 2x2 max-pooling follows: FitNet 4 of Romero et al. (2015).
 STAGES = ((32, 3, False), (48, 2, True), (80, 6, True), (128, 6, False))
@@ -48,7 +48,7 @@ class HighwayNet(nn.Module):
             x = max_pool_2x2(x) if pool else x
         x = nn.relu(nn.Dense(500, name="dense_1", **options)(global_average_pool(x)))
         x = nn.Dense(self.num_classes, dtype=self.dtype, name="dense_2")(x)
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return x.astype(gate_dtype(x))
 
 
 def highway_net(

@@ -18,6 +18,7 @@ from multipath_jax.layers import (
 )
 from multipath_jax.models.cifar_resnet import STACKS, STEM
 from multipath_jax.models.family import Family
+from multipath_jax.routing import gate_dtype
 
 
 class HyperBlock(PreActivationBlock):
@@ -70,7 +71,7 @@ class HyperWideResNet(nn.Module):
             x = ResidualStack(block, self.blocks, strides, name=f"stack_{number}")(x, train)
         x = NormReLU(self.dtype, name="norm")(x, train)
         x = PoolDense(self.num_classes, self.dtype, name="dense")(x)
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return x.astype(gate_dtype(x))
 
 
 def hyper_wrn(num_classes: int, *, dtype: DTypeLike = jnp.float32) -> HyperWideResNet:

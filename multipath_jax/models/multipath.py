@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from multipath_jax.layers import Execution, Parallel, Router, spread
+from multipath_jax.routing import gate_dtype
 
 
 class MultiPath(nn.Module):
@@ -49,5 +49,5 @@ class MultiPath(nn.Module):
                 x = Parallel(layer, self.execution)(x, train=train)
             else:
                 x = layer(x, train=train)
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        x = x.astype(gate_dtype(x))
         return spread.mean(x) if parallel else x

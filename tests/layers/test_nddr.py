@@ -80,8 +80,10 @@ def test_a_shortcut_joins_all_stages_with_one_convolution_for_all_paths():
     own = {key: variables[key]["stage_2"] for key in variables}
     second = Parallel(ConvStage((6,))).apply(own, stitched)
 
-    conv, norm = variables["params"]["shortcut"], variables["params"]["norm"]
-    statistics = variables["batch_stats"]["norm"]
+    params, statistics = (
+        jax.tree.map(np.asarray, variables[key]) for key in ("params", "batch_stats")
+    )
+    conv, norm, statistics = params["shortcut"], params["norm"], statistics["norm"]
     assert conv["kernel"].shape == (10, 6)
     for j in range(2):
         expected = nddr(

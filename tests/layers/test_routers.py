@@ -7,11 +7,18 @@ import pytest
 
 from multipath_jax import routing
 from multipath_jax.layers import (
+    NDDR,
     ConvCrossPredict,
     CrossConnect,
     DenseCrossPredict,
+    Gate,
+    GumbelGate,
+    HyperConv,
+    KernelGenerator,
     OneToMany,
     Share,
+    SkipGate,
+    SqueezeExcite,
 )
 
 KEY = jax.random.key(0)
@@ -77,14 +84,14 @@ def test_conv_cross_predict_is_algorithm_1_over_convolutions():
     variables = init(router, MAPS)
     ys, recorded = router.apply(variables, MAPS, train=False, mutable=["intermediates"])
     gates = recorded["intermediates"]["gates"][0]
-    conv = variables["params"]["prediction"]["conv"]
+    conv = jax.tree.map(np.asarray, variables["params"]["prediction"]["conv"])
     assert conv["kernel"].shape == (3, 3, 3, 6, n * f)
     expected = 0.0
     for i in range(len(MAPS)):
         u = jax.lax.conv_general_dilated(
             MAPS[i], conv["kernel"][i], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-        u = (u + conv["bias"][i]) / np.sqrt(1 + 1e-5)  # BatchNorm as initialized
+        u = (np.asarray(u) + conv["bias"][i]) / np.sqrt(1 + 1e-5)  # BatchNorm as initialized
         u = u.reshape(*u.shape[:-1], n, f)
         expected += np.einsum("bn,bhwnf->nbhwf", gates[i], u)
     np.testing.assert_allclose(ys, np.maximum(expected, 0), rtol=1e-4, atol=1e-5)
@@ -125,8 +132,36 @@ def test_bfloat16_maps_keep_float32_gates():
         (2, [jnp.ones(4)], r"one shape \[b ... c\], got \[\(4,\)\]"),
         (0, [jnp.ones((2, 4, 4, 3))], r"num_outputs >= 1, got 0 for 1 tensors of shape \(2, 4"),
         (-1, [jnp.ones((2, 4, 4, 3))], "num_outputs >= 1, got -1"),
+        (2, [jnp.ones((2, 4, 4, 0))], r"with channels and pixels, got \(2, 4, 4, 0\)"),
+        (2, [jnp.ones((2, 0, 4, 3))], r"with channels and pixels, got \(2, 0, 4, 3\)"),
     ],
 )
 def test_what_does_not_fit_names_the_layer_and_the_shapes(make, n, xs, message):
     with pytest.raises(ValueError, match=rf"{make.__name__}.*{message}"):
         make(n).init(KEY, xs)
+
+
+@pytest.mark.parametrize("make", [CrossConnect, OneToMany, ConvCrossPredict, NDDR, Gate])
+def test_widths_below_one_name_the_layer(make):
+    xs = MAPS[0] if make is OneToMany else MAPS
+    width = "features" if make is NDDR else "hidden"
+    with pytest.raises(ValueError, match=rf"{make.__name__}.* {width} >= 1, got 0 for .*6\)"):
+        make(2, **{width: 0}).init(KEY, xs)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (GumbelGate(hidden=0), "GumbelGate .*: needs hidden >= 1, got 0"),
+        (SkipGate(hidden=0), "SkipGate .*: needs hidden >= 1, got 0"),
+        (SqueezeExcite(ratio=0), "SqueezeExcite .*: needs ratio >= 1, got 0"),
+        (HyperConv(6, KernelGenerator(channels=0)), "HyperConv .*: needs channels >= 1, got 0"),
+        (HyperConv(6, KernelGenerator(2, hidden=0)), "KernelGenerator .*: needs hidden >= 1, got"),
+    ],
+)
+def test_other_layers_name_themselves_too(layer, message):
+    with pytest.raises(ValueError, match=message):
+        layer.init(KEY, MAPS[0])
+    if not isinstance(layer, HyperConv):
+        with pytest.raises(ValueError, match="with channels and pixels"):
+            type(layer)().init(KEY, MAPS[0, ..., :0])
