@@ -9,8 +9,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from multipath_jax.errors import UserError
 from multipath_jax.layers import (
@@ -29,8 +31,17 @@ from multipath_jax.training.devices import DATA, PATH
 _SUMS = (CrossConnect, OneToMany, ConvCrossPredict, DenseCrossPredict)
 
 
-def check(model: nn.Module, name: str, path: int) -> None:
-    """Raises UserError for a network whose paths cannot be spread over ``path`` devices."""
+def check(
+    model: nn.Module, name: str, path: int, image_shape: tuple[int, int, int] = (32, 32, 3)
+) -> None:
+    """Raises UserError for a network whose paths cannot be spread over ``path`` devices.
+
+    Args:
+      model: the network.
+      name: of it, for the message.
+      path: groups of devices.
+      image_shape: of the images that it takes.
+    """
     if path == 1:
         return
     routers = _routers(model)
@@ -46,11 +57,50 @@ def check(model: nn.Module, name: str, path: int) -> None:
                 f"mesh.path={path}: the {paths} paths of {name} do not divide among {path} "
                 "devices; use a divisor of their number"
             )
+    _check_batch(model, f"mesh.path={path}: {name}", image_shape)
+
+
+def _check_batch(model: nn.Module, what: str, image_shape: tuple[int, int, int]) -> None:
+    """Raises UserError where a layer would take a device's part of the batch for all of it."""
+    blind = []
+
+    def watch(call, args, kwargs, context):
+        layer = context.module
+        if isinstance(layer, nn.BatchNorm) and layer.axis_name != DATA:
+            frozen = layer.use_running_average or kwargs.get("use_running_average")
+            blind.extend([] if frozen else ["/".join(layer.path)])
+        return call(*args, **kwargs)
+
+    def trace(key, image):
+        with spread.over_devices(DATA, None), nn.intercept_methods(watch):
+            return model.init(key, image, train=True)
+
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    variables = jax.eval_shape(trace, jax.random.key(0), image)
+    if blind:
+        raise UserError(
+            f"{what} has a BatchNorm that does not see the whole batch, {blind[0]}; make it by "
+            "multipath_jax.layers.batch_norm, or use mesh.path=1"
+        )
+    if "losses" in variables:
+        raise UserError(f"{what} records losses of its own, which are not summed; use mesh.path=1")
 
 
 def _routers(model: nn.Module) -> list[Router]:
     layers = model.layers if isinstance(model, MultiPath) else ()
     return [layer for layer in layers if isinstance(layer, Router)]
+
+
+def _varying(x: Array) -> Array:
+    """The same numbers, as if they were others on every device."""
+    missing = {DATA, PATH} - jax.typeof(x).manual_axis_type.varying
+    return lax.pcast(x, tuple(missing), to="varying")
+
+
+def _agreed(x: Array, spec: PartitionSpec) -> Array:
+    """What is the same on all devices of a group, known to be the same."""
+    same = PATH not in spec and PATH in jax.typeof(x).manual_axis_type.varying
+    return lax.pmean(x, PATH) if same else x
 
 
 @runtime_checkable
@@ -97,19 +147,23 @@ class Placement:
         del rngs, labels
 
         def local(variables, images):
+            # Cast here, what all devices have of parameters is summed once, backward, in the type
+            # of the parameters; and what comes before the paths costs no sum of feature maps.
+            params = jax.tree.map(_varying, variables["params"])
             with spread.over_devices(DATA, PATH):
-                return self._model.apply(variables, images, **options)
+                found = self._model.apply(
+                    {**variables, "params": params}, _varying(images), **options
+                )
+            return jax.tree.map(_agreed, found, outputs)
 
         whole = jax.eval_shape(lambda v, x: self._model.apply(v, x, **options), variables, images)
         outputs = jax.tree_util.tree_map_with_path(self._output_spec, whole)
         inputs = jax.tree_util.tree_map_with_path(lambda path, _: self._spec(path), variables)
-        # Unchecked: a custom backward pass has no rule for which axes its results vary over.
         return jax.shard_map(
             local,
             mesh=self._mesh,
             in_specs=(inputs, PartitionSpec(DATA)),
             out_specs=outputs,
-            check_vma=False,
         )(variables, images)
 
     def _output_spec(self, path: tuple, _) -> PartitionSpec:

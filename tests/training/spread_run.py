@@ -5,6 +5,7 @@ python spread_run.py DATA PATH NETWORK OUT [seed]
 
 import os
 import sys
+from functools import partial
 
 DATA, PATH, NETWORK, OUT = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -17,6 +18,9 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from flax import traverse_util  # noqa: E402
 
+from multipath_jax import layers  # noqa: E402
+from multipath_jax.models.multipath import MultiPath  # noqa: E402
+from multipath_jax.training import parts as parts_lib  # noqa: E402
 from multipath_jax.training.config import default_config  # noqa: E402
 from multipath_jax.training.devices import enable_compilation_cache  # noqa: E402
 from multipath_jax.training.parts import Parts  # noqa: E402
@@ -24,6 +28,20 @@ from multipath_jax.training.parts import Parts  # noqa: E402
 STEPS = 3
 # Smooth: a ReLU that rounding turns over, in maps of 2x2 pixels, is a matter of percents.
 nn.relu = nn.silu
+
+
+def preactivation(num_classes: int) -> MultiPath:
+    """Pre-activation paths between routers, which no network by name has."""
+    return MultiPath(
+        (
+            layers.Conv(8, name="stem"),
+            layers.CrossConnect(2, name="router_1"),
+            layers.ResidualStack(partial(layers.PreActivationBlock, 8), 1, name="stack"),
+            layers.CrossConnect(2, name="router_2"),
+            layers.NormReLU(name="norm"),
+            layers.PoolDense(num_classes, name="dense"),
+        )
+    )
 
 
 def main() -> None:
@@ -40,6 +58,8 @@ def main() -> None:
         }
     )
     enable_compilation_cache("auto")
+    if NETWORK == "PreActivation":
+        parts_lib.create_model = lambda name, classes, **options: preactivation(classes)
     parts = Parts(config)
     carry = parts.fresh_carry(0)
     order = parts.draw_order(carry.state.rng, 0)

@@ -5,13 +5,25 @@ import pathlib
 import re
 import subprocess
 import sys
+from functools import partial
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
 from multipath_jax import create_model
 from multipath_jax.errors import UserError
+from multipath_jax.layers import (
+    ConditionalBlock,
+    CrossConnect,
+    GumbelGate,
+    NormReLU,
+    PoolDense,
+    PreActivationBlock,
+    ResidualStack,
+)
+from multipath_jax.models.multipath import MultiPath
 from multipath_jax.training import placement
 from multipath_jax.training.config import default_config
 from multipath_jax.training.devices import make_mesh
@@ -66,6 +78,7 @@ def on_one_device(data_dir, tmp_path_factory):
         pytest.param("ResNet8-4-CC", 4, 2, marks=pytest.mark.slow),
         pytest.param("ResNet8-4-CC", 2, 4, marks=pytest.mark.slow),
         pytest.param("ResNet8-2-CP", 2, 2, marks=pytest.mark.slow),
+        pytest.param("PreActivation", 2, 2, marks=pytest.mark.slow),
         pytest.param("BaseCNN-2-CC", 1, 2, marks=pytest.mark.slow),
         pytest.param("BaseCNN-2-CP", 1, 2, marks=pytest.mark.slow),
         pytest.param("BaseCNN-2", 1, 2, marks=pytest.mark.slow),
@@ -134,6 +147,48 @@ def test_networks_that_cannot_be_spread_are_refused(name, path, message):
     with pytest.raises(UserError, match=message):
         placement.check(create_model(name), name, path)
     placement.check(create_model(name), name, 1)
+
+
+class ForeignNorm(nn.Module):
+    """A path's layer whose BatchNorm knows nothing of devices."""
+
+    frozen: bool = False
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.BatchNorm(self.frozen or not train, name="own")(x)
+
+
+def routed(*layers):
+    """Two paths of these layers between two routers."""
+    return MultiPath(
+        (
+            CrossConnect(2, name="router_1"),
+            *layers,
+            CrossConnect(2, name="router_2"),
+            PoolDense(10, name="dense"),
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (ForeignNorm(name="norm"), "a BatchNorm that does not see the whole batch, norm/own; make"),
+        (ConditionalBlock(1, gate=GumbelGate, name="block"), "records losses of its own"),
+    ],
+)
+def test_layers_that_see_their_part_of_the_batch_only_are_refused(layer, message):
+    model = routed(layer)
+    with pytest.raises(UserError, match=f"mesh.path=2: mine .*{message}"):
+        placement.check(model, "mine", 2, (8, 8, 1))
+    placement.check(model, "mine", 1, (8, 8, 1))
+
+
+def test_layers_that_see_the_whole_batch_are_not():
+    block = partial(PreActivationBlock, 4)
+    layers = NormReLU(name="norm"), ResidualStack(block, 1, name="stack"), ForeignNorm(True)
+    placement.check(routed(*layers), "mine", 2, (8, 8, 1))
 
 
 def is_spec(leaf):
