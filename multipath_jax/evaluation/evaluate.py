@@ -147,7 +147,9 @@ def _add(
             mask=batch.mask,
         )
 
-    return {name: metrics[name].merge(measured(predictions[name])) for name in metrics}
+    merged = {name: metrics[name].merge(measured(predictions[name])) for name in metrics}
+    # With JAX_ENABLE_X64 counts come as int64, and a loop wants back what it began with.
+    return jax.tree.map(lambda before, after: after.astype(before.dtype), metrics, merged)
 
 
 def _over_resident(

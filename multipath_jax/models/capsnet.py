@@ -15,7 +15,7 @@ from multipath_jax.models.family import Family
 
 def margin_loss(lengths: Float[Array, "b classes"], labels: Int[Array, "b"]) -> Float[Array, ""]:
     """Their Eq. 4: the right class longer than 0.9, every other one shorter than 0.1."""
-    right = jax.nn.one_hot(labels, lengths.shape[-1])
+    right = jax.nn.one_hot(labels, lengths.shape[-1], dtype=lengths.dtype)
     present = jax.nn.relu(0.9 - lengths) ** 2
     absent = jax.nn.relu(lengths - 0.1) ** 2
     return jnp.sum(right * present + 0.5 * (1 - right) * absent, axis=-1).mean()
@@ -69,7 +69,7 @@ class CapsNet(nn.Module):
 
     def _decode(self, capsules, classes, shape) -> Float[Array, "b h w c"]:
         """The image as one class's capsule describes it; recorded under ``intermediates``."""
-        mask = jax.nn.one_hot(classes, self.num_classes)
+        mask = jax.nn.one_hot(classes, self.num_classes, dtype=capsules.dtype)
         x = (capsules * mask[..., None]).reshape(capsules.shape[0], -1)
         for number, features in enumerate((512, 1024), start=1):
             init = nn.initializers.he_normal()

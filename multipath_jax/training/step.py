@@ -139,7 +139,7 @@ def _cross_entropy(logits: Array, labels: Labels, label_smoothing: float) -> Flo
 def _entropy_of(logits: Array, labels: Array, label_smoothing: float) -> Float[Array, " b"]:
     if not label_smoothing:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    targets = jax.nn.one_hot(labels, logits.shape[-1])
+    targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))
 
 

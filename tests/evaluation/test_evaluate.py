@@ -61,6 +61,11 @@ def test_every_example_counts_once_at_any_batch_size(batch_size):
     assert 0 < found["top5_error"] < found["error"] < 100
 
 
+@pytest.mark.usefixtures("x64")
+def test_64_bits_change_no_measure():
+    test_every_example_counts_once_at_any_batch_size(batch_size=8)
+
+
 def test_no_top5_error_of_five_classes():
     data, model = dataset(classes=5), Linear(5)
     variables = model.init(jax.random.key(0), jnp.zeros((1, 4, 4, 2)))

@@ -9,6 +9,7 @@ import optax
 import pytest
 import tiny
 
+from multipath_jax import create_model
 from multipath_jax.data import MixedLabels, ResidentData, epoch_order, mix
 from multipath_jax.training import step as step_lib
 from multipath_jax.training.config import default_config
@@ -137,6 +138,40 @@ def test_a_step_descends_the_gradient_of_the_cross_entropy():
         *(f"router_2/{name}" for name in ("entropy", "share_1", "share_2", "share_3")),
     }
     assert after.step == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("BaseCNN-2-CC", {}),
+        ("NDDR-CNN2-shortcut", {}),
+        ("Cr-Stitch2", {}),
+        ("CapsNet", {}),
+        pytest.param("ResNet8-2-CP", {}, marks=pytest.mark.slow),
+        pytest.param("ConvNet-AIG", {"depth": 8}, marks=pytest.mark.slow),
+        pytest.param("BlockDrop", {"blocks": 1}, marks=pytest.mark.slow),
+        pytest.param("HighwayNet", {}, marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.usefixtures("x64")
+def test_no_step_changes_a_type_with_64_bits(name, options):
+    """Parameters stay float32; and a loop on the device wants back what it was given."""
+    model = create_model(name, **options)
+    optimizer = make_optimizer(default_config().optimizer, lambda step: 0.1 / (1 + step))
+    prepare = step_lib.make_prepare(Images, 1, flip=True)
+    step = step_lib.make_train_step(model, optimizer, prepare, ema=0.9)
+    create = partial(create_state, model, optimizer, (28, 28, 1), 0, averaged=True)
+    state = jax.eval_shape(create)
+    images, labels = np.zeros((BATCH, 28, 28, 1), np.uint8), np.zeros(BATCH, np.int32)
+    after, metrics = jax.eval_shape(step, state, step_lib.Batch(images, labels))
+
+    def types(tree):
+        return jax.tree.map(lambda leaf: leaf.dtype, tree)
+
+    assert types(after) == types(state)
+    assert set(jax.tree.leaves(types(state.weights))) == {jnp.dtype("float32")}
+    merged = jax.eval_shape(lambda metrics: metrics.merge(metrics), metrics)
+    assert types(merged) == types(metrics)
 
 
 def test_augmentation_follows_the_step():
