@@ -13,6 +13,7 @@ from jaxtyping import Float32
 from multipath_jax.data.datasets import Dataset, Split
 from multipath_jax.data.encoded import EncodedSplit
 from multipath_jax.errors import UserError
+from multipath_jax.names import shown
 
 # Of mean and deviation in [0, 1], a quarter of a grey level: another version of a JPEG decoder
 # rounds other pixels of the same images.
@@ -117,7 +118,7 @@ def _other_classes(before: Sequence[str], after: Sequence[str]) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     more = [f"and {len(names) - _LISTED} more"] * (len(names) > _LISTED)
-    return ", ".join([*names[:_LISTED], *more])
+    return ", ".join([*map(shown, names[:_LISTED]), *more])
 
 
 def _rounded(values: Float32[np.ndarray, " c"]) -> str:

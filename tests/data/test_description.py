@@ -37,6 +37,7 @@ NAMES = tuple(f"class {number}" for number in range(1000))
         ("class_names", ("cat", "wolf"), "class names: dog -> wolf"),
         ("class_names", ("ant", "cat", "dog"), "classes added: ant"),
         ("class_names", ("cat",), "classes gone: dog"),
+        ("class_names", ("cat", "dog", "a\nb"), r"classes added: a\nb"),
         ("class_names", ("dog", "cat"), "order of the classes: cat, dog -> dog, cat"),
         ("stored_shape", (32, 24, 3), "shape of the images: 32x32x3 -> 32x24x3"),
         ("train", Examples(1204, "cc"), "1,203 -> 1,204 training images"),
