@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 train: $(READY)  ## train the default network and show what it learned
-	$(BIN)/python -m multipath_jax.main --config=configs/digits.py --workdir=runs/digits
+	$(BIN)/python -m multipath_jax.main --config=digits --workdir=runs/digits
 
 test: $(READY) lint  ## formatting, lint and the default suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal

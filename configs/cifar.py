@@ -1,7 +1,7 @@
 """Section 6.2 and 6.3: any network on CIFAR-10 or CIFAR-100, by the paper's protocol.
 
-Command:   python -m multipath_jax.main --config=configs/cifar.py:BaseCNN-2-CC --workdir=runs/cifar
-           configs/cifar.py:NAME[,epochs=350][,dataset=cifar100] for any name of list_models()
+Command:   python -m multipath_jax.main --config=cifar:BaseCNN-2-CC --workdir=runs/cifar
+           cifar:NAME[,epochs=350][,dataset=cifar100] for any name of list_models()
 Protocol:  plain CNNs: batch 128, 200 epochs, rate 0.1 divided by 10 after epochs 80 and 150; with
            epochs=350 (the tables' dagger) after 150 and 250. Residual networks: batch 64, 350
            epochs. Shift of up to 4 pixels each way, random mirror images.
@@ -22,7 +22,7 @@ def get_config(arguments: str = "BaseCNN-2-CC") -> ConfigDict:
     epochs = options.get("epochs")
     dataset = options.get("dataset", "cifar10")
     if epochs not in (None, *map(str, protocol.DROPS)) or dataset not in protocol.DATASETS:
-        raise UserError(f"configs/cifar.py:{arguments} is not {get_config.__doc__.split(';')[0]}")
+        raise UserError(f"--config=cifar:{arguments} is not {get_config.__doc__.split(';')[0]}")
     return protocol.cifar(name, None if epochs is None else int(epochs), dataset)
 
 
@@ -31,7 +31,5 @@ def parse(arguments: str) -> tuple[str, dict[str, str]]:
     name, *options = arguments.split(",")
     pairs = dict(option.partition("=")[::2] for option in options)
     if unknown := pairs.keys() - {"epochs", "dataset"}:
-        raise UserError(
-            f"configs/cifar.py has no option {min(unknown)!r}; it has epochs and dataset"
-        )
+        raise UserError(f"the recipe cifar has no option {min(unknown)!r}, but epochs and dataset")
     return name, pairs

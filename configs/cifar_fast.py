@@ -1,7 +1,7 @@
 """Any network on CIFAR-10 or CIFAR-100 by a recipe of ours that takes a fraction of the epochs.
 
-Command:   python -m multipath_jax.main --config=configs/cifar_fast.py:BaseCNN --workdir=runs/fast
-           configs/cifar_fast.py:NAME[,epochs=N][,dataset=cifar100] for any name of list_models()
+Command:   python -m multipath_jax.main --config=cifar_fast:BaseCNN --workdir=runs/fast
+           cifar_fast:NAME[,epochs=N][,dataset=cifar100] for any name of list_models()
 Protocol:  not the paper's, but its networks, unchanged: batch 128, 30 epochs, Nesterov's momentum,
            a warm-up of two epochs to the rate of 0.1, then a straight line to zero. Shift of up to
            4 pixels each way, reflected at the edges; mirror images in every other epoch; labels
@@ -24,5 +24,5 @@ def get_config(arguments: str = "BaseCNN-2-CC") -> ConfigDict:
     dataset = pairs.pop("dataset", "cifar10")
     if pairs or not epochs.isdecimal():
         form = get_config.__doc__.split(";")[0]
-        raise UserError(f"configs/cifar_fast.py:{arguments} is not {form}")
+        raise UserError(f"--config=cifar_fast:{arguments} is not {form}")
     return protocol.fast(name, int(epochs), dataset)

@@ -1,8 +1,8 @@
 """Any network on your own images: a folder with a folder of images for each class.
 
-Command:   python -m multipath_jax.main --config=configs/folder.py --config.dataset.source=DIR
+Command:   python -m multipath_jax.main --config=folder --config.dataset.source=DIR
            --workdir=runs/mine, on one line
-           configs/folder.py:NAME for any name of list_models(); without one, ResNet18-2-CC
+           folder:NAME for any name of list_models(); without one, ResNet18-2-CC
 Protocol:  not the paper's: batch 64, 90 epochs, a warm-up of one epoch to the rate of 0.025 (the
            paper's 0.1 for 256 images), then a cosine, so that --config.train_for=... asks for no
            other change. ImageNet's networks see random crops of 224x224 of images of 256x256, the
@@ -15,7 +15,7 @@ Error:     that of your images; 30.20 % for those
 from ml_collections import ConfigDict
 
 from multipath_jax.models.registry import family_of
-from multipath_jax.training.config import default_config
+from multipath_jax.training.config import FOLDER, default_config
 
 
 def get_config(name: str = "ResNet18-2-CC") -> ConfigDict:
@@ -23,7 +23,7 @@ def get_config(name: str = "ResNet18-2-CC") -> ConfigDict:
     side = max(32, family_of(name).image_shape[0])  # CapsNet's are MNIST's 28, but it takes any
     config = default_config()
     config.model.name = name
-    config.dataset.name = "folder"
+    config.dataset.name = FOLDER
     config.dataset.size = side * 8 // 7  # as 256 to 224
     config.dataset.crop = side
     config.dataset.flip = True

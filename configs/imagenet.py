@@ -1,7 +1,7 @@
 """Section 6.4: any network on ILSVRC2012, or on its first 100 classes, by the paper's protocol.
 
-Command:   python -m multipath_jax.main --config=configs/imagenet.py:ResNet34 --workdir=runs/r34
-           configs/imagenet.py:NAME[,subset] for any name of list_models(), and
+Command:   python -m multipath_jax.main --config=imagenet:ResNet34 --workdir=runs/r34
+           imagenet:NAME[,subset] for any name of list_models(), and
            --config.dataset.data_dir=DIR where the prepared images are not in TFDS's own folder
 Protocol:  batch 256, 120 epochs (subset: 90), rate 0.1 divided by 10 every 30 epochs. Images of
            256x256, random crops of 224x224 and mirror images; evaluated on the centre crop, and in
@@ -21,7 +21,5 @@ def get_config(arguments: str = "ResNet18-2-CC") -> ConfigDict:
     """``NAME`` or ``NAME,subset``; UserError for anything else."""
     name, comma, option = arguments.partition(",")
     if comma and option != "subset":
-        raise UserError(
-            f"configs/imagenet.py:{arguments} is not {get_config.__doc__.split(';')[0]}"
-        )
+        raise UserError(f"--config=imagenet:{arguments} is not {get_config.__doc__.split(';')[0]}")
     return protocol.imagenet(name, subset=bool(comma))

@@ -1,8 +1,8 @@
 """Section 6.4: ResNet18 with two paths and cross-connections, on all of ILSVRC2012 (Table 4).
 
-Command:   python -m multipath_jax.main --config=configs/imagenet_r18_2cc.py --workdir=runs/r18_2cc
+Command:   python -m multipath_jax.main --config=imagenet_r18_2cc --workdir=runs/r18_2cc
            with --config.dataset.data_dir=DIR where the images are not in TFDS's own folder
-Protocol:  that of configs/imagenet.py: batch 256, 120 epochs, rate 0.1 divided by 10 every 30
+Protocol:  that of imagenet.py: batch 256, 120 epochs, rate 0.1 divided by 10 every 30
 Time:      not measured yet
 Error:     in the paper 26.48 % (top-5 8.6 %), on ten crops 24.5 % (7.34 %); here not measured yet
 """

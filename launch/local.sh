@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains with N processes on this machine, joined through JAX's distributed runtime.
 #
-#   launch/local.sh [options] N -- --config=configs/digits.py --workdir=runs/digits
+#   launch/local.sh [options] N -- --config=digits --workdir=runs/digits
 #
 # Options
 #   --cpu                     on the CPU, whatever else there is

@@ -4,7 +4,7 @@
 #   launch/tpu_vm.sh create --name=my-tpu --zone=us-west4-a --accelerator-type=v5litepod-16
 #   launch/tpu_vm.sh setup  --name=my-tpu --zone=us-west4-a
 #   launch/tpu_vm.sh train  --name=my-tpu --zone=us-west4-a -- \
-#       --config=configs/cifar.py:BaseCNN-2-CC --workdir=gs://my-bucket/runs/cifar
+#       --config=cifar:BaseCNN-2-CC --workdir=gs://my-bucket/runs/cifar
 #   launch/tpu_vm.sh logs|status|delete --name=my-tpu --zone=us-west4-a
 #
 # Commands

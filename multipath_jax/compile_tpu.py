@@ -1,18 +1,18 @@
 """Compiles the training step for a TPU slice, on any Linux machine.
 
-    python -m multipath_jax.compile_tpu --config=configs/imagenet_r18_2cc.py --topology=v5e:4x4
+    python -m multipath_jax.compile_tpu --config=imagenet_r18_2cc --topology=v5e:4x4
     ... --config.mesh.path=2 --config.batch_size=1024
 
 Needs libtpu (pip install 'multipath_jax[tpu]'), no TPU. It prints what one chip would do for one
 step: memory against the chip's, operations, bytes, and what the chips exchange. Nothing is run, so
-it says nothing about time. Exit status: 0; 1 what was compiled does not fit the chip; 2 bad input.
+it says nothing about time. Exit status: 0; 1 what was compiled does not fit the
+chip, or the figures cannot be written; 2 bad input.
 """
 
 import json
 import math
 import os
 import re
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -24,10 +24,10 @@ os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 from jax.experimental import topologies
 
-from multipath_jax import recipe
+from multipath_jax import filesystem, recipe
 from multipath_jax.data import Dataset, Split
 from multipath_jax.errors import UserError
 from multipath_jax.training.cost import peak_bytes
@@ -59,19 +59,17 @@ class Exchange(NamedTuple):
 
 def main(argv: Sequence[str]) -> int:
     """Compiles and prints; gives the exit status."""
-    try:
-        if len(argv) > 1 or recipe.CONFIG.value is None:
-            raise UserError("usage: --config=configs/cifar.py:NAME --topology=v5e:4x4")
-        chip = TOPOLOGY.value.partition(":")[0]
-        if chip not in MEMORY:
-            raise UserError(f"--topology={TOPOLOGY.value}: chips are {', '.join(MEMORY)}")
-        found = measure(recipe.CONFIG.value, slice_of(TOPOLOGY.value))
-    except UserError as error:
-        return recipe.fail(error, 2)
+    if len(argv) > 1 or recipe.CONFIG.value is None:
+        raise UserError("usage: --config=cifar:NAME --topology=v5e:4x4")
+    chip = TOPOLOGY.value.partition(":")[0]
+    if chip not in MEMORY:
+        raise UserError(f"--topology={TOPOLOGY.value}: chips are {', '.join(MEMORY)}")
+    out = JSON.value and filesystem.output_file("--json", JSON.value, replace=True)
+    found = measure(recipe.CONFIG.value, slice_of(TOPOLOGY.value))
     print("\n".join(lines(found, TOPOLOGY.value, MEMORY[chip])))
-    if JSON.value:
-        with open(JSON.value, "w") as file:
-            json.dump({"topology": TOPOLOGY.value, **found}, file, indent=2)
+    if out:
+        with filesystem.replacing(out) as new:
+            new.write_text(json.dumps({"topology": TOPOLOGY.value, **found}, indent=2))
     return int(found["memory"] > MEMORY[chip] << 30)
 
 
@@ -175,4 +173,4 @@ def lines(found: dict[str, Any], topology: str, gigabytes: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    app.run(lambda argv: sys.exit(main(argv)), flags_parser=recipe.parse)
+    recipe.run(main)

@@ -11,14 +11,13 @@ Exit status: 0; 1 if there is no room to write; 2 for bad input.
 """
 
 import pathlib
-import sys
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import export as jax_export
 
-from multipath_jax import cli
+from multipath_jax import cli, filesystem
 from multipath_jax.runs import LoadedRun, load_run
 from multipath_jax.training.checkpoints import DATASET_FILE
 
@@ -28,13 +27,11 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def main(argv: Sequence[str]) -> int:
     """Writes the file and says how to use it; gives the exit status."""
     flags = _parser().parse_args(argv)
-    out = cli.new_file("--out", flags.out)
+    out = filesystem.output_file("--out", flags.out)
     run = load_run(flags.workdir, flags.checkpoint, dtype=flags.dtype)
-    try:
-        _write(out, artifact(run))
-    except OSError as error:
-        print(f"error: {out} could not be written ({error.strerror})", file=sys.stderr)
-        return 1
+    content = artifact(run)
+    with filesystem.replacing(out) as new:
+        new.write_bytes(content)
     print("\n".join(_usage(run, out)))
     return 0
 
@@ -63,16 +60,6 @@ def artifact(run: LoadedRun) -> bytes:
         return run.forward(run.variables, run.crop(images))  # the weights are constants, then
 
     return bytes(jax_export.export(forward, platforms=PLATFORMS)(images).serialize())
-
-
-def _write(out: pathlib.Path, content: bytes) -> None:
-    """The whole file or none."""
-    new = out.with_name(f".{out.name}.new")
-    try:
-        new.write_bytes(content)
-        new.rename(out)
-    finally:
-        new.unlink(missing_ok=True)
 
 
 def _usage(run: LoadedRun, out: pathlib.Path) -> list[str]:

@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 
+from multipath_jax.filesystem import replacing
+
 
 def as_written(*names: str) -> dict[str, Any]:
     """Properties of the text that shows these names: no mathematics, and fonts that have them."""
@@ -38,7 +40,8 @@ def save(figure: Figure, path: str | os.PathLike, dpi: int) -> None:
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
-        figure.savefig(path, dpi=dpi)
+        with replacing(path) as new:
+            figure.savefig(new, dpi=dpi)
 
 
 @functools.lru_cache

@@ -1,34 +1,34 @@
 """Training and evaluation from the command line.
 
-    python -m multipath_jax.main --config=configs/digits.py --workdir=runs/digits
+    python -m multipath_jax.main --config=digits --workdir=runs/digits
     python -m multipath_jax.main --mode=eval --workdir=runs/digits
 
 Evaluation runs on any number of devices. The data have to have the classes that the run was trained
 on; if the images are other ones, it says so.
 
-Exit status: 0 done; 1 the loss is not finite, or there is no room to write; 2 bad input. After
+A config is a recipe by its name, such as cifar:ResNet20-3-CC, or a file of one's own; a workdir is
+a folder, or the address of one in a bucket (gs:// or s3://).
+
+Exit status: 0 done; 1 the loss is not finite, or something cannot be written; 2 bad input. After
 SIGINT (Ctrl-C) and SIGTERM the run saves a checkpoint within a second or so and ends with 130 or
 143; the same command goes on. A second Ctrl-C ends it at once.
 """
 
-import contextlib
 import dataclasses
-import os
 import signal
 import sys
+from typing import NoReturn
 
-from absl import app, flags
-from etils import epath
+from absl import flags
 
-from multipath_jax import cli, recipe
-from multipath_jax.cpu import use_fast_convolutions
+from multipath_jax import filesystem, recipe
 from multipath_jax.data.datasets import TEST
 from multipath_jax.errors import UserError
 from multipath_jax.runs import load_run
 from multipath_jax.training import checkpoints, processes
 from multipath_jax.training import config as config_lib
 from multipath_jax.training.devices import enable_compilation_cache
-from multipath_jax.training.loop import Result, TrainingFailed, train
+from multipath_jax.training.loop import Result, train
 from multipath_jax.training.stopping import Stopping
 from multipath_jax.training.trials import train_trials
 from multipath_jax.training.writers import SPLITS
@@ -47,7 +47,7 @@ RESTART = flags.DEFINE_bool(
     "Begin afresh; the run that the workdir has is moved into a folder `earlier` of it. Give it "
     "once: the same command without it goes on.",
 )
-USAGE = "--config=configs/digits.py --workdir=runs/digits"
+USAGE = "--config=digits --workdir=runs/digits"
 
 
 def main(argv: list[str]) -> int:
@@ -57,17 +57,8 @@ def main(argv: list[str]) -> int:
             raise UserError(f"what is {argv[1]!r}? arguments are flags, such as {USAGE}")
         if not WORKDIR.value:
             raise UserError(f"say where to write, and by which recipe: {USAGE}")
-        use_fast_convolutions()
         processes.initialize(DISTRIBUTED.value, PROCESS_ID.value, NUM_PROCESSES.value)
         return _evaluate() if MODE.value == "eval" else _train()
-    except UserError as error:
-        return recipe.fail(error, 2)
-    except TrainingFailed as error:
-        return recipe.fail(error, 1)
-    except (checkpoints.WritingFailed, OSError) as error:
-        recipe.fail(error, 1)
-        sys.stdout.flush()
-        os._exit(1)  # threads that are still writing would have tracebacks to print
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
@@ -104,7 +95,7 @@ def _report(result: Result) -> None:
 
 def _evaluate() -> int:
     """Evaluates a workdir's checkpoint by the config stored there, or by one that agrees."""
-    workdir, config = epath.Path(WORKDIR.value).expanduser(), recipe.CONFIG.value
+    workdir, config = filesystem.path("--workdir", WORKDIR.value), recipe.CONFIG.value
     if config is not None:
         config_lib.validate(config)
         checkpoints.check_workdir(workdir, config)
@@ -124,11 +115,9 @@ def _evaluate() -> int:
     return 0
 
 
-def run() -> None:
+def run() -> NoReturn:
     """The entry point."""
-    cli.take_any_character()
-    with contextlib.suppress(BrokenPipeError):
-        app.run(main, flags_parser=recipe.parse)
+    recipe.run(main)
 
 
 if __name__ == "__main__":

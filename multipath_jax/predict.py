@@ -7,7 +7,7 @@
 Pictures may have any size and mode; of folders all pictures are taken, as in training: hidden ones
 are not, links are followed, and what is left out is counted on stderr. One line for each: the five
 most probable classes, or all of fewer. Exit status: 0; 1 if a picture cannot be read, which is
-named while the others go on; 2 for bad input.
+named while the others go on, or something cannot be written; 2 for bad input.
 """
 
 import json
@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from multipath_jax import cli, pictures
+from multipath_jax import cli, filesystem, pictures
 from multipath_jax.data.files import LeftOut
 from multipath_jax.data.images import BadImage
 from multipath_jax.errors import UserError
@@ -123,7 +123,7 @@ def _drawing(run: LoadedRun, name: str) -> pathlib.Path:
         raise UserError(f"--routes={name} is no picture's name; let it end in .png, .pdf or .svg")
     if not observe.outline(run, run.description.image_shape).routers:
         raise UserError(f"--routes: {run.config.model.name} has no routers; leave the flag out")
-    return cli.new_file("--routes", name)
+    return filesystem.output_file("--routes", name)
 
 
 def draw_routes(run: LoadedRun, chosen: Sequence[Picture], path: pathlib.Path) -> None:
@@ -153,4 +153,4 @@ class Table:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, only_prints=True)

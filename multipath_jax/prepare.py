@@ -28,9 +28,8 @@ from typing import get_args
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from multipath_jax import cli
+from multipath_jax import cli, filesystem
 from multipath_jax.data import imagenet
-from multipath_jax.data.files import user_path
 from multipath_jax.data.preparation import LEFT_OUT, Preparation, claim, is_prepared
 from multipath_jax.data.shards import OnBad
 from multipath_jax.errors import UserError
@@ -69,7 +68,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             f"--data_dir={flags.data_dir} is not a folder of this machine; prepare in one that is, "
             "and copy the result"
         )
-    flags.data_dir = os.fspath(user_path(flags.data_dir))
+    flags.data_dir = os.fspath(filesystem.local("--data_dir", flags.data_dir))
     return flags
 
 

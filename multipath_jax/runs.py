@@ -20,6 +20,7 @@ from flax import traverse_util
 from jaxtyping import Array, Float, PyTree, UInt8
 from ml_collections import ConfigDict
 
+from multipath_jax import filesystem
 from multipath_jax.data import Dataset, Description, EncodedSplit, Split, describe, normalize
 from multipath_jax.data.description import differences, read_description
 from multipath_jax.errors import UserError
@@ -143,7 +144,7 @@ def load_run(
       UserError: the workdir has no such checkpoint or it is damaged, or no readable config or
         description of the data.
     """
-    workdir = epath.Path(workdir).expanduser().absolute()
+    workdir = filesystem.path("workdir", workdir)
 
     def read(found: checkpoints.Checkpoints, step: int) -> PyTree:
         shapes = {

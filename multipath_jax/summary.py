@@ -161,4 +161,4 @@ def _shape(leaf) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, only_prints=True)

@@ -56,9 +56,9 @@ def run(*arguments):
     ("arguments", "message"),
     [
         ([], "usage: --config="),
-        (["--config=configs/cifar.py:BaseCNN", "--topology=v3:2x2"], "chips are v4, v5e"),
-        (["--config=configs/cifar.py:BaseCNN", "--topology=v5e:no"], "cannot be had"),
-        (["--config=configs/cifar.py:BaseCNN", "--config.trails=2"], "'trials'"),
+        (["--config=cifar:BaseCNN", "--topology=v3:2x2"], "chips are v4, v5e"),
+        (["--config=cifar:BaseCNN", "--topology=v5e:no"], "cannot be had"),
+        (["--config=cifar:BaseCNN", "--config.trails=2"], "'trials'"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments, message):
@@ -75,7 +75,7 @@ def test_bad_input_is_one_line_and_status_2(arguments, message):
 def test_a_step_compiles_for_a_slice(tmp_path):
     out = tmp_path / "found.json"
     flags = ["--config.mesh.path=2", "--config.batch_size=64", f"--json={out}"]
-    done = run("--config=configs/cifar.py:ResNet8-2-CC", "--topology=v5e:2x2", *flags)
+    done = run("--config=cifar:ResNet8-2-CC", "--topology=v5e:2x2", *flags)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
     assert found["mesh"] == {"data": 2, "path": 2}

@@ -15,6 +15,7 @@ from command_line import refusal
 from weights import random_like
 
 from multipath_jax import create_model, export, list_models
+from multipath_jax.errors import Failure
 from multipath_jax.models import family_of
 from multipath_jax.runs import load_run
 
@@ -95,7 +96,11 @@ def test_every_network_can_be_exported(run, name):
         (["--workdir=RUN"], "--out"),
         (["--workdir=RUN", "--out=TMP/kept"], "is there already"),
         (["--workdir=RUN", "--out=TMP"], "is there already"),
-        (["--workdir=RUN", "--out=TMP/no/such.jax"], "no folder that can be written"),
+        (["--workdir=RUN", "--out=TMP/no/such.jax"], "no folder that can be written (No such file"),
+        (["--workdir=RUN", "--out=/proc/x.jax"], "/proc is no folder that can be written"),
+        (["--workdir=RUN", "--out=gs://b/x.jax"], "--out=gs://b/x.jax: only paths on this machine"),
+        (["--workdir=RUN", "--out=~nobody_here/x.jax"], "no such home folder"),
+        (["--workdir=hf://a/b", "--out=TMP/x.jax"], "workdir=hf://a/b: no access to hf://"),
         (["--workdir=TMP", "--out=TMP/x.jax"], "has no checkpoint"),
         (["--workdir=RUN", "--out=TMP/x.jax", "--checkpoint=9"], "has no checkpoint '9'"),
         (["--workdir=RUN", "--out=TMP/x.jax", "--dtype=float16"], "float16"),
@@ -110,13 +115,14 @@ def test_bad_input_is_one_line_and_status_2(capsys, monkeypatch, run, tmp_path, 
     assert [path.read_text() for path in tmp_path.iterdir()] == ["kept"]
 
 
-def test_no_room_to_write_leaves_nothing(run, tmp_path, monkeypatch, capsys):
+def test_no_room_to_write_leaves_nothing(run, tmp_path, monkeypatch):
     def full(path, content):
         path.touch()
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(export, "artifact", lambda run: b"")
     monkeypatch.setattr("pathlib.Path.write_bytes", full)
-    assert export.main([f"--workdir={run.workdir}", f"--out={tmp_path / 'x.jax'}"]) == 1
-    assert "No space left on device" in capsys.readouterr().err
+    out = tmp_path / "x.jax"
+    with pytest.raises(Failure, match=rf"{out} could not be written \(No space left on device\)"):
+        export.main([f"--workdir={run.workdir}", f"--out={out}"])
     assert list(tmp_path.iterdir()) == []

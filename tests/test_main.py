@@ -8,18 +8,23 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-DIGITS, CIFAR = (f"--config={ROOT / 'configs' / name}.py" for name in ("digits", "cifar"))
+DIGITS, CIFAR = "--config=digits", "--config=cifar"
 
 # Imports once, then a fork for each command line: it answers as the program would.
 SERVER = """
 import json, os, sys
 from multipath_jax import main
+from multipath_jax.training import progress
+progress.SOON = 1e6  # else a slow machine says what it is at
 for line in open(sys.argv[1]):
     read, write = os.pipe()
     if os.fork() == 0:
         os.dup2(write, 1)
         os.dup2(write, 2)
         sys.argv = ["main", *json.loads(line)]
+        if sys.argv[1:2] == ["NO HOME"]:
+            del sys.argv[1]
+            os.environ["HOME"] = "~"  # what a home folder that is not known comes to
         try:
             main.run()
         except SystemExit as end:
@@ -33,7 +38,7 @@ for line in open(sys.argv[1]):
 """
 
 CASES = {
-    "nothing": ([], "--config=configs/digits.py"),
+    "nothing": ([], "--config=digits"),
     "no config": (["--workdir=RUN"], "by which recipe"),
     "no workdir": ([DIGITS], "where to write"),
     "no flag": ([DIGITS, "--workdir=RUN", "train"], "'train'"),
@@ -42,11 +47,44 @@ CASES = {
     "unknown key": ([DIGITS, "--workdir=RUN", "--config.lerning_rate=1"], "schedule.rate"),
     "unknown nested key": ([DIGITS, "--workdir=RUN", "--config.model.nam=X"], "'model.name'"),
     "no number": ([DIGITS, "--workdir=RUN", "--config.batch_size=many"], "batch_size=many"),
-    "no config file": (["--config=configs/digitz.py", "--workdir=RUN"], "No such file"),
+    "unknown recipe": (["--config=imagnet", "--workdir=RUN"], "are imagenet, imagenet_r18_2cc, "),
+    "unknown recipe after a space": (
+        ["--config", "digit", "--workdir=RUN"],
+        "'digit'; the recipes",
+    ),
+    "a recipe's argument": (
+        ["--config=digitz:VGG16", "--workdir=RUN"],
+        "'digitz'; the recipes are",
+    ),
+    "no config at all": (["--workdir=RUN", "--config"], "--config"),
+    "no config file": (["--config=configs/digitz.py", "--workdir=RUN"], "recipes are digits, "),
+    "no config file after a space": (["--config", "mine.py", "--workdir=RUN"], "mine.py cannot be"),
+    "no config file by a recipe's name": (
+        ["--config=configs/cifar.py:VGG16", "--workdir=RUN"],
+        "No such file or directory); --config=cifar is the recipe",
+    ),
+    "config leads nowhere": (
+        ["--config=FOLDER/dangling.py", "--workdir=RUN"],
+        "which is not there",
+    ),
     "config is a folder": (["--config=FOLDER", "--workdir=RUN"], "directory"),
     "config has an argument": ([DIGITS + ":BaseCNN", "--workdir=RUN"], "TypeError"),
     "config has a syntax error": (["--config=FOLDER/syntax.py", "--workdir=RUN"], "SyntaxError"),
     "config has a typing error": (["--config=FOLDER/typo.py", "--workdir=RUN"], "'schedule.rate'"),
+    "config is a dict": (
+        ["--config=FOLDER/dict.py", "--workdir=RUN"],
+        "gives a dict; let it begin",
+    ),
+    "config is nothing": (["--config=FOLDER/nothing.py", "--workdir=RUN"], "gives nothing; let it"),
+    "config is another": (
+        ["--config=FOLDER/other.py", "--workdir=RUN"],
+        "lacks the keys accumulate",
+    ),
+    "config has keys of its own": (
+        ["--config=FOLDER/more.py", "--workdir=RUN"],
+        "no config key 'own'",
+    ),
+    "config opens nothing": (["--config=FOLDER/opens.py", "--workdir=RUN"], "No such file"),
     "config imports nothing": (["--config=FOLDER/imports.py", "--workdir=RUN"], "numpi"),
     "cifar's option": ([CIFAR + ":BaseCNN,epoch=9", "--workdir=RUN"], "has no option 'epoch'"),
     "cifar's epochs": ([CIFAR + ":BaseCNN,epochs=9", "--workdir=RUN"], "epochs=200|350"),
@@ -64,6 +102,33 @@ CASES = {
     ),
     "workdir has a backslash": ([DIGITS, "--workdir=RUN\\here"], "has a backslash"),
     "workdir cannot be made": ([DIGITS, "--workdir=/proc/run"], "cannot be written"),
+    "workdir leads nowhere": (
+        [DIGITS, "--workdir=FOLDER/dangling.py/run"],
+        "FOLDER/dangling.py is a link to FOLDER/gone, which is not there",
+    ),
+    "workdir is an address": (
+        [DIGITS, "--workdir=hf://a/b"],
+        "workdir=hf://a/b: no access to hf://",
+    ),
+    "workdir is a file's address": (
+        [DIGITS, "--workdir=file:///a"],
+        "workdir=file:///a: no access",
+    ),
+    "workdir to evaluate is an address": (
+        ["--mode=eval", "--workdir=hf://a/b"],
+        "no access to hf://",
+    ),
+    "cache cannot be made": (
+        [DIGITS, "--workdir=RUN", "--config.compilation_cache=/proc/x"],
+        "compilation_cache: /proc/x cannot be written",
+    ),
+    "home is not known": (["NO HOME", DIGITS, "--workdir=~/run"], "~/run: there is no such home"),
+    "user is not known": ([DIGITS, "--workdir=~nobody_here/run"], "there is no such home folder"),
+    "a source of images": (["--config=folder", "--workdir=RUN"], "--config.dataset.source=DIR"),
+    "no seed for every trial": (
+        [DIGITS, "--workdir=RUN", "--config.seed=4294967295", "--config.trials=2"],
+        "at most 4294967294",
+    ),
 }
 # Values of the config that no run can have, each with what the error says.
 VALUES = {
@@ -112,6 +177,16 @@ VALUES = {
     "mesh.data=0": "do not make up the 2 devices",
     "mesh.path=4": "do not make up the 2 devices",
     "mesh.path=0": "must be at least 1",
+    "init_from=torchvision://resnet18": "init_from=torchvision://resnet18: no access to",
+    "init_from=FOLDER/dangling.py": "which is not there",
+    "init_from=~nobody_here/run": "no such home folder",
+    "dataset.data_dir=hf://a": "dataset.data_dir=hf://a: no access to hf://",
+    "dataset.data_dir=FOLDER/dangling.py": "which is not there",
+    "dataset.data_dir=FOLDER/typo.py": "cannot be read",
+    "dataset.data_dir=/proc/x": "cannot be written",
+    "dataset.source=gs://a": "dataset.source=gs://a: only paths on this machine",
+    "compilation_cache=hf://a": "compilation_cache=hf://a: no access to hf://",
+    "compilation_cache=FOLDER/typo.py": "cannot be written",
 }
 CASES |= {
     value: ([DIGITS, "--workdir=RUN", f"--config.{value}"], said) for value, said in VALUES.items()
@@ -127,30 +202,39 @@ CASES |= {
     ),
 }
 
+DEFAULT = "from multipath_jax.training.config import default_config\n"
+CONFIGS = {
+    "syntax.py": "def get_config(:\n",
+    "imports.py": "import numpi\n",
+    "typo.py": f"{DEFAULT}def get_config():\n  c = default_config()\n  c.learning_rate = 1.0\n",
+    "dict.py": "def get_config():\n  return {'batch_size': 64}\n",
+    "nothing.py": f"{DEFAULT}def get_config():\n  default_config().batch_size = 64\n",
+    "other.py": "import ml_collections\n"
+    "def get_config():\n  return ml_collections.ConfigDict({'batch_size': 64})\n",
+    "more.py": f"{DEFAULT}def get_config():\n"
+    "  c = default_config().unlock()\n  c.own = 1\n  return c\n",
+    "opens.py": "def get_config():\n  return open('/nowhere/config.yaml')\n",
+}
+
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
     """Status and output of every case, and what was written."""
     folder = tmp_path_factory.mktemp("main")
-    (folder / "syntax.py").write_text("def get_config(:\n")
-    (folder / "imports.py").write_text("import numpi\n")
-    (folder / "typo.py").write_text(
-        "from multipath_jax.training.config import default_config\n"
-        "def get_config():\n"
-        "  config = default_config()\n"
-        "  config.learning_rate = 1.0\n"
-        "  return config\n"
-    )
+    for name, text in CONFIGS.items():
+        (folder / name).write_text(text)
+    (folder / "dangling.py").symlink_to(folder / "gone")
     data = f"--config.dataset.data_dir={folder / 'tfds'}"
     lines = []
     for name, (arguments, _) in CASES.items():
         run = str(folder / "runs" / name.replace(" ", "_"))
         filled = [part.replace("RUN", run).replace("FOLDER", str(folder)) for part in arguments]
-        known = any(part.startswith((DIGITS, CIFAR)) for part in filled)
+        known = any(part in (DIGITS, CIFAR) for part in filled) and "data_dir" not in str(filled)
         lines.append(json.dumps(filled + [data] * known))
     (folder / "commands").write_text("\n".join(lines) + "\n")
     found = subprocess.run(
         [sys.executable, "-c", SERVER, str(folder / "commands")],
+        cwd=folder,
         capture_output=True,
         text=True,
         check=True,
@@ -160,17 +244,17 @@ def answers(tmp_path_factory):
 
 @pytest.mark.parametrize("name", CASES)
 def test_bad_input_is_one_line_and_status_2(answers, name):
-    _, found = answers
+    folder, found = answers
     status, said = found[name]
     assert said.startswith("error: ")
     assert said.count("\n") == 1, said
-    assert CASES[name][1] in said
+    assert CASES[name][1].replace("FOLDER", str(folder)) in said
     assert status == 2
 
 
 def test_bad_input_writes_nothing(answers):
     folder, _ = answers
-    written = {path.name for path in folder.iterdir()} - {"tfds", "commands"}
-    assert written <= {"syntax.py", "imports.py", "typo.py", "__pycache__", "runs"}
+    written = {path.name for path in folder.iterdir()} - {"tfds", "commands", "dangling.py"}
+    assert written <= {*CONFIGS, "__pycache__", "runs"}
     runs = folder / "runs"
     assert not runs.exists() or not list(runs.iterdir())

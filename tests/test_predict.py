@@ -209,6 +209,8 @@ def test_why_a_picture_cannot_be_read(run, tmp_path):
         (["--workdir=RUN", "EMPTY"], "has no pictures"),
         (["--workdir=RUN", "--routes=EMPTY/x.txt", "x.png"], ".png, .pdf or .svg"),
         (["--workdir=RUN", "--routes=EMPTY/no/x.png", "x.png"], "no folder that can be written"),
+        (["--workdir=RUN", "--routes=gs://b/x.png", "x.png"], "only paths on this machine"),
+        (["--workdir=hf://a/b", "x.png"], "no access to hf://"),
         (["--workdir=RUN", "--jsn", "x.png"], "--jsn"),
     ],
 )

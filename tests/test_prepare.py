@@ -270,8 +270,8 @@ def test_a_disk_that_fails_is_one_line(source, tmp_path, monkeypatch):
 
 def test_without_a_home_folder(source, monkeypatch):
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
-    assert "there is no home folder; set HOME" in _error(*_flags(source, "~/data"))
-    assert "there is no home folder; set HOME" in _error(*_flags("~/source", "data"))
+    assert "there is no such home folder" in _error(*_flags(source, "~/data"))
+    assert "there is no such home folder" in _error(*_flags("~/source", "data"))
 
 
 def test_no_images_are_one_line(tmp_path):

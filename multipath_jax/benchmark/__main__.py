@@ -1,12 +1,12 @@
 """The benchmark: ``python -m multipath_jax.benchmark [--quick] [--json=FILE] [--plot=FILE]``.
 
-Exit status: 0 measured (whatever the figures say); 1 a part failed; 2 bad input.
+Exit status: 0 measured (whatever the figures say); 1 a part failed, or something cannot be
+written; 2 bad input.
 """
 
 import argparse
 import difflib
 import os
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,8 +17,9 @@ from multipath_jax import cli
 from multipath_jax.benchmark import loader, loop, networks, peers, report, routers
 from multipath_jax.benchmark.rows import Row
 from multipath_jax.benchmark.settings import Settings, make_settings
-from multipath_jax.cpu import convolutions_in_use, use_fast_convolutions
+from multipath_jax.cpu import convolutions_in_use
 from multipath_jax.errors import UserError
+from multipath_jax.filesystem import output_file
 
 PARTS: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "overhead": networks.overhead,
@@ -46,7 +47,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--only", metavar="PART,...", help=f"some of {', '.join(PARTS)}")
     flags = parser.parse_args(argv)
     # Not as argparse's types: it would put words of its own in place of a ValueError's.
-    flags.json = None if flags.json is None else _writable("--json", flags.json)
+    flags.json = None if flags.json is None else output_file("--json", flags.json, replace=True)
     flags.plot = None if flags.plot is None else _picture(flags.plot)
     flags.only = tuple(PARTS) if flags.only is None else _parts(flags.only)
     return flags
@@ -64,16 +65,8 @@ def _parts(text: str) -> tuple[str, ...]:
     return tuple(name for name in PARTS if name in names)
 
 
-def _writable(flag: str, text: str) -> Path:
-    """Fails before the measurements rather than after them."""
-    path = Path(text).expanduser()
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(f"{flag}: {text!r} is no file that can be written")
-    return path
-
-
 def _picture(text: str) -> Path:
-    path = _writable("--plot", text)
+    path = output_file("--plot", text, replace=True)
     if path.suffix not in PICTURES:
         raise UserError(f"--plot: {text} ends in none of {', '.join(PICTURES)}")
     return path
@@ -81,13 +74,8 @@ def _picture(text: str) -> Path:
 
 def main(argv: Sequence[str]) -> int:
     """Measures, prints and writes; gives the exit status."""
-    try:
-        flags = parse(argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    flags = parse(argv)
     logging.set_verbosity(logging.ERROR)  # of the libraries behind a run
-    use_fast_convolutions()
     settings = make_settings(flags.quick)
     about = report.environment(settings)
     print(report.heading(about), flush=True)
@@ -101,6 +89,8 @@ def main(argv: Sequence[str]) -> int:
             for row in PARTS[part](settings):
                 rows.append((part, row))
                 print("\n".join(report.lines(row)), flush=True)
+        except OSError:  # such as of an output that nobody reads any more
+            raise
         except Exception:  # the other parts' figures are worth having
             traceback.print_exc()
             failed = True
@@ -119,4 +109,4 @@ def main(argv: Sequence[str]) -> int:
 if __name__ == "__main__":
     # Worker processes share the accelerator with this one; memory is taken as it is needed.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    sys.exit(main(sys.argv[1:]))
+    cli.run(main)

@@ -121,10 +121,10 @@ def _take_turns(
     config: ConfigDict, workdir: epath.Path, settings: Settings
 ) -> tuple[Times, list[float]]:
     """Loop and bare step in turns, and the seconds that each of some checkpoints took."""
-    parts = Parts(config)
-    with contextlib.redirect_stdout(io.StringIO()), start_run(parts, config, workdir) as run:
+    quiet = contextlib.redirect_stdout(io.StringIO())
+    with quiet, start_run(Parts(config), config, workdir) as run:
         rounds = 5 if settings.quick else settings.rounds
-        turns = TurnTaking(lambda: run.step, _bare_step(parts), rounds)
+        turns = TurnTaking(lambda: run.step, _bare_step(run.parts), rounds)
         go([run], turns)
         times = turns.times()
         seconds = 2.0 if settings.quick else 10.0  # more than it takes to write one

@@ -10,6 +10,7 @@ from matplotlib.gridspec import GridSpec
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from multipath_jax import lettering
 from multipath_jax.benchmark.report import number
 from multipath_jax.benchmark.rows import Row
 
@@ -44,7 +45,7 @@ def draw(path: os.PathLike, about: dict[str, Any], rows: Sequence[tuple[str, Row
     if growth:
         _growth(figure, grid, growth)
     figure.legend(handles=_legend(), loc="outside lower center", ncols=5, fontsize=9, frameon=False)
-    figure.savefig(path, dpi=130)
+    lettering.save(figure, path, 130)
 
 
 def _title(about: dict[str, Any]) -> str:

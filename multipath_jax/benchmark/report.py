@@ -13,6 +13,7 @@ import jax
 
 from multipath_jax.benchmark.rows import Row
 from multipath_jax.benchmark.settings import Settings
+from multipath_jax.filesystem import replacing
 
 SCHEMA = 1  # of the JSON file; another number means that a key changed its meaning
 PACKAGES = ("multipath_jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch")
@@ -108,4 +109,5 @@ def number(value: float | int) -> str:
 def write_json(path: Path, about: dict[str, Any], rows: Sequence[tuple[str, Row]]) -> None:
     """Writes all rows, each with the part that it belongs to."""
     document = about | {"rows": [row.as_json(part) for part, row in rows]}
-    path.write_text(json.dumps(document, indent=2) + "\n")
+    with replacing(path) as new:
+        new.write_text(json.dumps(document, indent=2) + "\n")

@@ -241,14 +241,6 @@ def members(tar: tarfile.TarFile, left_out: LeftOut) -> Iterator[tuple[str, tarf
             left_out["links in a tar file"] += 1
 
 
-def user_path(path: str | os.PathLike) -> pathlib.Path:
-    """A path as a user gives it, ``~`` being the home folder. Raises UserError without one."""
-    try:
-        return pathlib.Path(path).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{path}: there is no home folder; set HOME, or name the folder") from error
-
-
 def is_there(path: pathlib.Path) -> bool:
     """Whether something has that path. Raises UserError for a link to nothing."""
     if os.path.islink(path) and not os.path.exists(path):

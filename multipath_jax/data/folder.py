@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 
+from multipath_jax import filesystem
 from multipath_jax.data.files import (
     ImageFile,
     LeftOut,
     class_folders,
     image_files,
     images_within,
-    user_path,
 )
 from multipath_jax.errors import UserError
 from multipath_jax.names import shown
@@ -122,7 +122,7 @@ def open_folder(source: str | os.PathLike) -> Folder:
       UserError: no such folder or no class folders in it, a class without images, fewer than two
         classes, a class to be tested that is not trained, nothing to test.
     """
-    source = user_path(source)
+    source = filesystem.local("dataset.source", source)
     if not os.path.isdir(source):
         raise UserError(f"{source} is not a folder; name one that holds a folder for each class")
     left_out = LeftOut()

@@ -6,8 +6,8 @@ import shlex
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import dataset_builder
 
+from multipath_jax import filesystem
 from multipath_jax.data import imagenet_source, shards
-from multipath_jax.data.files import user_path
 from multipath_jax.errors import UserError
 
 NAME = "imagenet256"
@@ -43,7 +43,7 @@ class Imagenet256(dataset_builder.FileReaderBuilder):
 
 def builder(config: str, data_dir: str | os.PathLike) -> Imagenet256:
     """The data set in a folder of TFDS's, prepared or not."""
-    data_dir = os.fspath(user_path(data_dir))
+    data_dir = os.fspath(filesystem.local("--data_dir", data_dir))
     return Imagenet256(config=config, data_dir=data_dir, file_format="array_record")
 
 

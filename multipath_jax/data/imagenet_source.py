@@ -17,6 +17,7 @@ import pathlib
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
+from multipath_jax import filesystem
 from multipath_jax.data.files import (
     ImageFile,
     LeftOut,
@@ -27,7 +28,6 @@ from multipath_jax.data.files import (
     members,
     open_tar,
     tar_images,
-    user_path,
 )
 from multipath_jax.data.imagenet_labels import WNID, label_file, read_labels
 from multipath_jax.errors import UserError
@@ -60,7 +60,7 @@ def find(
     Raises:
       UserError: something is missing, empty, damaged or without label; it is named.
     """
-    source, left_out = user_path(source), LeftOut()
+    source, left_out = filesystem.local("--source", source), LeftOut()
     if is_there(source / TRAIN_TAR):
         names, train = _tarred_training(source / TRAIN_TAR, first_classes, left_out)
     elif is_there(source / "train"):
@@ -116,7 +116,7 @@ def _checked(where: pathlib.Path, names: Collection[str]) -> tuple[str, ...]:
         if not WNID.fullmatch(name):
             raise UserError(
                 f"{name!r} in {where} is not named by a WNID such as n01440764; remove it, or "
-                "train on folders with names of your own by --config=configs/folder.py"
+                "train on folders with names of your own by --config=folder"
             )
     if not names:
         raise UserError(f"{where} holds no classes; {_WANTED}")
@@ -146,7 +146,7 @@ def _validation(
         ]
     else:
         images = flat_images(folder, left_out)
-    labels = user_path(val_labels) if val_labels else label_file(source)
+    labels = filesystem.local("--val_labels", val_labels) if val_labels else label_file(source)
     wnids = read_labels(labels, [image.name for image in images])
     index = _indices(wnids, names, labels)
     labelled = (i._replace(label=index[n]) for i, n in zip(images, wnids, strict=True))

@@ -21,8 +21,8 @@ from etils import epath
 from google.protobuf.json_format import ParseError
 from tensorflow_datasets.core import read_only_builder
 
+from multipath_jax import filesystem
 from multipath_jax.data import digits, imagenet
-from multipath_jax.data.files import user_path
 from multipath_jax.errors import UserError
 
 _DOWNLOADED = ("cifar10", "cifar100")  # prepared here when missing; other sets by their users
@@ -35,8 +35,7 @@ def open_prepared(name: str, data_dir: str | os.PathLike | None) -> tfds.core.Da
     Prepares `digits`, and the CIFAR sets where TensorFlow is installed. Raises `UserError` for a
     data set that is not there, is damaged or holds no ArrayRecord files.
     """
-    data_dir = os.fspath(data_dir or tfds.core.constants.DATA_DIR)
-    data_dir = epath.Path(data_dir if "://" in data_dir else user_path(data_dir))
+    data_dir = filesystem.path("dataset.data_dir", data_dir or tfds.core.constants.DATA_DIR)
     try:
         if not _NAME.fullmatch(name):
             raise UserError(_unknown(name, data_dir))

@@ -25,6 +25,7 @@ from multipath_jax.evaluation.crops import (
     mirrored_log_probabilities,
     ten_crop_log_probabilities,
 )
+from multipath_jax.training import progress
 from multipath_jax.training.devices import (
     from_rows,
     own_rows,
@@ -94,7 +95,9 @@ def make_evaluator(
         measure = _over_resident(predictions, split, batch_size, mesh)
 
     def evaluator(variables: PyTree) -> dict[str, float]:
-        found = {name: metrics.compute() for name, metrics in measure(variables).items()}
+        with progress.at_work("evaluating"):
+            measured = measure(variables)
+        found = {name: metrics.compute() for name, metrics in measured.items()}
         values = {"loss": float(found[""]["loss"])}
         kinds = ("error", "top5_error") if dataset.num_classes > 5 else ("error",)
         errors = {f"{n}{kind}": found[n][kind] for n in found for kind in kinds}

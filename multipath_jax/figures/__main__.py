@@ -21,7 +21,7 @@ explorer of the test images' routes; it works from the file, in any browser, wit
 
 Gates are written router:input-output, counted from one: 2:2-1 is the paper's g_21^2. Classes are
 names or numbers; images are numbers of the test split, ranges of them, or picture files. A figure
-of an earlier call is replaced. Exit status: 0; 2 for bad input.
+of an earlier call is replaced. Exit status: 0; 1 if one cannot be written; 2 for bad input.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from multipath_jax import cli
+from multipath_jax import cli, filesystem
 from multipath_jax.errors import UserError
 from multipath_jax.figures import (
     ablation,
@@ -188,7 +188,8 @@ def _page(subject: Subject, figures: Iterable[str]) -> pathlib.Path:
 def _json(picture: pathlib.Path, numbers: Any) -> pathlib.Path:
     """Writes the numbers behind a picture beside it."""
     path = picture.with_suffix(".json")
-    path.write_text(json.dumps(numbers, indent=2) + "\n")
+    with filesystem.replacing(path) as new:
+        new.write_text(json.dumps(numbers, indent=2) + "\n")
     return path
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from multipath_jax import filesystem
 from multipath_jax.errors import UserError
 from multipath_jax.figures.observe import Observation, Outline
 
@@ -122,7 +123,7 @@ def images(text: str, count: int) -> list[int | pathlib.Path]:
     for item in _items(text, "--images", "0,7,20-25"):
         match = _NUMBERS.fullmatch(item)
         if not match:
-            chosen.append(pathlib.Path(item))
+            chosen.append(filesystem.local("--images", item))
             continue
         first, last = int(match[1]), int(match[2] or match[1])
         if not first <= last < count:

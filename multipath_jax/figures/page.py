@@ -18,9 +18,11 @@ from ml_collections import ConfigDict
 from multipath_jax.data.datasets import evaluated
 from multipath_jax.figures import explorer
 from multipath_jax.figures.explorer import Explored
+from multipath_jax.filesystem import replacing
 from multipath_jax.models.complexity import complexity
 from multipath_jax.runs import LoadedRun
-from multipath_jax.training.writers import SPLITS, duration, read_metrics, seconds_of
+from multipath_jax.training.progress import duration
+from multipath_jax.training.writers import SPLITS, read_metrics, seconds_of
 
 PAGE_FILE = "report.html"
 IMAGES = 1000  # on the page by default, of CIFAR-10 about 3 MB
@@ -68,7 +70,8 @@ def write_page(
         "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", r"\u003c"),
     }
     page = re.sub(r"\{\{(\w+)\}\}", lambda marker: parts[marker[1]], _web("page.html"))
-    pathlib.Path(path).write_text(page, encoding="utf-8")
+    with replacing(path) as new:
+        new.write_text(page, encoding="utf-8")
 
 
 def facts(run: LoadedRun, lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import os
 import pathlib
 from collections.abc import Container
 from functools import cached_property
@@ -10,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import UInt8
 
-from multipath_jax import pictures
+from multipath_jax import filesystem, pictures
 from multipath_jax.data import EncodedSplit, Split
 from multipath_jax.data.datasets import evaluated
 from multipath_jax.data.images import BadImage
@@ -36,14 +35,7 @@ class Subject:
     @cached_property
     def folder(self) -> pathlib.Path:
         """Where the figures go; made."""
-        folder = pathlib.Path(self.flags.out or os.path.join(self.run.workdir, "figures"))
-        try:
-            folder.expanduser().mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"--out: {folder} cannot be written ({error.strerror}); choose another folder"
-            ) from error
-        return folder.expanduser()
+        return filesystem.output_folder("--out", self.flags.out or self.run.workdir / "figures")
 
     @cached_property
     def shape(self) -> tuple[int, int, int]:

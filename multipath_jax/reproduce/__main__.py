@@ -9,23 +9,22 @@
     python -m multipath_jax.reproduce table2 --report                 trains nothing
 
 The same command goes on where it stopped: what is done is in the ledger, and is not done again.
-Exit status: 0 all that was asked for is done; 1 a loss was not finite; 2 bad input; 3 the minutes
-are spent; 130 or 143 after Ctrl-C or SIGTERM, 0 if all was done by then.
+Exit status: 0 all that was asked for is done; 1 a loss was not finite, or something cannot be
+written; 2 bad input; 3 the minutes are spent; 130 or 143 after Ctrl-C or SIGTERM, 0 if all was done
+by then.
 """
 
 import argparse
 import os
 import signal
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import logging
-from etils import epath
 
-from multipath_jax import cli
-from multipath_jax.errors import UserError
+from multipath_jax import cli, filesystem
+from multipath_jax.errors import Failure, UserError
 from multipath_jax.models import paper
 from multipath_jax.reproduce import protocol, report, sample
 from multipath_jax.reproduce.campaign import Place, train_all
@@ -102,8 +101,8 @@ def main(argv: Sequence[str]) -> int:
         except BrokenPipeError:
             raise
         except OSError as error:  # no room for a line of the ledger, or for a figure
-            print(f"error: {error}; the same command goes on when there is room", file=sys.stderr)
-            return 1
+            what = filesystem.described(error)
+            raise Failure(f"{what}; the same command goes on when there is room") from error
 
 
 def _report(flags: argparse.Namespace) -> int:
@@ -132,7 +131,7 @@ def _train(flags: argparse.Namespace, stopping: Stopping) -> int:
 def _smoke(flags: argparse.Namespace, stopping: Stopping) -> int:
     """Every row once, or those asked for, on a small data set, with a ledger of its own."""
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(flags.workdir or temporary).expanduser()
+        folder = filesystem.local("--workdir", flags.workdir or temporary)
         changes = SMOKE | {"dataset.data_dir": str(folder / "data")} | flags.changes
         rows = _rows(flags)
         runs = [protocol.runs(row, flags.recipe)[0] for row in rows]
@@ -155,7 +154,7 @@ def _rows(flags: argparse.Namespace) -> list[paper.Row]:
 
 
 def _place(workdir: os.PathLike | str, results: os.PathLike | str) -> Place:
-    return Place(epath.Path(workdir).expanduser().absolute(), Ledger(results))
+    return Place(filesystem.path("--workdir", workdir), Ledger(results))
 
 
 if __name__ == "__main__":

@@ -6,10 +6,9 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from multipath_jax import jsonl
+from multipath_jax import filesystem, jsonl
 from multipath_jax.errors import UserError
 
 LEDGER_FILE = "ledger.jsonl"
@@ -30,7 +29,7 @@ class Ledger:
     """The file of a folder; several processes may write it at once."""
 
     def __init__(self, folder: os.PathLike | str):
-        self.path = Path(folder).expanduser() / LEDGER_FILE
+        self.path = filesystem.local("--results", folder) / LEDGER_FILE
         self._said: set[bytes] = set()  # the lines of which it was said that they are no trials
 
     def prepare(self) -> None:

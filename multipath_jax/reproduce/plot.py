@@ -10,6 +10,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 from matplotlib.transforms import Bbox, BboxBase
 
+from multipath_jax import lettering
+
 # Okabe and Ito's colours, told apart by colour-blind eyes; the shapes say the same again.
 FAMILIES = {
     "single": ("#0072B2", "o", "plain, wide, deep, and ensembles"),
@@ -65,7 +67,7 @@ def draw(path: os.PathLike, panels: Mapping[str, Sequence[Point]]) -> None:
     figure.draw_without_rendering()  # lays the axes out: labels are placed in pixels
     for axes, points in zip(figure.axes, panels.values(), strict=True):
         _labels(axes, points)
-    figure.savefig(path, dpi=110)
+    lettering.save(figure, path, 110)
 
 
 def _legend() -> list[Line2D]:

@@ -10,7 +10,7 @@ from multipath_jax.models import paper
 from multipath_jax.reproduce import plot, protocol
 from multipath_jax.reproduce.ledger import Line, identity
 from multipath_jax.training import protocol as recipes
-from multipath_jax.training.writers import duration
+from multipath_jax.training.progress import duration
 
 PICTURE = "tradeoff.png"
 HEADINGS = (

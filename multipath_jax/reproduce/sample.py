@@ -6,10 +6,10 @@ import os
 
 import numpy as np
 import tensorflow_datasets as tfds
-from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
+from multipath_jax import filesystem
 from multipath_jax.data import load_dataset
 from multipath_jax.data.datasets import Split
 from multipath_jax.errors import UserError
@@ -31,7 +31,7 @@ def prepare(folder: os.PathLike | str, data_dir: str) -> str:
     Raises:
       UserError: nothing can be written there.
     """
-    there = data_dir and (epath.Path(data_dir).expanduser() / "cifar10").is_dir()
+    there = data_dir and (filesystem.path("--data_dir", data_dir) / "cifar10").is_dir()
     source = "cifar10" if there else "digits"
     dataset = load_dataset(source, data_dir if source == "cifar10" else folder)
     splits = {"train": dataset.train, "test": dataset.test}

@@ -11,6 +11,7 @@ import socket
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TextIO, TypeVar
 
 import jax
@@ -23,8 +24,9 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import args as ocp_args
 from orbax.checkpoint import checkpoint_managers as policies
 
+from multipath_jax import filesystem
 from multipath_jax.data.description import Description, differences, read_description, to_json
-from multipath_jax.errors import UserError
+from multipath_jax.errors import Failure, UserError
 from multipath_jax.training import config as config_lib
 from multipath_jax.training import processes
 from multipath_jax.training.fingerprint import fingerprint
@@ -68,7 +70,7 @@ class Damaged(Unreadable):
     VERDICT = "is damaged"
 
 
-class WritingFailed(RuntimeError):
+class WritingFailed(Failure):
     """A checkpoint could not be written, for want of room or rights; those before it are whole."""
 
 
@@ -93,7 +95,7 @@ class Checkpoints:
     def __init__(self, workdir: epath.PathLike, read_only: bool = False):
         """Opens the folder; creates it unless ``read_only``."""
         self._failed = self._proven = False
-        self._folder = Folder(workdir).absolute() / FOLDER
+        self._folder = Folder(filesystem.path("workdir", workdir)) / FOLDER
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_Preserved(self),
             create=not read_only,
@@ -633,7 +635,7 @@ def _write(path: epath.Path, text: str) -> None:
     try:
         new = path.with_suffix(".new")
         new.write_text(text)
-        os.replace(new, path)
+        new.replace(path)
     except OSError as error:
         raise UserError(f"workdir {path.parent} cannot be written ({error.strerror})") from error
 
@@ -641,48 +643,91 @@ def _write(path: epath.Path, text: str) -> None:
 # Starting from another run's weights
 
 
-def check_source(workdir: epath.Path, config: ConfigDict, restart: bool = False) -> None:
-    """Raises UserError if a fresh run is to start from weights that are not there."""
-    if config.init_from and (restart or not steps_in(workdir)):
-        open_existing(config.init_from).close()
+def check_source(
+    workdir: epath.Path, config: ConfigDict, restart: bool = False, state: TrainState | None = None
+) -> None:
+    """Raises UserError if a fresh run is to start from weights that are not there, or do not fit.
+
+    Args:
+      restart: whether the run is to be a fresh one in any case.
+      state: of the network, or its shapes; None: whether they fit is not looked at yet.
+    """
+    if not config.init_from or (steps_in(workdir) and not restart):
+        return
+    source = filesystem.path("init_from", config.init_from)
+    open_existing(source).close()
+    if state is not None:
+        read_existing(source, "best", partial(_compare, state=state, config=config))
 
 
-class Transfer(NamedTuple):
-    """A state that starts from another run's weights, and what could not be taken over."""
+class Comparison(NamedTuple):
+    """The arrays of a network and those of a checkpoint.
 
-    state: TrainState
-    missing: list[str]  # in the network, not in the checkpoint (or there of another shape)
-    extra: list[str]  # in the checkpoint, not in the network (or there of another shape)
+    Attributes:
+      fitting: the shapes of those that are in both, as saved, by flattened key.
+      missing: the names of those that are not in the checkpoint.
+      reshaped: of those that are there of another shape, with both shapes.
+      extra: of those that are in the checkpoint alone.
+    """
+
+    fitting: dict[tuple[str, ...], PyTree]
+    missing: list[str]
+    reshaped: list[str]
+    extra: list[str]
 
 
-def initialize_from(workdir: epath.PathLike, state: TrainState) -> Transfer:
-    """The state with the best weights of another workdir in place of its own, where they fit.
+def initialize_from(config: ConfigDict, state: TrainState) -> tuple[TrainState, Comparison]:
+    """The state with the best weights of ``config.init_from`` in place of its own.
 
     Raises:
-      UserError: the workdir has no checkpoint, or nothing in it fits.
+      UserError: the workdir has no checkpoint; it lacks arrays of the network, or has them of
+        another shape, and ``config.init_partial`` does not allow that; or it has none of them.
     """
     own = traverse_util.flatten_dict(state.variables)
 
-    def read(source: Checkpoints, step: int) -> tuple[dict, dict]:
-        found = source.shapes(step)
-        fits = {
-            key: jax.ShapeDtypeStruct(value.shape, found[key].dtype, sharding=value.sharding)
-            for key, value in own.items()
-            if key in found and tuple(found[key].shape) == value.shape
-        }
-        if not fits:
-            raise UserError(f"init_from={workdir}: nothing in it fits this network")
-        tree = source.restore_weights(traverse_util.unflatten_dict(fits), step)
+    def read(source: Checkpoints, step: int) -> tuple[Comparison, dict]:
+        found = _compare(source, step, state, config)
+        tree = source.restore_weights(traverse_util.unflatten_dict(found.fitting), step)
         return found, traverse_util.flatten_dict(tree)
 
-    _, (found, fits) = read_existing(workdir, "best", read)
-    cast = {key: value.astype(own[key].dtype) for key, value in fits.items()}
+    source = filesystem.path("init_from", config.init_from)
+    _, (found, restored) = read_existing(source, "best", read)
+    cast = {key: value.astype(own[key].dtype) for key, value in restored.items()}
     variables = traverse_util.unflatten_dict(own | cast)
-    return Transfer(
-        state.replace(params=variables["params"], batch_stats=variables.get("batch_stats", {})),
-        missing=sorted("/".join(key) for key in own.keys() - fits.keys()),
-        extra=sorted("/".join(key) for key in found.keys() - fits.keys()),
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    return state.replace(params=params, batch_stats=batch_stats), found
+
+
+def _compare(source: Checkpoints, step: int, state: TrainState, config: ConfigDict) -> Comparison:
+    """The arrays of a state and those of a checkpoint. Raises UserError as `initialize_from`."""
+    own, saved = traverse_util.flatten_dict(state.variables), source.shapes(step)
+    fitting = {
+        key: jax.ShapeDtypeStruct(value.shape, saved[key].dtype, sharding=value.sharding)
+        for key, value in own.items()
+        if key in saved and tuple(saved[key].shape) == value.shape
+    }
+    missing = sorted("/".join(key) for key in own.keys() - saved.keys())
+    reshaped = sorted(
+        f"{'/'.join(key)} {tuple(saved[key].shape)} there and {own[key].shape} here"
+        for key in (own.keys() & saved.keys()) - fitting.keys()
     )
+    if not fitting:
+        raise UserError(f"init_from={config.init_from}: nothing in it fits this network")
+    if len(fitting) < len(own) and not config.init_partial:
+        reasons = [f"of another shape: {_listed(reshaped)}"] * bool(reshaped)
+        reasons += [f"missing there: {_listed(missing)}"] * bool(missing)
+        raise UserError(
+            f"init_from={config.init_from} gives {len(fitting)} of the {len(own)} arrays of this "
+            f"network ({'; '.join(reasons)}); --config.init_partial=True starts the others afresh"
+        )
+    extra = sorted("/".join(key) for key in saved.keys() - own.keys())
+    return Comparison(fitting, missing, reshaped, extra)
+
+
+def _listed(names: list[str], most: int = 8) -> str:
+    """The first names, and how many follow."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def open_existing(workdir: epath.PathLike) -> Checkpoints:

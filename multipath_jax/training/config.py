@@ -9,6 +9,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
+from multipath_jax import filesystem
 from multipath_jax.errors import UserError
 from multipath_jax.training.schedule import parse_duration, parse_durations, parse_window
 
@@ -28,6 +29,7 @@ FREE_KEYS = (
     "profile",
     "eval_batch_size",
     "init_from",
+    "init_partial",
     "mesh.data",
     "mesh.path",
     "dispatch",
@@ -37,6 +39,7 @@ FREE_KEYS = (
 )
 # Keys that name a folder; they are stored so that they are found from any working folder.
 FOLDER_KEYS = ("dataset.data_dir", "dataset.source", "init_from")
+FOLDER = "folder"  # the name of a data set that is dataset.source
 CHOICES = {
     "dataset.on_bad": ("stop", "replace"),
     "dtype": ("auto", "float32", "bfloat16"),
@@ -49,7 +52,7 @@ CHOICES = {
 
 
 def default_config() -> ConfigDict:
-    """The defaults, locked: files in ``configs/`` change values and can add no key.
+    """The defaults, locked: recipes change values and can add no key.
 
     Durations are strings such as ``"200 epochs"``, ``"0.5 epochs"`` or ``"1000 steps"``.
     """
@@ -91,6 +94,7 @@ def default_config() -> ConfigDict:
     config.optimizer.momentum = 0.9
     config.optimizer.weight_decay = 5e-4  # on the kernels only
     config.init_from = ""  # a workdir whose best weights a fresh run starts from
+    config.init_partial = False  # whether arrays that it lacks, or has of another shape, stay fresh
 
     # Beyond the paper; with these values none of it happens.
     # cosine, linear: no drops, but down to zero at the end of training
@@ -146,14 +150,9 @@ def to_json(config: ConfigDict) -> str:
     stored = config.copy_and_resolve_references()
     flat = flatten(config)
     stored.update_from_flattened_dict(
-        {key: os.fspath(_absolute(flat[key])) for key in FOLDER_KEYS if flat[key]}
+        {key: os.fspath(filesystem.path(key, flat[key])) for key in FOLDER_KEYS if flat[key]}
     )
     return json.dumps(stored.to_dict(), indent=2, sort_keys=True) + "\n"
-
-
-def _absolute(folder: str) -> epath.Path:
-    path = epath.Path(folder).expanduser()
-    return path if "://" in folder else path.absolute()
 
 
 def read_config(path: epath.PathLike) -> ConfigDict:
@@ -226,6 +225,11 @@ def validate(config: ConfigDict) -> None:
     for key in ("schedule.rate", "schedule.factor"):
         _require(0 < flat[key] < math.inf, key, flat[key], "positive")
     _require(0 <= flat["seed"] < 2**32, "seed", flat["seed"], "from 0 to 4294967295")
+    if flat["seed"] + flat["trials"] > 2**32:
+        raise UserError(
+            f"seed={flat['seed']} leaves too few for trials={flat['trials']}, each of which has "
+            f"the next one; choose a seed of at most {2**32 - flat['trials']}"
+        )
     for key in ("shift", "size", "crop", "workers", "cutout", "holdout"):
         _require(
             flat[f"dataset.{key}"] >= 0, f"dataset.{key}", flat[f"dataset.{key}"], "at least 0"
@@ -236,6 +240,9 @@ def validate(config: ConfigDict) -> None:
         _require(0 <= flat[key] < math.inf, key, flat[key], "at least 0")
     if flat["dataset.alternate_flip"] and not flat["dataset.flip"]:
         raise UserError("dataset.alternate_flip=True needs dataset.flip=True")
+    _validate_paths(flat)
+    if flat["dataset.name"] == FOLDER and not flat["dataset.source"]:
+        raise UserError("say where your images are: --config.dataset.source=DIR")
     if flat["dataset.source"] and not flat["dataset.size"]:
         raise UserError("dataset.source needs dataset.size, the side to rescale its images to")
     if flat["dataset.ten_crop"] and not flat["dataset.crop"]:
@@ -260,6 +267,14 @@ def validate(config: ConfigDict) -> None:
         )
     parse_window("profile", flat["profile"])
     model_options(flat["model.options"])
+
+
+def _validate_paths(flat: dict[str, Any]) -> None:
+    for key in ("dataset.data_dir", "init_from", "compilation_cache"):
+        if flat[key]:
+            filesystem.path(key, flat[key])
+    if flat["dataset.source"]:
+        filesystem.local("dataset.source", flat["dataset.source"])
 
 
 def _require(condition: bool, key: str, value: Any, what: str) -> None:

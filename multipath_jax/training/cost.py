@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from multipath_jax.training import progress
+
 
 class Cost(NamedTuple):
     """What a compiled step takes.
@@ -29,10 +31,11 @@ class Cost(NamedTuple):
 
 
 def compiled(function: jax.stages.Wrapped, *args: Any) -> tuple[jax.stages.Compiled, Cost]:
-    """A jitted function compiled for arguments like these, and what that came to."""
+    """A jitted training step compiled for arguments like these, and what that came to."""
     begun = time.perf_counter()
-    lowered = function.lower(*args)
-    program = lowered.compile()
+    with progress.at_work("compiling the training step", announce=True):
+        lowered = function.lower(*args)
+        program = lowered.compile()
     seconds = time.perf_counter() - begun
     return program, Cost(seconds, flops(lowered), peak_bytes(program))
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, Int, Num, PyTree
 from ml_collections import ConfigDict
 
+from multipath_jax import filesystem
 from multipath_jax.errors import UserError
 
 DATA, PATH = "data", "path"  # the axes of the mesh: a batch is split over the first
@@ -119,9 +119,26 @@ def quick_compilation(mesh: Mesh) -> dict[str, int] | None:
 
 
 def enable_compilation_cache(folder: str) -> None:
-    """Keeps compiled programs in ``folder`` ("auto": in the user's cache folder; "": nowhere)."""
-    if folder == "auto":
-        cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        folder = epath.Path(cache).expanduser() / "multipath_jax" / "xla"
-    jax.config.update("jax_compilation_cache_dir", os.fspath(folder) or None)
+    """Keeps compiled programs in ``folder`` ("auto": in the user's cache folder; "": nowhere).
+
+    Raises:
+      UserError: the folder cannot be written; where "auto" cannot be, nothing is kept.
+    """
+    try:
+        kept = _cache_folder(folder) if folder else None
+    except UserError:
+        if folder != "auto":
+            raise
+        kept = None
+    jax.config.update("jax_compilation_cache_dir", kept)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _cache_folder(name: str) -> str:
+    """Its path, the folder made. Raises UserError where that cannot be."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    name = f"{cache}/multipath_jax/xla" if name == "auto" else name
+    folder = filesystem.path("compilation_cache", name)
+    if not filesystem.is_address(folder):
+        filesystem.output_folder("compilation_cache", folder)
+    return os.fspath(folder)

@@ -12,10 +12,12 @@ from etils import epath
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from multipath_jax import filesystem
 from multipath_jax.cpu import convolutions_in_use
 from multipath_jax.data.datasets import TEST
+from multipath_jax.errors import Failure
 from multipath_jax.training import checkpoints as ckpt
-from multipath_jax.training import curves, processes
+from multipath_jax.training import curves, processes, progress
 from multipath_jax.training.parts import Parts
 from multipath_jax.training.profiler import Profiler
 from multipath_jax.training.step import Carry
@@ -35,7 +37,7 @@ WRITTEN = (
 SECONDS_A_CALL = 1.0  # how often a run looks up: at the clock, the progress bar, a wish to stop
 
 
-class TrainingFailed(RuntimeError):
+class TrainingFailed(Failure):
     """The loss or the weights stopped being finite; the last good checkpoint is kept."""
 
 
@@ -90,7 +92,7 @@ def train(
       UserError: something that the user can mend.
       TrainingFailed: the loss is not finite.
     """
-    workdir = epath.Path(workdir).expanduser().absolute()
+    workdir = filesystem.path("workdir", workdir)
     ckpt.check_workdir(workdir, config, restart)
     ckpt.check_source(workdir, config, restart)
     parts = Parts(config)
@@ -120,6 +122,7 @@ def start_run(
       name: in front of what it prints, where there are several.
       restart: as for `train`.
     """
+    ckpt.check_source(workdir, config, restart, parts.abstract_carry.state)
     with ckpt.claimed(workdir):
         said = ckpt.move_aside(workdir, WRITTEN) if restart else []
         said += ckpt.check_data(workdir, parts.description)
@@ -176,7 +179,10 @@ def _advance(runs: Sequence["Run"], pace: "Pace", end: int) -> None:
     orders = tuple(run.order() for run in runs)
     runner = parts.runner(len(runs))
     replaced = runner.replaced
-    with jax.profiler.StepTraceAnnotation("train", step_num=step):  # seen in a profile
+    with (
+        jax.profiler.StepTraceAnnotation("train", step_num=step),  # seen in a profile
+        progress.at_work(f"step {step + 1}/{parts.plan.total}"),  # of large networks on a CPU
+    ):
         carries = runner(carries, parts.data, orders, count)
         for run, carry in zip(runs, carries, strict=True):
             run.take(carry, count)
@@ -184,7 +190,7 @@ def _advance(runs: Sequence["Run"], pace: "Pace", end: int) -> None:
     seconds = time.monotonic() - begun
     pace.measured(count, seconds)
     for run in runs:
-        run.log.advance(run.step, count, seconds)
+        run.log.advance(run.step, count, seconds, run.loss)
 
 
 class Run:
@@ -204,7 +210,8 @@ class Run:
         """
         self.parts, self.plan, self.config = parts, parts.plan, config
         self.workdir, self.checkpoints = workdir, checkpoints
-        self.carry, self.origin = self._start()
+        with progress.at_work("reading the checkpoint or making the network"):
+            self.carry, self.origin = self._start()
         ckpt.write_config(workdir, config)
         ckpt.write_description(workdir, parts.description)
         self.step = int(self.carry.state.step)
@@ -222,13 +229,14 @@ class Run:
             return carry, lines
         carry = self.parts.fresh_carry(self.config.seed)
         if self.config.init_from:
-            transfer = ckpt.initialize_from(self.config.init_from, carry.state)
+            state, found = ckpt.initialize_from(self.config, carry.state)
             lines += [
                 f"starting from the weights of {self.config.init_from}",
-                f"missing there, so fresh: {', '.join(transfer.missing) or 'none'}",
-                f"extra there, so unused: {', '.join(transfer.extra) or 'none'}",
+                f"missing there, so fresh: {', '.join(found.missing) or 'none'}",
+                f"of another shape, so fresh: {', '.join(found.reshaped) or 'none'}",
+                f"extra there, so unused: {', '.join(found.extra) or 'none'}",
             ]
-            carry = carry._replace(state=transfer.state)
+            carry = carry._replace(state=state)
         return carry, lines
 
     def order(self) -> Array:
@@ -249,6 +257,10 @@ class Run:
         if fault:
             raise TrainingFailed(self._failure(f"the loss of step {fault}"))
         self.step += count
+
+    def loss(self) -> float:
+        """The mean loss since the last log."""
+        return float(jax.device_get(self.carry.metrics).compute()["loss"])
 
     def stop(self) -> None:
         """Saves, to go on from there another time."""
@@ -319,11 +331,12 @@ class Run:
     def _failure(self, what: str) -> str:
         last = self.checkpoints.latest
         kept = "no checkpoint was written before" if last is None else f"step {last} is kept"
-        return f"{what} is not finite; {kept} (a lower schedule.rate may help)"
+        return f"{what} is not finite; {kept} (a lower schedule.rate may help, in another workdir)"
 
     def result(self) -> Result:
         """How it ended, with all that belongs to it written; draws ``curves.png``."""
-        self.checkpoints.wait()
+        with progress.at_work("writing the last checkpoint"):
+            self.checkpoints.wait()
         drawn = curves.draw(self.workdir) if processes.is_first() else []
         paths = [self.workdir / ckpt.FOLDER, self.workdir / METRICS_FILE, *drawn]
         best, split = self.checkpoints.best_error, self.parts.dataset.evaluated

@@ -27,7 +27,7 @@ from multipath_jax.errors import UserError
 from multipath_jax.evaluation.evaluate import Evaluator, Views, make_evaluator
 from multipath_jax.layers import Execution
 from multipath_jax.models import create_model
-from multipath_jax.training import devices, placement, processes, schedule, state
+from multipath_jax.training import devices, placement, processes, progress, schedule, state
 from multipath_jax.training.config import model_options, validate
 from multipath_jax.training.metrics import TrainMetrics, zeros_like
 from multipath_jax.training.step import (
@@ -81,7 +81,7 @@ class Parts:
         self.config = config
         self.mesh = devices.make_mesh(config, on)
         self.everywhere = devices.replicated(self.mesh)
-        self.dataset = dataset or read_dataset(config.dataset)
+        self.dataset = dataset or _read(config.dataset)
         self.model = make_model(config, self.dataset.num_classes)
         self.image_shape = seen_shape(self.dataset, config.dataset.crop)
         placement.check(self.model, config.model.name, config.mesh.path, self.image_shape)
@@ -233,6 +233,11 @@ class Parts:
             return epoch_order(key, epoch, self.train_size)
 
         return jax.jit(draw, out_shardings=self.everywhere)
+
+
+def _read(config: ConfigDict) -> Dataset:
+    with progress.at_work(f"reading {config.source or config.name}", announce=True):
+        return read_dataset(config)
 
 
 def read_dataset(config: ConfigDict) -> Dataset:

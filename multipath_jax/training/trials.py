@@ -7,6 +7,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from multipath_jax import filesystem
 from multipath_jax.training import checkpoints as ckpt
 from multipath_jax.training.config import validate
 from multipath_jax.training.loop import Result, go, never, say_what_was_found, start_run
@@ -39,7 +40,7 @@ def train_trials(
       UserError, TrainingFailed: as `loop.train`.
     """
     validate(config)
-    folder = epath.Path(workdir).expanduser().absolute()
+    folder = filesystem.path("workdir", workdir)
     trials = {folder / f"seed_{own.seed}": own for own in configs(config)}
     for path, own in trials.items():
         ckpt.check_workdir(path, own, restart)

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from etils import epath
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from multipath_jax import jsonl
 from multipath_jax.data.datasets import HELD_OUT, TEST
 from multipath_jax.errors import UserError
-from multipath_jax.training import processes
+from multipath_jax.training import processes, progress
 from multipath_jax.training.schedule import Plan
 
 METRICS_FILE = "metrics.jsonl"
@@ -146,10 +147,10 @@ class Log:
             )
             self._writers, dropped = (tensorboard, metrics), metrics.dropped
         self._start, self._begun = step, time.monotonic()
+        self._first_steps: float | None = None  # when they began; compiling comes before
         self._images, self._seconds = 0, 0.0
         self._before = seconds_of(read_metrics(workdir))
-        # The bar is drawn on stderr, and lines are printed to stdout: a log is neither's terminal.
-        live = sys.stdout.isatty() and sys.stderr.isatty() and self._first
+        live = progress.on_terminal() and self._first
         self._bar = tqdm(
             total=plan.total,
             initial=step,
@@ -164,12 +165,29 @@ class Log:
                 f"or unreadable, lines: {dropped}"
             )
 
-    def advance(self, step: int, steps: int, seconds: float) -> None:
-        """Notes that ``steps`` more steps, up to ``step``, took so long."""
+    def advance(self, step: int, steps: int, seconds: float, loss: Callable[[], float]) -> None:
+        """Notes that ``steps`` more steps, up to ``step``, took so long.
+
+        Where there is no bar, a line says so if there was none for a while.
+
+        Args:
+          loss: gives the mean since the last measurements were written.
+        """
+        if self._first_steps is None:
+            self._first_steps = time.monotonic() - seconds
         self._images += steps * self._batch_size
         self._seconds += seconds
         self._bar.set_postfix_str(f"{self._images / self._seconds:,.0f} images/s", refresh=False)
         self._bar.update(step - self._bar.n)
+        if self._first and self._bar.disable and progress.is_due():
+            self.say(self._line(step, self._at(step) | {"train/loss": loss()}))
+
+    def _at(self, step: int) -> dict[str, float]:
+        """The epoch, and the images per second since the last measurements were written."""
+        values = {"epoch": step / self._plan.steps_per_epoch}
+        if self._seconds:
+            values["images_per_second"] = float(f"{self._images / self._seconds:.6g}")
+        return values
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes what was measured at ``step``; adds what the clock says.
@@ -177,10 +195,8 @@ class Log:
         That is the images per second since the last time, without evaluation, and ``seconds``,
         the run's time so far with evaluation, over all its sittings up to the last line of each.
         """
-        values = values | {"epoch": step / self._plan.steps_per_epoch}
+        values = values | self._at(step)
         values["seconds"] = round(self._before + time.monotonic() - self._begun, 2)
-        if self._seconds:
-            values["images_per_second"] = float(f"{self._images / self._seconds:.6g}")
         self._images, self._seconds = 0, 0.0
         for writer in self._writers:
             writer.write(step, values)
@@ -189,8 +205,9 @@ class Log:
     def _line(self, step: int, values: dict[str, float]) -> str:
         parts = [f"step {step}/{self._plan.total}", f"epoch {values['epoch']:.2f}"]
         parts += [form.format(values[key]) for key, form in SHOWN.items() if key in values]
-        pace = (time.monotonic() - self._begun) / max(1, step - self._start)
-        parts.append(f"{duration(pace * (self._plan.total - step))} left")
+        begun = self._begun if self._first_steps is None else self._first_steps
+        pace = (time.monotonic() - begun) / max(1, step - self._start)
+        parts.append(f"{progress.duration(pace * (self._plan.total - step))} left")
         return "  ".join(parts)
 
     def say(self, text: str) -> None:
@@ -199,7 +216,7 @@ class Log:
         if not self._first:
             return
         if self._bar.disable:
-            print(text, flush=True)
+            progress.say(text)
         else:
             self._bar.write(text)
 
@@ -207,10 +224,3 @@ class Log:
         self._bar.close()
         for writer in self._writers:
             writer.close()
-
-
-def duration(seconds: float) -> str:
-    """``1:02:03`` or ``2:03``."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -170,8 +170,8 @@ def test_a_full_disk_is_one_line(tmp_path):
 def test_without_a_home_folder(monkeypatch):
     """As where a container runs as a user that it does not know."""
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
-    assert "there is no home folder; set HOME" in _error("digits", "~/data")
-    assert "there is no home folder; set HOME" in _error("digits", pathlib.Path("~"))
+    assert "there is no such home folder" in _error("digits", "~/data")
+    assert "there is no such home folder" in _error("digits", pathlib.Path("~"))
 
 
 def test_what_cannot_be_looked_at_is_named(toy, monkeypatch):

@@ -11,6 +11,7 @@ from etils import epath
 from PIL import Image
 
 from multipath_jax.data import Dataset, Split, describe
+from multipath_jax.errors import Failure
 from multipath_jax.figures import __main__ as figures
 from multipath_jax.runs import LoadedRun
 from multipath_jax.training.config import default_config
@@ -135,11 +136,16 @@ def test_a_network_without_routers_has_what_it_can_have(unrouted, capsys):
         (["--html_images=0"], "--html_images=0 must be at least 1"),
         (["--steps=few"], "invalid int value: 'few'"),
         (["--out=FILE/figures"], "cannot be written"),
+        (["--out=/proc"], "--out: /proc cannot be written"),
+        (["--out=dangling"], "is a link to gone, which is not there"),
+        (["--out=gs://b/figures"], "only paths on this machine"),
+        (["--images=~nobody_here/x.png"], "no such home folder"),
         (["--frames=3"], "unrecognized arguments"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(routed, capsys, monkeypatch, argv, message):
     (routed / "FILE").touch()
+    (routed / "dangling").symlink_to("gone")
     monkeypatch.chdir(routed)
     assert refusal(figures, ["--workdir=RUN", *argv], capsys, monkeypatch).count(message) == 1
     assert not list(routed.rglob("*.png"))
@@ -150,8 +156,29 @@ def test_what_a_network_does_not_allow_is_refused_if_asked_for(unrouted, capsys,
     assert "no figure ablation: Small has no routers; choose --only=tradeoff" in said
 
 
+def test_a_figure_without_room_is_an_error_and_the_older_one_stays(routed, monkeypatch):
+    run("--only=histograms", "--limit=20")
+    drawn = routed / "figures" / "histograms.png"
+    before = drawn.read_bytes()
+
+    def full(figure, path, **options):
+        path.write_bytes(before[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    with pytest.raises(Failure, match=rf"{drawn} could not be written \(No space left"):
+        run("--only=histograms", "--limit=20")
+    assert drawn.read_bytes() == before
+    assert list(drawn.parent.iterdir()) == [drawn]
+
+
 @pytest.mark.parametrize(
-    ("argv", "message"), [([], "--workdir"), (["--workdir=NOWHERE"], "has no checkpoint")]
+    ("argv", "message"),
+    [
+        ([], "--workdir"),
+        (["--workdir=hf://a"], "no access"),
+        (["--workdir=NOWHERE"], "has no checkpoint"),
+    ],
 )
 def test_a_run_is_needed(capsys, monkeypatch, argv, message):
     assert message in refusal(figures, argv, capsys, monkeypatch)

@@ -16,7 +16,7 @@ from etils import epath
 from small import tiny
 from workdirs import lines
 
-from multipath_jax.errors import UserError
+from multipath_jax.errors import Failure, UserError
 from multipath_jax.models import paper
 from multipath_jax.reproduce import campaign as campaign_lib
 from multipath_jax.reproduce import protocol
@@ -235,17 +235,15 @@ def test_a_killed_campaign_ends_like_an_undisturbed_one(undisturbed, data_dir, t
     assert metrics(tmp_path) == metrics(undisturbed)
 
 
-def test_a_ledger_without_room_is_one_line(undisturbed, data_dir, tmp_path, monkeypatch, capsys):
+def test_a_ledger_without_room_is_one_line(undisturbed, data_dir, tmp_path, monkeypatch):
     folder = tmp_path / "copy"
     shutil.copytree(undisturbed, folder)
     before = ledger(folder)
     (folder / "results" / "ledger.jsonl").unlink()
     with monkeypatch.context() as patch:
         patch.setattr("os.write", lambda *_: 3)  # bytes of the line
-        assert main(command(folder, data_dir)) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("error: ")
-    assert said.endswith("the same command goes on when there is room\n")
+        with pytest.raises(Failure, match="part of the line only; the same command goes on when"):
+            main(command(folder, data_dir))
     assert ledger(folder) == []
     assert main(command(folder, data_dir)) == 0
     assert timeless(ledger(folder)) == timeless(before)

@@ -81,7 +81,9 @@ def test_the_average_is_what_is_evaluated_kept_and_started_from(undisturbed):
     kept = ckpt.open_existing(workdir)
     weights = kept.restore_weights(state.variables, TOTAL)
     jax.tree.map(np.testing.assert_array_equal, weights, state.average)
-    started = ckpt.initialize_from(workdir, parts.fresh_carry(1).state).state
+    own = config.copy_and_resolve_references()
+    own.init_from = str(workdir)
+    started, _ = ckpt.initialize_from(own, parts.fresh_carry(1).state)
     best = kept.restore_weights(state.variables, kept.best)
     jax.tree.map(np.testing.assert_array_equal, started.variables, best)
 

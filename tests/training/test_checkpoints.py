@@ -133,15 +133,22 @@ def source(parts, workdir):
     return workdir
 
 
+def from_(source, partial=False):
+    """The config of a run that starts from another one's weights."""
+    config = default_config()
+    config.init_from, config.init_partial = str(source), partial
+    return config
+
+
 def test_weights_of_another_run(parts, source):
     fresh = parts.fresh_carry(0).state
     before = contents(source)
-    found = ckpt.initialize_from(source, fresh)
-    assert (found.missing, found.extra) == ([], [])
+    state, found = ckpt.initialize_from(from_(source), fresh)
+    assert (found.missing, found.reshaped, found.extra) == ([], [], [])
     expected = moved(fresh.variables, 1 / 3)
-    jax.tree.map(np.testing.assert_array_equal, found.state.variables, expected)
-    jax.tree.map(np.testing.assert_array_equal, found.state.opt_state, fresh.opt_state)
-    assert found.state.step == 0
+    jax.tree.map(np.testing.assert_array_equal, state.variables, expected)
+    jax.tree.map(np.testing.assert_array_equal, state.opt_state, fresh.opt_state)
+    assert state.step == 0
     assert contents(source) == before
 
 
@@ -150,23 +157,55 @@ def test_what_does_not_fit_is_listed_and_stays_fresh(parts, source):
     params = dict(fresh.params)
     params["head"] = {"kernel": jnp.zeros((512, 100)), "bias": jnp.zeros(100)}  # other classes
     params["new"] = params.pop("router_1")
-    found = ckpt.initialize_from(source, fresh.replace(params=params))
+    config = from_(source, partial=True)
+    state, found = ckpt.initialize_from(config, fresh.replace(params=params))
     gate = [f"gate/{name}" for name in ("b1", "b2", "w1", "w2")]
-    heads = ["params/head/bias", "params/head/kernel"]
-    assert found.missing == [*heads, *(f"params/new/{name}" for name in gate)]
-    assert found.extra == [*heads, *(f"params/router_1/{name}" for name in gate)]
+    assert found.missing == [f"params/new/{name}" for name in gate]
+    assert found.extra == [f"params/router_1/{name}" for name in gate]
+    assert found.reshaped == [
+        "params/head/bias (10,) there and (100,) here",
+        "params/head/kernel (512, 10) there and (512, 100) here",
+    ]
     for name in ("head", "new"):
-        jax.tree.map(np.testing.assert_array_equal, found.state.params[name], params[name])
+        jax.tree.map(np.testing.assert_array_equal, state.params[name], params[name])
     expected = moved(fresh.params["conv"], 1 / 3)
-    jax.tree.map(np.testing.assert_array_equal, found.state.params["conv"], expected)
+    jax.tree.map(np.testing.assert_array_equal, state.params["conv"], expected)
+
+
+def test_a_part_alone_is_refused_unless_asked_for(parts, source, workdir):
+    """Whatever else there is over there."""
+    fresh = parts.fresh_carry(0).state
+    params = dict(fresh.params)
+    params["head"] = {"kernel": jnp.zeros((512, 100)), "bias": jnp.zeros(100)}
+    params["new"] = params.pop("router_1")
+    other, own = fresh.replace(params=params), workdir.parent / "own"
+    total = len(jax.tree.leaves(other.variables))
+    config = from_(source)
+    ckpt.check_source(own, config)
+    with pytest.raises(UserError) as caught:
+        ckpt.check_source(own, config, state=other)
+    said = str(caught.value)
+    assert f"{total - 6} of the {total} arrays" in said
+    assert "shape: params/head/bias (10,) there and (100,) here, params/head/kernel" in said
+    assert "missing there: params/new/gate/b1, " in said
+    assert "--config.init_partial=True" in said
+    ckpt.check_source(own, from_(source, partial=True), state=other)
+    del params["head"], params["new"]
+    ckpt.initialize_from(config, fresh.replace(params=params))
+
+
+def test_long_lists_are_cut():
+    assert ckpt._listed([*"abcdefgh"]) == "a, b, c, d, e, f, g, h"
+    assert ckpt._listed([*"abcdefghij"]) == "a, b, c, d, e, f, g, h and 2 more"
 
 
 def test_weights_of_nothing_alike_are_refused(parts, source, tmp_path):
     fresh = parts.fresh_carry(0).state
+    nothing_alike = fresh.replace(params={"other": jnp.ones(3)}, batch_stats={})
     with pytest.raises(UserError, match="nothing in it fits"):
-        ckpt.initialize_from(source, fresh.replace(params={"other": jnp.ones(3)}, batch_stats={}))
+        ckpt.initialize_from(from_(source), nothing_alike)
     with pytest.raises(UserError, match="has no checkpoint"):
-        ckpt.initialize_from(tmp_path / "nowhere", fresh)
+        ckpt.initialize_from(from_(tmp_path / "nowhere"), fresh)
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -288,6 +327,6 @@ def test_weights_of_another_type_are_cast(parts, workdir):
     small = jax.tree.map(lambda x: x.astype(jnp.float16), carry.state.params)
     with contextlib.closing(ckpt.Checkpoints(workdir)) as checkpoints:
         checkpoints.save(1, carry._replace(state=carry.state.replace(params=small)), error=1.0)
-    found = ckpt.initialize_from(workdir, moved(carry.state, 1.0)).state.params
+    found = ckpt.initialize_from(from_(workdir), moved(carry.state, 1.0))[0].params
     jax.tree.map(np.testing.assert_array_equal, found, small)
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype("float32")}

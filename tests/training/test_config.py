@@ -40,6 +40,10 @@ def test_every_key_is_read_by_something():
         ("eval_batch_size", 0, "at least 1"),
         ("seed", -1, "from 0"),
         ("seed", 2**32, "from 0"),
+        ("init_from", "torchvision://resnet18", "no access to torchvision://"),
+        ("dataset.data_dir", "hf://a/b", "no access to hf://"),
+        ("dataset.source", "gs://a/b", "only paths on this machine"),
+        ("compilation_cache", "ftp://a", "no access to ftp://"),
         ("dataset.shift", -1, "at least 0"),
         ("dataset.size", -1, "at least 0"),
         ("dataset.crop", -224, "at least 0"),
@@ -97,6 +101,17 @@ def test_nesterovs_momentum_needs_a_momentum():
     config_lib.validate(changed(**{"optimizer.nesterov": True}))
     with pytest.raises(UserError, match=r"optimizer.nesterov=True needs optimizer.momentum"):
         config_lib.validate(changed(**{"optimizer.nesterov": True, "optimizer.momentum": 0.0}))
+
+
+def test_every_trial_has_a_seed():
+    config_lib.validate(changed(seed=2**32 - 2, trials=2))
+    with pytest.raises(UserError, match=r"trials=2, .* at most 4294967294"):
+        config_lib.validate(changed(seed=2**32 - 1, trials=2))
+
+
+def test_a_folder_of_images_is_named():
+    with pytest.raises(UserError, match=r"where your images are: --config.dataset.source=DIR"):
+        config_lib.validate(changed(**{"dataset.name": "folder", "dataset.size": 256}))
 
 
 def test_an_unknown_key_names_the_nearest():

@@ -156,6 +156,7 @@ def test_a_run_starts_from_anothers_weights(undisturbed, data_dir, workdir, caps
     printed = capsys.readouterr().out
     assert f"starting from the weights of {source}" in printed
     assert "missing there, so fresh: none" in printed
+    assert "of another shape, so fresh: none" in printed
     # One step of a rate that moves nothing, but BatchNorm's statistics do move.
     assert started.test["error"] == pytest.approx(result.best_error, abs=3)
 

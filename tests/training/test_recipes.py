@@ -1,12 +1,12 @@
 """The files in ``configs/``."""
 
 import importlib.util
-import pathlib
 
 import jax
 import pytest
 
 from multipath_jax import compile_tpu, create_model, list_models
+from multipath_jax import recipe as recipes
 from multipath_jax.errors import UserError
 from multipath_jax.models import paper
 from multipath_jax.models.capsnet import CapsNet
@@ -15,7 +15,7 @@ from multipath_jax.training import config as config_lib
 from multipath_jax.training.parts import make_model
 from multipath_jax.training.schedule import make_plan
 
-FOLDER = pathlib.Path(__file__).parents[2] / "configs"
+FOLDER = recipes.folder()
 
 
 def recipe(name):
@@ -175,6 +175,7 @@ def test_the_routed_networks_have_the_papers_sizes_by_their_recipes(name):
 @pytest.mark.parametrize("name", list_models())
 def test_every_network_has_a_recipe_for_a_folder(name):
     config = recipe("folder")(name)
+    config.dataset.source = "photos"
     config_lib.validate(config)
     make_plan(config, 10)
     assert config.dataset.crop < config.dataset.size <= 256

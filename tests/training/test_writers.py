@@ -1,11 +1,12 @@
 import importlib.util
 import json
 import sys
+import time
 
 import pytest
 
 from multipath_jax.errors import UserError
-from multipath_jax.training import writers
+from multipath_jax.training import progress, writers
 from multipath_jax.training.config import default_config
 from multipath_jax.training.schedule import Plan
 
@@ -92,15 +93,31 @@ def test_what_is_not_finite_is_null(workdir):
     assert json.loads(text) == {"step": 1, "a": None, "b": None, "c": 0.0}
 
 
-def test_a_log_prints_and_counts(workdir, capsys, monkeypatch):
-    workdir.mkdir()
-    monkeypatch.setattr(writers.time, "monotonic", iter([100.0, 102.5, 102.5]).__next__)
+class Clock:
+    """In place of `time.monotonic`."""
+
+    def __init__(self, monkeypatch):
+        self.now = 100.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    return Clock(monkeypatch)
+
+
+def make_log(workdir, total=8, step=0):
+    workdir.mkdir(exist_ok=True)
     config = default_config()
     config.tensorboard, config.batch_size = "off", 10
-    plan = Plan(4, 8, (), 4, 4, 4)
-    log = writers.Log(config, plan, workdir, step=0)
-    log.advance(1, steps=1, seconds=1.0)
-    log.advance(4, steps=3, seconds=1.0)
+    return writers.Log(config, Plan(4, total, (), 4, 4, 4), workdir, step)
+
+
+def test_a_log_prints_and_counts(workdir, capsys, clock):
+    log = make_log(workdir)
+    log.advance(1, steps=1, seconds=1.0, loss=float)
+    log.advance(4, steps=3, seconds=1.0, loss=float)
+    clock.now += 2.5
     log.write(4, {"train/loss": 0.5, "test/error": 12.345})
     log.close()
     (line,) = writers.read_metrics(workdir)
@@ -119,13 +136,10 @@ def test_a_log_prints_and_counts(workdir, capsys, monkeypatch):
 @pytest.mark.parametrize("terminal", [("out",), ("err",), ("out", "err")])
 def test_a_bar_is_drawn_where_both_streams_are_a_terminal(workdir, capsys, monkeypatch, terminal):
     """A log of either would be full of carriage returns."""
-    workdir.mkdir()
     for name in terminal:
         monkeypatch.setattr(getattr(sys, f"std{name}"), "isatty", lambda: True)
-    config = default_config()
-    config.tensorboard = "off"
-    log = writers.Log(config, Plan(4, 8, (), 4, 4, 4), workdir, step=0)
-    log.advance(4, steps=4, seconds=1.0)
+    log = make_log(workdir)
+    log.advance(4, steps=4, seconds=1.0, loss=float)
     log.write(4, {})
     log.close()
     out, err = capsys.readouterr()
@@ -133,19 +147,45 @@ def test_a_bar_is_drawn_where_both_streams_are_a_terminal(workdir, capsys, monke
     assert "step 4/8" in out
 
 
-def test_seconds_go_on_over_interruptions(workdir, monkeypatch):
+def test_between_two_measurements_a_line_says_how_far_a_run_is(workdir, capsys, clock):
+    """Not on a terminal; and not into metrics.jsonl, whose lines are the plan's."""
+    log = make_log(workdir, total=400)
+    clock.now += 600  # of compiling: no part of what is left
+    progress.say("compiled")
+    for step in range(1, 101):
+        clock.now += 1
+        log.advance(step, steps=1, seconds=1.0, loss=lambda: 0.25)
+    first, *others = capsys.readouterr().out.splitlines()[1:]
+    assert first == "step 25/400  epoch 6.25  loss 0.2500  10 images/s  6:15 left"
+    assert [line.split()[1] for line in others] == ["50/400", "75/400", "100/400"]
+    clock.now += 20
+    log.write(101, {"train/loss": 0.5})
+    clock.now += 20
+    log.advance(102, steps=1, seconds=20.0, loss=float)
+    assert "step 102/" not in capsys.readouterr().out
+    log.close()
+    assert [line["step"] for line in writers.read_metrics(workdir)] == [101]
+
+
+def test_on_a_terminal_the_bar_is_enough(workdir, capsys, clock, monkeypatch):
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    log = make_log(workdir)
+    clock.now += 100
+    log.advance(1, steps=1, seconds=100.0, loss=lambda: pytest.fail("nobody sees it"))
+    log.close()
+    assert "step 1/" not in capsys.readouterr().out
+
+
+def test_seconds_go_on_over_interruptions(workdir, clock):
     """What a later sitting does again, past its first step, is not counted twice."""
-    workdir.mkdir()
-    config = default_config()
-    config.tensorboard = "off"
-    plan = Plan(4, 12, (), 4, 4, 4)
-    clock = iter([0.0, 3.0, 3.0, 50.0, 50.0, 1000.0, 1004.0, 1004.0])
-    monkeypatch.setattr(writers.time, "monotonic", clock.__next__)
-    for first, steps in ((0, (4, 8)), (4, (8,))):
-        log = writers.Log(config, plan, workdir, step=first)
-        for step in steps:
+    for first, moments in ((0, {4: 3.0, 8: 47.0}), (4, {8: 4.0})):
+        log = make_log(workdir, total=12, step=first)
+        for step, seconds in moments.items():
+            clock.now += seconds
             log.write(step, {})
         log.close()
+        clock.now += 1000
     assert [line["seconds"] for line in writers.read_metrics(workdir)] == [3.0, 7.0]
 
 
@@ -161,10 +201,3 @@ def test_tensorboard_says_what_it_needs(workdir, monkeypatch, missing):
     silent.write(1, {"a": 1.0})
     silent.close()
     assert not workdir.exists()
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.0, "0:00"), (59.6, "1:00"), (125.0, "2:05"), (3723.0, "1:02:03")]
-)
-def test_durations(seconds, text):
-    assert writers.duration(seconds) == text
