@@ -102,9 +102,8 @@ def _evaluate() -> int:
     run = load_run(workdir, CHECKPOINT.value)
     run = run if config is None else dataclasses.replace(run, config=config)
     enable_compilation_cache(run.config.compilation_cache)
-    held_out = f"{run.config.dataset.holdout} training images held out"
-    what = "test split" if run.dataset.evaluated == TEST else held_out
-    what = f"{run.dataset.name} {what}"
+    held_out = f", {run.config.dataset.holdout} training images held out"
+    what = run.dataset.name + (" test split" if run.dataset.evaluated == TEST else held_out)
     lines = [f"{CHECKPOINT.value} checkpoint of {workdir}, step {run.step}, {what}"]
     lines += [f"not the data of training: {other}" for other in run.other_images]
     for name, value in run.evaluate().items():
