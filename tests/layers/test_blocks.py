@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from multipath_jax.layers import ConvNorm, ConvStage, DenseLayer, max_pool_2x2
+from multipath_jax.layers import ConvNorm, ConvStage, DenseLayer, batch_norm, max_pool_2x2
 
 X = jax.random.normal(jax.random.key(0), (2, 6, 8, 3))
 
@@ -50,6 +50,20 @@ def test_conv_norm_normalizes_over_the_batch_in_training_and_by_its_statistics_l
     later = layer.apply({**variables, **updates}, X, train=False)
     expected = (conv - norm["mean"]) / np.sqrt(norm["var"] + 1e-5)
     np.testing.assert_allclose(later, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_exact_batch_norm_normalizes_what_is_far_from_zero():
+    # A deviation of one is a thousand units of float32 at 10^4, and its square less than one unit
+    # of the mean square.
+    x = 1e4 + jax.random.normal(jax.random.key(0), (4096, 2))
+
+    def deviation(exact):
+        norm = batch_norm(True, jnp.float32, exact=exact)
+        y, _ = norm.apply(norm.init(jax.random.key(1), x), x, mutable=["batch_stats"])
+        return np.std(y, axis=0)
+
+    np.testing.assert_allclose(deviation(exact=True), 1, rtol=1e-3)
+    assert (np.abs(deviation(exact=False) - 1) > 0.5).all()  # as its docstring says
 
 
 def test_conv_stage_halves_only_when_asked():
