@@ -4,6 +4,7 @@ And those that are whole, but cannot be gone on from here and now: refused, and 
 """
 
 import contextlib
+import gc
 import os
 import pathlib
 import random
@@ -29,6 +30,13 @@ pytestmark = [
     # Where Orbax fails it leaves coroutines behind, which complain when they are collected.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    """They are collected here, where they are expected, not in a later test."""
+    yield
+    gc.collect()
 
 
 def recipe(data_dir, **changes):
