@@ -13,7 +13,7 @@ HARMFUL = "import os,sys\nraise RuntimeError('imported what is not of the projec
 FOLDERS = (".", "data", "data/tests", "models", "notebooks", "runs", "tqdm")
 FILES = ("conftest.py", "notebook.ipynb", "queue.py", "test_mine.py", "tqdm.py", "__init__.py")
 OURS = {
-    "configs/digits.py": 'def get_config():\n    raise ValueError("this one is read")\n',
+    "configs/digits.py": "def get_config():\n    return None\n",
     "examples/own.py": "import runs\nimport tqdm\n\nprint(runs, tqdm)\n",
     "multipath_jax/__init__.py": "",
     "tests/runs.py": "import queue\n\nQueue = queue.Queue\n",
@@ -55,7 +55,9 @@ def test_lint_and_tests(folder):
 
 
 def test_train(folder):
+    """As far as the workdir, which is none here."""
+    (folder / "runs" / "digits").write_text("")
     done = make(folder, "train")
     assert done.returncode != 0
-    assert "this one is read" in done.stderr, done.stderr
+    assert "runs/digits is no folder" in done.stderr, done.stderr
     assert "not of the project" not in done.stderr
