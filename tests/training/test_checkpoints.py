@@ -14,6 +14,11 @@ from multipath_jax.training import checkpoints as ckpt
 from multipath_jax.training.config import default_config
 from multipath_jax.training.parts import Parts
 
+pytestmark = [
+    pytest.mark.usefixtures("collected"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
 
 @pytest.fixture
 def parts(tiny_model, data_dir):

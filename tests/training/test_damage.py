@@ -4,7 +4,6 @@ And those that are whole, but cannot be gone on from here and now: refused, and 
 """
 
 import contextlib
-import gc
 import os
 import pathlib
 import random
@@ -26,17 +25,9 @@ from multipath_jax.training import loop, parts, writers
 from multipath_jax.training.fingerprint import fingerprint
 
 pytestmark = [
-    pytest.mark.usefixtures("tiny_model"),
-    # Where Orbax fails it leaves coroutines behind, which complain when they are collected.
+    pytest.mark.usefixtures("tiny_model", "collected"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def collected():
-    """They are collected here, where they are expected, not in a later test."""
-    yield
-    gc.collect()
 
 
 def recipe(data_dir, **changes):
