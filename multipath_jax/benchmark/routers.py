@@ -79,7 +79,7 @@ def random_router(shape: RouterShape, dtype: str) -> tuple[tuple, routing.GatePa
     return xs, routing.GateParams(w1, jnp.zeros((m, d)), w2, jnp.zeros((m, n))), dys
 
 
-def by_autodiff(xs: tuple, params: routing.GateParams) -> list:
+def by_autodiff(xs: tuple, params: routing.GateParams) -> tuple:
     """`routing.gated_cross_connect`, its backward pass left to JAX."""
     each = [jax.tree.map(lambda p, i=i: p[i], params) for i in range(len(xs))]
     gates = [routing.gate(x, p) for x, p in zip(xs, each, strict=True)]
@@ -89,7 +89,7 @@ def by_autodiff(xs: tuple, params: routing.GateParams) -> list:
 def forward_and_backward(function: Callable, xs: tuple, params, dys: tuple) -> tuple:
     """Outputs, and the gradients of ``xs`` and ``params``."""
     ys, pull = jax.vjp(function, xs, params)
-    return ys, pull(list(dys))
+    return ys, pull(dys)
 
 
 def backward(settings: Settings) -> Iterator[Row]:
@@ -126,7 +126,7 @@ def _compare_backward(settings: Settings, shape: RouterShape) -> Iterator[Row]:
     programs = {
         name: jax.jit(partial(forward_and_backward, function)).lower(*arguments).compile()
         for name, function in (
-            ("custom", lambda xs, params: routing.gated_cross_connect(list(xs), params)),
+            ("custom", routing.gated_cross_connect),
             ("autodiff", by_autodiff),
         )
     }
@@ -169,16 +169,13 @@ def limit(settings: Settings) -> Iterator[Row]:
 
 def _against_copy(settings: Settings, shape: RouterShape) -> Iterator[Row]:
     xs, params, dys = random_router(shape, settings.dtype)
-
-    def function(xs, params):
-        return routing.gated_cross_connect(list(xs), params)
-
+    function = routing.gated_cross_connect
     _, pull = jax.jit(partial(jax.vjp, function))(xs, params)
     programs = {
         # Negated, not copied: a copy of an argument is a thing that compilers optimize away.
         "copy": partial(jax.jit(lambda xs: [-x for x in xs]), xs),
         "forward": partial(jax.jit(function), xs, params),
-        "backward": partial(jax.jit(lambda pull, dys: pull(list(dys))), pull, dys),
+        "backward": partial(jax.jit(lambda pull, dys: pull(dys)), pull, dys),
     }
     times = settings.interleave(
         {name: calling(call, block_each=settings.on_cpu) for name, call in programs.items()}

@@ -1,7 +1,7 @@
 """Parallel paths: the same layers, run on m tensors with m sets of stacked parameters."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -33,13 +33,14 @@ def describe(layer: nn.Module) -> str:
 
 
 def check_sizes(
-    layer: nn.Module, shape: Sequence[int], sizes: Mapping[str, int], count: int = 1
+    layer: nn.Module, shape: Sequence[Any], sizes: Mapping[str, int], count: int = 1
 ) -> None:
     """Raises ValueError for sizes below one and for tensors ``[b ... c]`` without numbers.
 
     Args:
       layer: is named.
-      shape: of each of its inputs; the batch, its first axis, may be empty.
+      shape: of each of its inputs; the batch, its first axis, may be empty, or a symbol while a
+        network is exported for any size.
       sizes: attributes of the layer, by name.
       count: of its inputs.
     """

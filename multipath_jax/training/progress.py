@@ -59,7 +59,9 @@ def at_work(what: str, announce: bool = False) -> Iterator[None]:
 def _remind(what: str, announce: bool, ended: threading.Event) -> None:
     begun = time.monotonic()
     with contextlib.suppress(OSError):  # which the body meets too, and can tell of
-        if announce and not ended.wait(SOON):
+        if ended.wait(SOON):
+            return
+        if announce:
             say(what)
         while not ended.wait(max(SILENCE - _silent(), 0.0)):
             if is_due():
