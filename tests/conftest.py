@@ -1,11 +1,20 @@
 """Settings that every test shares: two CPU devices, checked shapes, cached compilation."""
 
+import atexit
 import contextlib
 import os
+import shutil
 import signal
+import tempfile
 
 # Before jax is imported: sharded code is tested on a mesh of two devices from the first day.
 os.environ["JAX_PLATFORMS"] = "cpu"
+
+# Before matplotlib is imported: figures are drawn with its own settings and list of fonts, not with
+# a user's. The workers of a parallel run share the folder of the process that starts them.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp(prefix="matplotlib-")
+    atexit.register(shutil.rmtree, os.environ["MPLCONFIGDIR"], ignore_errors=True)
 
 from jaxtyping import install_import_hook
 
