@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from multipath_jax.layers import spread
+from multipath_jax.layers.convolution import convolve
 from multipath_jax.layers.squeeze import SqueezeExcite
 
 
@@ -103,6 +104,7 @@ class ConvNorm(nn.Module):
             use_bias=self.use_bias,
             kernel_init=self.kernel_init,
             dtype=self.dtype,
+            conv_general_dilated=convolve,
             name="conv",
         )(x)
         x = batch_norm(train, self.dtype, self.scale_init)(x)

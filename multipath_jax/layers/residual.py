@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from multipath_jax.layers.blocks import ConvNorm, batch_norm
+from multipath_jax.layers.convolution import convolve
 from multipath_jax.layers.squeeze import SqueezeExcite
 from multipath_jax.routing import global_average_pool
 
@@ -54,6 +55,7 @@ class Conv(nn.Module):
             use_bias=False,
             kernel_init=_HE_FAN_OUT,
             dtype=self.dtype,
+            conv_general_dilated=convolve,
             name="conv",
         )(x)
 
