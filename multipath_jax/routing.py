@@ -19,8 +19,9 @@ All of it works inside `jax.shard_map`, and on a mesh of explicit axes over whic
 split.
 """
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -154,8 +155,8 @@ def linear_cross_connect(xs: Paths, ws: Float[Array, "m n k"]) -> Paths:
 
     The relevance scores are ``A_i = W^i X_i`` (Eq. 7). The backward pass is Eqs. 8 and 9 as a
     ``jax.custom_vjp``; it keeps ``xs``, ``ws`` and the gates, and nothing else. It can be
-    differentiated again in reverse (or forward over reverse); forward mode alone is refused by
-    JAX with a ``TypeError`` that names ``custom_vjp``.
+    differentiated again in reverse (or forward over reverse). JAX has no forward mode of a
+    ``custom_vjp`` alone.
 
     Args:
       xs: m arrays ``[b k]``.
@@ -166,6 +167,7 @@ def linear_cross_connect(xs: Paths, ws: Float[Array, "m n k"]) -> Paths:
 
     Raises:
       ValueError: the inputs differ in shape or are not ``[b k]``, or ``ws`` does not fit them.
+      TypeError: it is differentiated in forward mode.
     """
     paths = _unstack(xs)
     _check_paths("linear_cross_connect", paths)
@@ -175,7 +177,8 @@ def linear_cross_connect(xs: Paths, ws: Float[Array, "m n k"]) -> Paths:
             f"linear_cross_connect: {len(paths)} inputs of shape {paths[0].shape} need [b k] "
             f"inputs and weights [m n k], got weights of shape {ws.shape}"
         )
-    return _like(xs, _linear_cross_connect(*_varying_alike((paths, ws))))
+    with _reverse_mode_alone("`cross_connect(xs, gates)` with the softmax of Eq. 7"):
+        return _like(xs, _linear_cross_connect(*_varying_alike((paths, ws))))
 
 
 @jax.custom_vjp
@@ -205,12 +208,22 @@ _linear_cross_connect.defvjp(_linear_forward, _linear_backward)
 # --- The whole layer, with the same derivation carried through Eqs. 1 and 2 ----------------------
 
 
+class Route(NamedTuple):
+    """What a cross-connection gives and what it computed on its way.
+
+    Attributes:
+      outputs: n arrays ``[b ... c]`` in the form and type of the inputs.
+      relevance: Eq. 2, the scores before the softmax.
+      gates: Eq. 3, the probabilities by which the outputs were mixed.
+    """
+
+    outputs: Paths
+    relevance: Float[Array, "m b n"]
+    gates: Float[Array, "m b n"]
+
+
 def gated_cross_connect(xs: Paths, params: GateParams) -> Paths:
     """The whole cross-connection: Eqs. 1-3 on every input, then Eq. 5 (Algorithm 2).
-
-    The backward pass is the derivation of Section 5 with the pooling and the two dense layers in
-    place of Eq. 7, as a ``jax.custom_vjp``; it keeps ``xs``, ``params`` and arrays of ``[b n]``,
-    ``[b d]`` and ``[b c]``. Differentiating again: as in `linear_cross_connect`.
 
     Args:
       xs: m arrays ``[b ... c]``.
@@ -221,33 +234,67 @@ def gated_cross_connect(xs: Paths, params: GateParams) -> Paths:
 
     Raises:
       ValueError: the inputs differ in shape, or ``params`` are not m gates for c channels.
+      TypeError: as `route` does.
+    """
+    return route(xs, params).outputs
+
+
+def route(xs: Paths, params: GateParams) -> Route:
+    """`gated_cross_connect` with its gates.
+
+    The backward pass is the derivation of Section 5 with the pooling and the two dense layers in
+    place of Eq. 7, as a ``jax.custom_vjp``; it keeps ``xs``, ``params`` and arrays of ``[b n]``,
+    ``[b d]`` and ``[b c]``. Gradients that arrive at the gates and their scores, such as those of a
+    loss on them, go the same way. Differentiating again: as in `linear_cross_connect`.
+
+    Args:
+      xs: m arrays ``[b ... c]``.
+      params: m gates, every array with a leading axis m.
+
+    Returns:
+      The outputs, the scores and the gates.
+
+    Raises:
+      ValueError: the inputs differ in shape, or ``params`` are not m gates for c channels.
+      TypeError: it is differentiated in forward mode.
     """
     paths = _unstack(xs)
     _check_paths("gated_cross_connect", paths)
     _check_params("gated_cross_connect", params, (len(paths), paths[0].shape[-1]))
-    return _like(xs, _gated_cross_connect(*_varying_alike((paths, params))))
+    with _reverse_mode_alone("`cross_connect(xs, gates)` with `gate` for each input"):
+        ys, scores, gates = _route(*_varying_alike((paths, params)))
+    return Route(_like(xs, ys), jnp.stack(scores), jnp.stack(gates))
 
 
 @jax.custom_vjp
-def _gated_cross_connect(xs, params):
-    return _gated_forward(xs, params)[0]
+def _route(xs, params):
+    return _route_forward(xs, params)[0]
 
 
-def _gated_forward(xs, params):
+def _route_forward(xs, params):
     zs = tuple(global_average_pool(x) for x in xs)
     hiddens = tuple(_hidden(z, p) for z, p in zip(zs, _each(params), strict=True))
-    scores = [_scores(r, p) for r, p in zip(hiddens, _each(params), strict=True)]
+    scores = tuple(_scores(r, p) for r, p in zip(hiddens, _each(params), strict=True))
     gates = tuple(jax.nn.softmax(a) for a in scores)
-    return _connect(xs, gates), (xs, params, zs, hiddens, gates)
+    return (_connect(xs, gates), scores, gates), (xs, params, zs, hiddens, gates)
 
 
-def _gated_backward(residuals, dys):
+def _route_backward(residuals, cotangents):
     xs, params, zs, hiddens, gates = residuals
+    dys, dscores, dgates = cotangents
     gradients, through_gates = [], []
-    for x, p, z, r, g, dg in zip(
-        xs, _each(params), zs, hiddens, gates, _gate_gradients(xs, dys), strict=True
+    for x, p, z, r, g, dg, own_da, own_dg in zip(
+        xs,
+        _each(params),
+        zs,
+        hiddens,
+        gates,
+        _gate_gradients(xs, dys),
+        dscores,
+        dgates,
+        strict=True,
     ):
-        da = _softmax_vjp(g, dg)  # Eq. 3
+        da = own_da + _softmax_vjp(g, dg + own_dg)  # Eq. 3
         dh = jnp.where(r > 0, _einsum("bn,dn->bd", da, p.w2), 0)  # Eq. 2, to before the ReLU
         dw1 = _sum_over_batch("bc,bd->cd", z, dh, p.w1)
         dw2 = _sum_over_batch("bd,bn->dn", r, da, p.w2)
@@ -258,7 +305,7 @@ def _gated_backward(residuals, dys):
     return _input_gradients(xs, gates, dys, through_gates), dparams
 
 
-_gated_cross_connect.defvjp(_gated_forward, _gated_backward)
+_route.defvjp(_route_forward, _route_backward)
 
 
 # --- The steps that both backward passes share ---------------------------------------------------
@@ -351,6 +398,20 @@ def _varying_alike(arrays: PyTree) -> PyTree:
         return lax.pcast(x, tuple(missing), to="varying")
 
     return jax.tree.map(cast, arrays)
+
+
+@contextlib.contextmanager
+def _reverse_mode_alone(instead: str) -> Iterator[None]:
+    """Says what to use where JAX refuses the forward mode of a ``custom_vjp``."""
+    try:
+        yield
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+        raise TypeError(
+            "there is no forward-mode differentiation (jax.jvp, jax.jacfwd) of a backward pass "
+            f"written out: use custom_vjp=False in a layer, or {instead} of `routing`"
+        ) from error
 
 
 def _each(params: GateParams) -> list[GateParams]:

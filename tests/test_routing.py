@@ -227,6 +227,37 @@ def test_gated_cross_connect_is_algorithm_2_and_its_backward_pass(m, n, space, d
     assert_close(dparams, expected[1], dtype)
 
 
+@pytest.mark.usefixtures("x64")
+def test_a_loss_on_gates_and_scores_goes_through_the_written_out_backward_pass():
+    xs, params = normal(0, "float64", 2, B, 2, 3, C), gate_params("float64", 2, 3)
+
+    def by_autodiff(xs, params):
+        scores = jnp.stack(
+            [
+                routing.relevance(routing.global_average_pool(x), p)
+                for x, p in zip(xs, each_gate(params), strict=True)
+            ]
+        )
+        gates = jax.nn.softmax(scores)
+        return routing.Route(routing.cross_connect(xs, gates), scores, gates)
+
+    def loss(route, weights, xs, params):
+        found = route(xs, params)
+        return sum(
+            w * jnp.sum(jnp.sin((1 + i) * f))
+            for i, (w, f) in enumerate(zip(weights, found, strict=True))
+        )
+
+    # Each alone, so that none hides behind the others.
+    for weights in (*np.eye(3), np.ones(3)):
+        found, expected = (
+            jax.value_and_grad(functools.partial(loss, route, weights), (0, 1))(xs, params)
+            for route in (routing.route, by_autodiff)
+        )
+        assert max(abs(leaf).max() for leaf in jax.tree.leaves(expected[1])) > 1e-2
+        assert_close(found, exact(expected), "float64")
+
+
 def test_gated_cross_connect_mixes_types():
     """Maps in bfloat16 and weights in float32, as in training: each gradient has its own type."""
     m, n, space = 2, 3, (2, 3)
@@ -379,7 +410,7 @@ def test_jax_hessian_works():
 @cases
 def test_forward_mode_alone_is_refused(case):
     layer, _, arguments = case("float32", 2, 3)
-    with pytest.raises(TypeError, match=r"forward-mode .* custom_vjp"):
+    with pytest.raises(TypeError, match=r"forward-mode .* use custom_vjp=False .* cross_connect"):
         jax.jvp(layer, arguments, arguments)
 
 

@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from multipath_jax.figures import style
 from multipath_jax.figures.observe import BATCH_SIZE, Observation, Trained, batches
-from multipath_jax.layers import Gate
 
 KINDS = {"mean": "mean gates", "uniform": "even gates", "shuffled": "another image's gates"}
 TICKS = (0.5, 1, 2, 5, 10, 20, 50, 100)
@@ -113,13 +112,12 @@ class _Network:
 
     def _forward(self, variables, images, given, replaced):
         def replace(following, args, kwargs, context):
-            if not isinstance(context.module, Gate) or context.method_name != "__call__":
+            router, name = context.module, "/".join(context.module.path)
+            if context.method_name != "route" or name not in self._names:
                 return following(*args, **kwargs)
-            at = self._names.index("/".join(context.module.path[:-1]))
-            _, relevance = following(*args, **kwargs)
-            # The softmax of the logarithms are the gates again.
-            other = jnp.log(jnp.moveaxis(given[at], 1, 0))
-            return None, jnp.where(replaced[at], other, relevance)
+            at, (xs, train) = self._names.index(name), args
+            gates = jnp.where(replaced[at], jnp.moveaxis(given[at], 1, 0), router.gates(xs))
+            return router.mix(xs, gates, train)
 
         with nn.intercept_methods(replace):
             x = self._trained.prepare(images)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from multipath_jax.layers.blocks import ConvStage, batch_norm
 from multipath_jax.layers.paths import Execution, Parallel
-from multipath_jax.layers.routers import Router, Tensors
+from multipath_jax.layers.routers import Router
 from multipath_jax.layers.stitch import own_weights
 
 
@@ -35,13 +35,8 @@ class NDDR(Router):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, xs: Tensors, train: bool = False) -> Float[Array, "n b *space f"]:
-        """m tensors ``[b ... c]`` -> ``[n b ... features]``.
-
-        Raises:
-          ValueError: tensors of unequal shapes, or n < 1.
-        """
-        xs = self._enter(xs)
+    def route(self, xs: Float[Array, "m b *space c"], train: bool) -> Float[Array, "n b *space f"]:
+        """m tensors ``[b ... c]`` -> ``[n b ... features]``."""
         kernel = self.param("kernel", self._diagonal, len(xs), xs.shape[-1])
         zeros = nn.initializers.zeros
         bias = self.param("bias", zeros, (self.num_outputs, self.features), jnp.float32)
@@ -52,7 +47,7 @@ class NDDR(Router):
             return y + lax.broadcast_to_rank(bias, y.ndim)
 
         ys = jax.vmap(fused)(kernel, bias)
-        return self._leave(xs, nn.relu(Parallel(batch_norm(train, self.dtype))(ys)))
+        return nn.relu(Parallel(batch_norm(train, self.dtype))(ys))
 
     def _diagonal(self, key: jax.Array, m: int, c: int) -> Float[Array, "n m c f"]:
         weights = own_weights(m, self.num_outputs, self.own)
@@ -81,9 +76,9 @@ class NDDRShortcut(Router):
     preserve_adopted_names: ClassVar[bool] = True
 
     @nn.compact
-    def __call__(self, xs: Tensors, train: bool = False) -> Float[Array, "n b h2 w2 f"]:
+    def route(self, xs: Float[Array, "m b h w c"], train: bool) -> Float[Array, "n b h2 w2 f"]:
         """m images ``[b h w c]`` -> ``[n b h2 w2 f]``, h2, w2 and f as the last stage leaves."""
-        xs, stages = self._enter(xs), []
+        stages = []
         for layer in self.layers:
             routes = isinstance(layer, Router)
             xs = (layer if routes else Parallel(layer, self.execution))(xs, train=train)

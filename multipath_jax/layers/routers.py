@@ -3,10 +3,12 @@
 Every router takes m parallel tensors ``[m b ... c]`` (or a sequence of m) and gives n. It records
 under Flax's ``intermediates``: ``gates [m b n]``, ``relevance [m b n]`` (the scores before the
 softmax), and ``input_strength [m b]`` and ``output_strength [n b]``, the mean activation of every
-tensor that enters and leaves (Section 7.1). What nobody asks for is never computed.
+tensor that enters and leaves (Section 7.1). Records that are not collected are eliminated as dead
+code.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -23,7 +25,7 @@ Tensors = Sequence[Array] | Float[Array, "..."]
 
 
 class Gate(nn.Module):
-    """Eqs. 1-2 for m parallel tensors: the parameters of their gates and their relevance scores.
+    """Eqs. 1-2 for m parallel tensors: the weights of their gates and their relevance scores.
 
     Attributes:
       num_outputs: n, the number of output paths.
@@ -34,37 +36,63 @@ class Gate(nn.Module):
     hidden: int = 16
 
     @nn.compact
-    def __call__(
-        self, xs: Float[Array, "m b *space c"]
-    ) -> tuple[routing.GateParams, Float[Array, "m b n"]]:
+    def weights(self, xs: Float[Array, "m b *space c"]) -> routing.GateParams:
+        """The parameters of m gates. Raises ValueError for a width below one."""
         m, c, d, n = len(xs), xs.shape[-1], self.hidden, self.num_outputs
         check_sizes(self, xs.shape[1:], {"num_outputs": n, "hidden": d}, m)
         he = nn.initializers.he_normal(batch_axis=0)  # before a ReLU
         lecun = nn.initializers.lecun_normal(batch_axis=0)
         zeros = nn.initializers.zeros
-        params = routing.GateParams(
+        return routing.GateParams(
             self.param("w1", he, (m, c, d), jnp.float32),
             self.param("b1", zeros, (m, d), jnp.float32),
             self.param("w2", lecun, (m, d, n), jnp.float32),
             self.param("b2", zeros, (m, n), jnp.float32),
         )
+
+    def __call__(self, xs: Float[Array, "m b *space c"]) -> Float[Array, "m b n"]:
+        """The scores A of Eq. 2. Raises ValueError as `weights` does."""
         zs = jnp.stack([routing.global_average_pool(x) for x in jnp.unstack(xs)])
-        return params, jax.vmap(routing.relevance)(zs, params)
+        return jax.vmap(routing.relevance)(zs, self.weights(xs))
 
 
 class Router(nn.Module):
-    """What routers share: n, the gate's width, the check of shapes and the records.
+    """The base of all routers: m parallel tensors in, n out.
+
+    A router of one's own is a subclass with a `mix`, for outputs computed from the inputs and the
+    paper's gates, with `gates`, for gates computed in another way, or with a `route`, for something
+    else altogether. It takes its place in a `MultiPath` as those of this package do; the figures
+    and the ablation know what `gates` records::
+
+        class Strongest(Router):
+            additive = True
+
+            def mix(self, xs, gates, train=False):
+                strongest = jax.nn.one_hot(gates.argmax(-1), self.num_outputs)
+                return routing.cross_connect(xs, strongest)
 
     Attributes:
       num_outputs: n, the number of output paths.
       hidden: d, the hidden width of every gate.
+      additive: of the class; whether `route` gives sums over the inputs, each term computed from
+        one input alone. Such a router works on paths that are spread over devices
+        (``mesh.path``), which add up their terms among themselves.
     """
 
     num_outputs: int
     hidden: int = 16
 
-    def _enter(self, xs: Tensors) -> Float[Array, "m b *rest"]:
-        """The inputs, stacked.
+    additive: ClassVar[bool] = False
+
+    def setup(self):
+        self.gate = Gate(self.num_outputs, self.hidden)
+
+    def __call__(self, xs: Tensors, train: bool = False) -> Float[Array, "n b *rest"]:
+        """m tensors ``[b ...]`` -> ``[n b ...]``; records the strengths of Section 7.1.
+
+        Args:
+          xs: m tensors, stacked or as a sequence.
+          train: as every layer takes it.
 
         Raises:
           ValueError: n or another width < 1, or tensors of unequal shapes or without channels or
@@ -74,25 +102,38 @@ class Router(nn.Module):
         widths = ("num_outputs", "hidden", "features")
         sizes = {name: getattr(self, name) for name in widths if hasattr(self, name)}
         check_sizes(self, xs.shape[1:], sizes, len(xs))
-        return xs
-
-    def _gate(self, xs) -> tuple[routing.GateParams | None, Float[Array, "m b n"]]:
-        """The gates' parameters and, recorded, Eqs. 1-3.
-
-        There are no parameters where `nn.intercept_methods` gives `Gate` scores from elsewhere.
-        """
-        params, relevance = Gate(self.num_outputs, self.hidden, name="gate")(xs)
-        gates = jax.nn.softmax(relevance)
-        self.sow("intermediates", "relevance", relevance)
-        self.sow("intermediates", "gates", gates)
-        return params, gates
-
-    def _leave(self, xs, ys):
-        """Records the strengths of Section 7.1 and gives the outputs."""
+        ys = self.activation(spread.deliver(self.route(xs, train)))
         for name, tensors in (("input_strength", xs), ("output_strength", ys)):
             strength = jnp.mean(tensors, axis=tuple(range(2, tensors.ndim)), dtype=jnp.float32)
             self.sow("intermediates", name, strength)
         return ys
+
+    def route(self, xs: Float[Array, "m b *rest"], train: bool) -> Float[Array, "n b *rest2"]:
+        """The outputs before their activation: `mix` by the `gates` of these inputs."""
+        return self.mix(xs, self.gates(xs), train)
+
+    def gates(self, xs: Float[Array, "m b *space c"]) -> Float[Array, "m b n"]:
+        """Eqs. 1-3, recorded."""
+        relevance = self.gate(xs)
+        return self.record(relevance, jax.nn.softmax(relevance))
+
+    def mix(
+        self, xs: Float[Array, "m b *rest"], gates: Float[Array, "m b n"], train: bool
+    ) -> Float[Array, "n b *rest2"]:
+        """The outputs by given gates; here Eq. 5."""
+        return routing.cross_connect(xs, gates)
+
+    def activation(self, ys: Float[Array, "n b *rest"]) -> Float[Array, "n b *rest"]:
+        """What is applied to the outputs of `route`, whose terms have been added up."""
+        return ys
+
+    def record(
+        self, relevance: Float[Array, "m b n"], gates: Float[Array, "m b n"]
+    ) -> Float[Array, "m b n"]:
+        """Records what a router decided by; gives the gates."""
+        self.sow("intermediates", "relevance", relevance)
+        self.sow("intermediates", "gates", gates)
+        return gates
 
 
 class CrossConnect(Router):
@@ -100,42 +141,37 @@ class CrossConnect(Router):
 
     Attributes:
       custom_vjp: the backward pass of Section 5, written out; False leaves it to autodiff, with
-        the same result.
+        the same result, and has a forward mode (`jax.jvp`).
     """
 
     custom_vjp: bool = True
 
-    @nn.compact
-    def __call__(self, xs: Tensors, train: bool = False) -> Float[Array, "n b *space c"]:
-        """m tensors ``[b ... c]`` -> ``[n b ... c]``.
+    additive: ClassVar[bool] = True
 
-        Raises:
-          ValueError: tensors of unequal shapes or without channels, or n < 1.
-        """
-        xs = self._enter(xs)
-        params, gates = self._gate(xs)
-        if self.custom_vjp and params is not None:
-            ys = routing.gated_cross_connect(xs, params)
-        else:
-            ys = routing.cross_connect(xs, gates)
-        return self._leave(xs, spread.deliver(ys))
+    def route(self, xs: Float[Array, "m b *rest"], train: bool) -> Float[Array, "n b *rest"]:
+        """The outputs, and their gates recorded, by one function with one backward pass."""
+        if not self.custom_vjp:
+            return super().route(xs, train)
+        ys, relevance, gates = routing.route(xs, self.gate.weights(xs))
+        self.record(relevance, gates)
+        return ys
 
 
 class OneToMany(CrossConnect):
     """The one-to-many connector: a cross-connection from one tensor (m = 1) to n."""
 
     def __call__(self, x: Float[Array, "b *space c"], train: bool = False) -> Array:
-        """``[b ... c] -> [n b ... c]``."""
+        """``[b ... c] -> [n b ... c]``. Raises ValueError as `Router` does."""
         return super().__call__(x[None])
 
 
 class Share(Router):
     """No routing: one tensor, or the mean of several, given to all n paths alike (BaseCNN-X)."""
 
-    def __call__(self, xs: Tensors, train: bool = False) -> Float[Array, "n b *rest"]:
-        """m tensors ``[b ...]`` -> ``[n b ...]``. Raises ValueError as `CrossConnect` does."""
-        x = self._enter(xs).mean(0)
-        return spread.deliver(jnp.broadcast_to(x, (self.num_outputs, *x.shape)))
+    def route(self, xs: Float[Array, "m b *rest"], train: bool) -> Float[Array, "n b *rest"]:
+        """The mean of the inputs, n times."""
+        x = xs.mean(0)
+        return jnp.broadcast_to(x, (self.num_outputs, *x.shape))
 
 
 class _CrossPredict(Router):
@@ -154,20 +190,24 @@ class _CrossPredict(Router):
     execution: Execution = "unrolled"
     dtype: DTypeLike = jnp.float32
 
-    @nn.compact
-    def __call__(self, xs: Tensors, train: bool = False) -> Float[Array, "n b *space f"]:
-        """m tensors ``[b ... c]`` -> ``[n b ... features]``.
+    additive: ClassVar[bool] = True
 
-        Raises:
-          ValueError: tensors of unequal shapes or of the wrong rank, or n < 1.
-        """
-        xs = self._enter(xs)
+    def setup(self):
+        super().setup()
         predictor = self.predictor(self.num_outputs * self.features)
-        us = Parallel(predictor, self.execution)(xs, train=train)
-        us = [jnp.split(u, self.num_outputs, axis=-1) for u in jnp.unstack(us)]
-        _, gates = self._gate(xs)
-        sums = spread.deliver(jnp.stack(routing.mix_predictions(us, gates)))
-        return self._leave(xs, nn.relu(sums))
+        self.prediction = Parallel(predictor, self.execution)
+
+    def mix(
+        self, xs: Float[Array, "m b *space c"], gates: Float[Array, "m b n"], train: bool
+    ) -> Float[Array, "n b *space2 f"]:
+        """The sums of Eq. 4 over the predictions that every input makes."""
+        us = jnp.unstack(self.prediction(xs, train=train))
+        us = [jnp.split(u, self.num_outputs, axis=-1) for u in us]
+        return jnp.stack(routing.mix_predictions(us, gates))
+
+    def activation(self, ys: Float[Array, "n b *rest"]) -> Float[Array, "n b *rest"]:
+        """The ReLU of Eq. 4."""
+        return nn.relu(ys)
 
 
 class ConvCrossPredict(_CrossPredict):
@@ -194,7 +234,6 @@ class ConvCrossPredict(_CrossPredict):
             use_bias=self.use_bias,
             relu=False,
             dtype=self.dtype,
-            name="prediction",
         )
 
 
@@ -203,4 +242,4 @@ class DenseCrossPredict(_CrossPredict):
 
     def predictor(self, features: int) -> nn.Module:
         """The dense layer that makes one input's predictions."""
-        return DenseLayer(features, False, self.dtype, norm=True, name="prediction")
+        return DenseLayer(features, False, self.dtype, norm=True)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from multipath_jax import routing
-from multipath_jax.layers.routers import Router, Tensors
+from multipath_jax.layers.routers import Router
 
 
 def own_weights(m: int, n: int, own: float) -> Float[Array, "m n"]:
@@ -32,10 +32,9 @@ class CrossStitch(Router):
     own: float = 0.9
 
     @nn.compact
-    def __call__(self, xs: Tensors, train: bool = False) -> Float[Array, "n b *rest"]:
-        """m tensors ``[b ...]`` -> ``[n b ...]``. Raises ValueError as `CrossConnect` does."""
-        xs = self._enter(xs)
+    def route(self, xs: Float[Array, "m b *rest"], train: bool) -> Float[Array, "n b *rest"]:
+        """Eq. 5 with the coefficients in place of gates."""
         m, n = len(xs), self.num_outputs
         coefficients = self.param("coefficients", lambda key: own_weights(m, n, self.own))
         gates = jnp.broadcast_to(coefficients[:, None], (m, xs.shape[1], n))
-        return self._leave(xs, routing.cross_connect(xs, gates))
+        return routing.cross_connect(xs, gates)

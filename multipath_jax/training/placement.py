@@ -15,20 +15,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from multipath_jax.errors import UserError
-from multipath_jax.layers import (
-    ConvCrossPredict,
-    CrossConnect,
-    DenseCrossPredict,
-    OneToMany,
-    Router,
-    Share,
-    spread,
-)
+from multipath_jax.layers import Router, spread
 from multipath_jax.models.multipath import MultiPath
 from multipath_jax.training.devices import DATA, PATH
-
-# Routers whose outputs are sums over their inputs, which devices can add up among themselves.
-_SUMS = (CrossConnect, OneToMany, ConvCrossPredict, DenseCrossPredict)
 
 
 def check(
@@ -45,8 +34,8 @@ def check(
     if path == 1:
         return
     routers = _routers(model)
-    spreadable = routers and all(type(router) in _SUMS for router in routers[1:])
-    if not spreadable or type(routers[0]) not in (*_SUMS, Share):
+    # The first router sees one tensor, which all devices have: they need not add anything up.
+    if not routers or not all(router.additive for router in routers[1:]):
         raise UserError(
             f"mesh.path={path}: {name} has no parallel paths that only routers connect; "
             "use mesh.path=1"

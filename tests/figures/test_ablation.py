@@ -29,7 +29,7 @@ def test_the_networks_own_gates_change_nothing(kind):
     trained, found = observed(kind)
     network = ablation._Network(trained, found)
     logits = network.logits(IMAGES, own_gates(found), np.array([True, True]), batch_size=8)
-    # Gates come back through a logarithm and a softmax.
+    # Batches of another size: products of float32 in another order.
     np.testing.assert_allclose(logits, found.logits, rtol=1e-4, atol=1e-5)
 
 

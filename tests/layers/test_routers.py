@@ -1,9 +1,12 @@
 """Routers: the equations with parameters of their own, and what they record."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend import core
 
 from multipath_jax import routing
 from multipath_jax.layers import (
@@ -16,6 +19,7 @@ from multipath_jax.layers import (
     HyperConv,
     KernelGenerator,
     OneToMany,
+    Router,
     Share,
     SkipGate,
     SqueezeExcite,
@@ -50,6 +54,81 @@ def test_cross_connect_is_the_paper_s_layer_and_records_its_gates(xs, n, custom_
         np.testing.assert_allclose(gates[i], routing.gate(x, own), rtol=1e-6)
     np.testing.assert_allclose(ys, routing.cross_connect(xs, gates), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(jax.nn.softmax(relevance), gates, rtol=1e-6)
+
+
+def primitives(jaxpr):
+    """The names of all primitives of a program, those of its inner ones included."""
+    for eqn in jaxpr.eqns:
+        yield eqn.primitive.name
+        for inner in core.jaxprs_in_params(eqn.params):
+            yield from primitives(inner)
+
+
+@pytest.mark.parametrize("custom_vjp", [True, False])
+def test_the_recorded_gates_are_those_that_mix(custom_vjp):
+    router = CrossConnect(2, custom_vjp=custom_vjp)
+    variables = init(router, MAPS)
+    watch = partial(router.apply, mutable=["intermediates"])
+    ys, recorded = watch(variables, MAPS)
+    (gates,) = recorded["intermediates"]["gates"]
+    np.testing.assert_array_equal(ys, routing.cross_connect(MAPS, gates))
+    program = jax.make_jaxpr(watch)(variables, MAPS)
+    # One softmax for each of the three inputs, or one for all, whether it is recorded or not.
+    assert [*primitives(program.jaxpr)].count("exp") == (3 if custom_vjp else 1)
+
+
+@pytest.mark.parametrize("custom_vjp", [True, False])
+def test_a_loss_on_the_gates_trains_them(custom_vjp):
+    router = CrossConnect(2, custom_vjp=custom_vjp)
+    variables = init(router, MAPS)
+
+    def entropy(variables):
+        _, recorded = router.apply(variables, MAPS, mutable=["intermediates"])
+        (gates,) = recorded["intermediates"]["gates"]
+        return -jnp.mean(jnp.sum(gates * jnp.log(gates), -1))
+
+    before, gradients = jax.value_and_grad(entropy)(variables)
+    after = entropy(jax.tree.map(lambda p, g: p + g, variables, gradients))
+    assert after > before + 1e-3
+
+
+def test_forward_mode_without_the_written_out_backward_pass():
+    variables = init(CrossConnect(2), MAPS)
+    direction = jax.tree.map(jnp.ones_like, variables)
+
+    def loss(custom_vjp, variables):
+        return jnp.sum(jnp.sin(CrossConnect(2, custom_vjp=custom_vjp).apply(variables, MAPS)))
+
+    _, forward = jax.jvp(partial(loss, False), (variables,), (direction,))
+    gradients = jax.grad(partial(loss, True))(variables)
+    reverse = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(gradients))
+    np.testing.assert_allclose(forward, reverse, rtol=1e-4)  # sums of thousands, in two orders
+    with pytest.raises(TypeError, match="use custom_vjp=False"):
+        jax.jvp(partial(loss, True), (variables,), (direction,))
+
+
+class Strongest(Router):
+    """A router of one's own: each input goes to one output."""
+
+    additive = True
+
+    def mix(self, xs, gates, train):
+        return routing.cross_connect(xs, jax.nn.one_hot(gates.argmax(-1), self.num_outputs))
+
+
+def test_a_router_of_ones_own_is_one_class():
+    xs = [*MAPS]
+    variables = init(Strongest(2), xs)
+    ys, recorded = Strongest(2).apply(variables, xs, mutable=["intermediates"])
+    (gates,) = recorded["intermediates"]["gates"]
+    for b in range(4):
+        expected = jnp.zeros((2, *MAPS.shape[2:]))
+        for i in range(3):
+            expected = expected.at[jnp.argmax(gates[i, b])].add(MAPS[i, b])
+        np.testing.assert_allclose(ys[:, b], expected, rtol=1e-5, atol=1e-6)
+    assert recorded["intermediates"]["output_strength"][0].shape == (2, 4)
+    with pytest.raises(ValueError, match=r"Strongest.*num_outputs >= 1, got 0"):
+        Strongest(0).init(KEY, xs)
 
 
 def test_the_written_out_backward_pass_changes_no_result():

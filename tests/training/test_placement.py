@@ -22,6 +22,7 @@ from multipath_jax.layers import (
     PoolDense,
     PreActivationBlock,
     ResidualStack,
+    Router,
 )
 from multipath_jax.models.multipath import MultiPath
 from multipath_jax.training import placement
@@ -189,6 +190,25 @@ def test_layers_that_see_the_whole_batch_are_not():
     block = partial(PreActivationBlock, 4)
     layers = NormReLU(name="norm"), ResidualStack(block, 1, name="stack"), ForeignNorm(True)
     placement.check(routed(*layers), "mine", 2, (8, 8, 1))
+
+
+class Own(Router):
+    """A router that the package does not know."""
+
+
+class OwnAdditive(Own):
+    additive = True
+
+
+def test_a_router_of_ones_own_says_whether_its_paths_may_be_spread():
+    def network(router):
+        return MultiPath(
+            (router(2, name="router_1"), router(2, name="router_2"), PoolDense(10, name="dense"))
+        )
+
+    placement.check(network(OwnAdditive), "mine", 2, (8, 8, 1))
+    with pytest.raises(UserError, match=r"mesh.path=2: mine has no parallel paths"):
+        placement.check(network(Own), "mine", 2, (8, 8, 1))
 
 
 def is_spec(leaf):
