@@ -1,4 +1,4 @@
-"""Section 6.2 and 6.3: any network on CIFAR-10 or CIFAR-100, by the paper's protocol.
+"""Section 6.2 and 6.3: any network on CIFAR-10 or CIFAR-100, by the paper's recipes.
 
 Command:   python -m multipath_jax.main --config=cifar:BaseCNN-2-CC --workdir=runs/cifar
            cifar:NAME[,epochs=350][,dataset=cifar100] for any name of list_models()
@@ -12,8 +12,8 @@ Error:     in the paper, of BaseCNN-2-CC 7.03 % (6.53 % with epochs=350), of the
 
 from ml_collections import ConfigDict
 
+from multipath_jax import recipes
 from multipath_jax.errors import UserError
-from multipath_jax.training import protocol
 
 
 def get_config(arguments: str = "BaseCNN-2-CC") -> ConfigDict:
@@ -21,9 +21,9 @@ def get_config(arguments: str = "BaseCNN-2-CC") -> ConfigDict:
     name, options = parse(arguments)
     epochs = options.get("epochs")
     dataset = options.get("dataset", "cifar10")
-    if epochs not in (None, *map(str, protocol.DROPS)) or dataset not in protocol.DATASETS:
+    if epochs not in (None, *map(str, recipes.DROPS)) or dataset not in recipes.DATASETS:
         raise UserError(f"--config=cifar:{arguments} is not {get_config.__doc__.split(';')[0]}")
-    return protocol.cifar(name, None if epochs is None else int(epochs), dataset)
+    return recipes.cifar(name, None if epochs is None else int(epochs), dataset)
 
 
 def parse(arguments: str) -> tuple[str, dict[str, str]]:

@@ -12,17 +12,17 @@ Error:     not measured yet
 
 from ml_collections import ConfigDict
 
+from multipath_jax import recipes
 from multipath_jax.errors import UserError
-from multipath_jax.training import protocol
 
 
 def get_config(arguments: str = "BaseCNN-2-CC") -> ConfigDict:
     """``NAME[,epochs=N][,dataset=cifar10|cifar100]``; UserError for anything else."""
     name, *options = arguments.split(",")
     pairs = dict(option.partition("=")[::2] for option in options)
-    epochs = pairs.pop("epochs", str(protocol.FAST_EPOCHS))
+    epochs = pairs.pop("epochs", str(recipes.FAST_EPOCHS))
     dataset = pairs.pop("dataset", "cifar10")
     if pairs or not epochs.isdecimal():
         form = get_config.__doc__.split(";")[0]
         raise UserError(f"--config=cifar_fast:{arguments} is not {form}")
-    return protocol.fast(name, int(epochs), dataset)
+    return recipes.fast(name, int(epochs), dataset)

@@ -7,16 +7,8 @@ Error:     0.6 to 1.1 % of the held-out digits (seeds 0, 1 and 2: 1.13, 0.56 and
 
 from ml_collections import ConfigDict
 
-from multipath_jax.training.config import default_config
+from multipath_jax import recipes
 
 
 def get_config() -> ConfigDict:
-    config = default_config()
-    config.model.name = "BaseCNN-2-CC"
-    config.dataset.name = "digits"
-    config.dataset.shift = 1  # of 8 pixels; digits have no mirror images
-    config.batch_size = 64
-    config.train_for = "15 epochs"
-    config.schedule.rate = 0.05
-    config.schedule.drops = "9 epochs, 13 epochs"
-    return config
+    return recipes.digits()

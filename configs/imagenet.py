@@ -1,4 +1,4 @@
-"""Section 6.4: any network on ILSVRC2012, or on its first 100 classes, by the paper's protocol.
+"""Section 6.4: any network on ILSVRC2012, or on its first 100 classes, by the paper's recipes.
 
 Command:   python -m multipath_jax.main --config=imagenet:ResNet34 --workdir=runs/r34
            imagenet:NAME[,subset] for any name of list_models(), and
@@ -13,8 +13,8 @@ Error:     in the paper, Table 4: of ResNet18-2-CC 26.48 % (ten crops 24.5 %), a
 
 from ml_collections import ConfigDict
 
+from multipath_jax import recipes
 from multipath_jax.errors import UserError
-from multipath_jax.training import protocol
 
 
 def get_config(arguments: str = "ResNet18-2-CC") -> ConfigDict:
@@ -22,4 +22,4 @@ def get_config(arguments: str = "ResNet18-2-CC") -> ConfigDict:
     name, comma, option = arguments.partition(",")
     if comma and option != "subset":
         raise UserError(f"--config=imagenet:{arguments} is not {get_config.__doc__.split(';')[0]}")
-    return protocol.imagenet(name, subset=bool(comma))
+    return recipes.imagenet(name, subset=bool(comma))

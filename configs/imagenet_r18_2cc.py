@@ -9,8 +9,8 @@ Error:     in the paper 26.48 % (top-5 8.6 %), on ten crops 24.5 % (7.34 %); her
 
 from ml_collections import ConfigDict
 
-from multipath_jax.training import protocol
+from multipath_jax import recipes
 
 
 def get_config() -> ConfigDict:
-    return protocol.imagenet("ResNet18-2-CC")
+    return recipes.imagenet("ResNet18-2-CC")

@@ -1,25 +1,45 @@
 """Data-dependent routing in multi-path neural networks, in JAX and Flax."""
 
-from typing import Any
+import importlib
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
 
 from multipath_jax import layers, routing
 from multipath_jax.cpu import use_fast_convolutions as use_fast_cpu_convolutions
 from multipath_jax.models import create_model, list_models
 
+if TYPE_CHECKING:
+    from multipath_jax import data, recipes
+    from multipath_jax.runs import LoadedRun, load_run
+    from multipath_jax.trainer import Trainer
+
+__version__ = importlib.metadata.version("multipath_jax")
 __all__ = [
+    "LoadedRun",
+    "Trainer",
     "create_model",
+    "data",
     "layers",
     "list_models",
     "load_run",
+    "recipes",
     "routing",
     "use_fast_cpu_convolutions",
 ]
 
+# Imported when they are first asked for: data sets and checkpoints take seconds.
+_LATER = {
+    "LoadedRun": "runs",
+    "Trainer": "trainer",
+    "data": "",
+    "load_run": "runs",
+    "recipes": "",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """`load_run` when it is first asked for: data sets and checkpoints take seconds to import."""
-    if name == "load_run":
-        from multipath_jax.runs import load_run
-
-        return load_run
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if not _LATER[name]:
+        return importlib.import_module(f"{__name__}.{name}")
+    return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)

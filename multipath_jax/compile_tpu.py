@@ -27,7 +27,7 @@ import numpy as np
 from absl import flags
 from jax.experimental import topologies
 
-from multipath_jax import filesystem, recipe
+from multipath_jax import config_flags, filesystem
 from multipath_jax.data import Dataset, Split
 from multipath_jax.errors import UserError
 from multipath_jax.training.cost import peak_bytes
@@ -59,13 +59,13 @@ class Exchange(NamedTuple):
 
 def main(argv: Sequence[str]) -> int:
     """Compiles and prints; gives the exit status."""
-    if len(argv) > 1 or recipe.CONFIG.value is None:
+    if len(argv) > 1 or config_flags.CONFIG.value is None:
         raise UserError("usage: --config=cifar:NAME --topology=v5e:4x4")
     chip = TOPOLOGY.value.partition(":")[0]
     if chip not in MEMORY:
         raise UserError(f"--topology={TOPOLOGY.value}: chips are {', '.join(MEMORY)}")
     out = JSON.value and filesystem.output_file("--json", JSON.value, replace=True)
-    found = measure(recipe.CONFIG.value, slice_of(TOPOLOGY.value))
+    found = measure(config_flags.CONFIG.value, slice_of(TOPOLOGY.value))
     print("\n".join(lines(found, TOPOLOGY.value, MEMORY[chip])))
     if out:
         with filesystem.replacing(out) as new:
@@ -173,4 +173,4 @@ def lines(found: dict[str, Any], topology: str, gigabytes: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    recipe.run(main)
+    config_flags.run(main)

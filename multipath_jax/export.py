@@ -14,7 +14,6 @@ import pathlib
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 from jax import export as jax_export
 
 from multipath_jax import cli, filesystem
@@ -53,7 +52,7 @@ def _parser() -> cli.Parser:
 def artifact(run: LoadedRun) -> bytes:
     """The run's network, serialized by `jax.export` for all of `PLATFORMS`."""
     (batch,) = jax_export.symbolic_shape("b")
-    images = jax.ShapeDtypeStruct((batch, *run.description.stored_shape), jnp.uint8)
+    images = jax.ShapeDtypeStruct((batch, *run.description.stored_shape), run.description.dtype)
 
     @jax.jit
     def forward(images):
@@ -71,7 +70,7 @@ def _usage(run: LoadedRun, out: pathlib.Path) -> list[str]:
         "",
         "    import jax, jax.export  # pip install jax flatbuffers",
         f"    network = jax.jit(jax.export.deserialize(open({str(out)!r}, 'rb').read()).call)",
-        f"    logits = network(images)  # uint8 [b {height} {width} {channels}]"
+        f"    logits = network(images)  # {run.description.dtype} [b {height} {width} {channels}]"
         f" -> float32 [b {classes}]",
         "",
         f"The classes are named, in their order, by {run.workdir / DATASET_FILE}.",

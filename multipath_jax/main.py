@@ -21,14 +21,15 @@ from typing import NoReturn
 
 from absl import flags
 
-from multipath_jax import filesystem, recipe
+from multipath_jax import config_flags, filesystem
 from multipath_jax.data.datasets import TEST
 from multipath_jax.errors import UserError
 from multipath_jax.runs import load_run
+from multipath_jax.trainer import train
 from multipath_jax.training import checkpoints, processes
 from multipath_jax.training import config as config_lib
 from multipath_jax.training.devices import enable_compilation_cache
-from multipath_jax.training.loop import Result, train
+from multipath_jax.training.loop import Result
 from multipath_jax.training.stopping import Stopping
 from multipath_jax.training.trials import train_trials
 from multipath_jax.training.writers import SPLITS
@@ -65,10 +66,10 @@ def main(argv: list[str]) -> int:
 
 
 def _train() -> int:
-    if recipe.CONFIG.value is None:
+    if config_flags.CONFIG.value is None:
         raise UserError(f"say by which recipe to train: {USAGE}")
-    enable_compilation_cache(recipe.CONFIG.value.compilation_cache)
-    config, workdir = recipe.CONFIG.value, WORKDIR.value
+    enable_compilation_cache(config_flags.CONFIG.value.compilation_cache)
+    config, workdir = config_flags.CONFIG.value, WORKDIR.value
     with Stopping() as stopping:
         if config.trials > 1:
             results = train_trials(config, workdir, stopping, RESTART.value)
@@ -95,7 +96,7 @@ def _report(result: Result) -> None:
 
 def _evaluate() -> int:
     """Evaluates a workdir's checkpoint by the config stored there, or by one that agrees."""
-    workdir, config = filesystem.path("--workdir", WORKDIR.value), recipe.CONFIG.value
+    workdir, config = filesystem.path("--workdir", WORKDIR.value), config_flags.CONFIG.value
     if config is not None:
         config_lib.validate(config)
         checkpoints.check_workdir(workdir, config)
@@ -116,7 +117,7 @@ def _evaluate() -> int:
 
 def run() -> NoReturn:
     """The entry point."""
-    recipe.run(main)
+    config_flags.run(main)
 
 
 if __name__ == "__main__":

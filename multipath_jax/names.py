@@ -1,6 +1,8 @@
-"""Names that users gave to files, folders and classes, made fit to be shown."""
+"""Names: those that users gave, made fit to be shown, and the nearest of those that are known."""
 
+import difflib
 import unicodedata
+from collections.abc import Iterable
 
 
 def shown(name: str) -> str:
@@ -18,3 +20,8 @@ def _shown(character: str) -> str:
         code = ord(character)
         return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
     return character.encode("unicode_escape").decode() if category == "Cc" else character
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Of the known names, which are one or more, the one that is most like ``name``."""
+    return difflib.get_close_matches(name, list(known), n=1, cutoff=0)[0]

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 
 import flax.linen as nn
 import jax
@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from etils import epath
-from flax import traverse_util
-from jaxtyping import Array, Float, PyTree, UInt8
+from flax import nnx, traverse_util
+from jaxtyping import Array, Float, Num, PyTree
 from ml_collections import ConfigDict
 
 from multipath_jax import filesystem
@@ -26,12 +26,13 @@ from multipath_jax.data.description import differences, read_description
 from multipath_jax.errors import UserError
 from multipath_jax.evaluation.crops import centre_crop
 from multipath_jax.evaluation.evaluate import Views, make_evaluator
+from multipath_jax.models.adapter import adapt
 from multipath_jax.training import checkpoints
-from multipath_jax.training.config import read_config
+from multipath_jax.training.config import OWN, read_config
 from multipath_jax.training.devices import evaluation_mesh, replicated
 from multipath_jax.training.parts import make_model, read_dataset
 
-Images = UInt8[Array, "b h w c"] | UInt8[np.ndarray, "b h w c"]
+Images = Num[Array, "b h w c"] | Num[np.ndarray, "b h w c"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,6 +47,7 @@ class LoadedRun:
       variables: its parameters and statistics, on the first device.
       description: of the data that it was trained on: class names, shape of the images, mean and
         deviation of the pixels.
+      given: the data set that `Trainer` was given, if it was.
     """
 
     workdir: epath.Path
@@ -54,6 +56,7 @@ class LoadedRun:
     model: nn.Module
     variables: PyTree
     description: Description
+    given: Dataset | None = None
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -64,7 +67,12 @@ class LoadedRun:
         Raises:
           UserError: it is gone, or has other classes or images of another shape.
         """
-        found = read_dataset(self.config.dataset)
+        if self.given is None and self.config.dataset.name.startswith(OWN):
+            raise UserError(
+                f"the data of {self.workdir} were given to Trainer(dataset=...); give them to "
+                "load_run(workdir, dataset=...) in Python too"
+            )
+        found = self.given or read_dataset(self.config.dataset)
         now = dataclasses.replace(
             self.description, class_names=found.class_names, stored_shape=found.image_shape
         )
@@ -107,13 +115,13 @@ class LoadedRun:
         )
         return evaluator(jax.device_put(jax.device_get(self.variables), replicated(mesh)))
 
-    def crop(self, images: Images) -> UInt8[Array | np.ndarray, "b h2 w2 c"]:
+    def crop(self, images: Images) -> Num[Array | np.ndarray, "b h2 w2 c"]:
         """Images as the data set gives them -> as they are seen: their centres, or the whole."""
         side = self.config.dataset.crop
         return centre_crop(images, side) if side else images
 
     def prepare(self, images: Images) -> Float[Array, "b h w c"]:
-        """Images as they are seen, uint8 -> the network's input, as in evaluation."""
+        """Images as they are seen -> the network's input, as in evaluation."""
         return normalize(jnp.asarray(images), self.description.mean, self.description.std)
 
     def forward(self, variables: PyTree, images: Images) -> Float[Array, "b classes"]:
@@ -130,7 +138,12 @@ class LoadedRun:
 
 
 def load_run(
-    workdir: str | os.PathLike, checkpoint: str | int = "best", dtype: str | None = None
+    workdir: str | os.PathLike,
+    checkpoint: str | int = "best",
+    dtype: str | None = None,
+    *,
+    model: nn.Module | nnx.Module | None = None,
+    dataset: Dataset | None = None,
 ) -> LoadedRun:
     """The network that was trained in a workdir; nothing there is changed.
 
@@ -139,6 +152,8 @@ def load_run(
     Args:
       checkpoint: ``"best"`` (the lowest test error), ``"latest"``, or a step.
       dtype: of the computation, in place of the config's: ``"float32"`` or ``"bfloat16"``.
+      model: the network, of a run whose `Trainer` was given one.
+      dataset: its data, of a run whose `Trainer` was given them; needed to evaluate it again.
 
     Raises:
       UserError: the workdir has no such checkpoint or it is damaged, or no readable config or
@@ -159,9 +174,39 @@ def load_run(
         if dtype is not None:
             config.dtype = dtype
         description = read_description(workdir / checkpoints.DATASET_FILE)
-        model = make_model(config, description.num_classes)
+        if model is None:
+            _check_named(workdir, config)
+            model = make_model(config, description.num_classes)
+        model = adapt(model)
         step, weights = checkpoints.read_existing(workdir, checkpoint, read)
-    return LoadedRun(workdir, config, step, model, jax.device_put(weights), description)
+    _check_fits(model, weights, description.image_shape)
+    return LoadedRun(workdir, config, step, model, jax.device_put(weights), description, dataset)
+
+
+def _check_named(workdir: epath.Path, config: ConfigDict) -> None:
+    """Raises UserError if the network is none that a config can name."""
+    if config.model.name.startswith(OWN):
+        raise UserError(
+            f"the network of {workdir}, {config.model.name.removeprefix(OWN)}, was given to "
+            "Trainer(model=...); give it to load_run(workdir, model=...) in Python too"
+        )
+
+
+def _check_fits(model: nn.Module, weights: PyTree, image_shape: tuple[int, int, int]) -> None:
+    """Raises UserError unless the weights are those of the network."""
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+    expected, found = (
+        {"/".join(key): leaf.shape for key, leaf in traverse_util.flatten_dict(tree).items()}
+        for tree in ({name: variables[name] for name in weights if name in variables}, weights)
+    )
+    if other := sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key)):
+        key = other[0]
+        raise UserError(
+            f"{type(model).__name__} is not the network that was trained: {len(other)} of its "
+            f"arrays differ, such as {key}, {found.get(key, 'none')} in the checkpoint and "
+            f"{expected.get(key, 'none')} in the network"
+        )
 
 
 @contextlib.contextmanager

@@ -16,7 +16,8 @@ from multipath_jax.layers import Router, Share
 from multipath_jax.models import create_model
 from multipath_jax.training.config import default_config
 from multipath_jax.training.cost import peak_bytes
-from multipath_jax.training.state import create_state, make_optimizer
+from multipath_jax.training.optimizer import make_optimizer
+from multipath_jax.training.state import create_state
 from multipath_jax.training.step import Batch, Step, make_train_step
 
 _QUICKLY = {"xla_backend_optimization_level": 0}

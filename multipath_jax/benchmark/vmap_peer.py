@@ -5,7 +5,6 @@ from this package.
 """
 
 import re
-from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -85,7 +84,7 @@ class BaseCNN(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "b h w c"], train: bool = False, labels: Any = None
+        self, images: Float[Array, "b h w c"], train: bool = False
     ) -> Float[Array, "b classes"]:
         xs = images[None]
         for features, pool in ((32, True), (64, True), (128, False)):
@@ -135,7 +134,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "b h w c"], train: bool = False, labels: Any = None
+        self, images: Float[Array, "b h w c"], train: bool = False
     ) -> Float[Array, "b classes"]:
         imagenet = self.depth == 18
         widths = (64, 128, 256, 512) if imagenet else (16, 32, 64)

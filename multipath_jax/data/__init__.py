@@ -1,5 +1,6 @@
 """Data: TFDS sets in host memory or decoded as they are wanted, augmented on the device."""
 
+from multipath_jax.data.arrays import from_arrays
 from multipath_jax.data.augment import (
     MixedLabels,
     alternately_mirrored,
@@ -48,6 +49,7 @@ __all__ = [
     "describe",
     "epoch_order",
     "eval_batches",
+    "from_arrays",
     "load_dataset",
     "mix",
     "normalize",

@@ -9,16 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, UInt8
+from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
 
 def normalize(
-    images: UInt8[Array, "b h w c"],
+    images: Num[Array, "b h w c"],
     mean: Float[Array | np.ndarray, " c"],
     std: Float[Array | np.ndarray, " c"],
 ) -> Float[Array, "b h w c"]:
-    """Pixels in [0, 1], less the mean, over the deviation: `[b h w c]` uint8 to float32."""
-    return (images.astype(jnp.float32) / 255 - mean) / std
+    """Pixels less the mean, over the deviation: `[b h w c]` to float32.
+
+    uint8 pixels are brought to [0, 1] first, float32 ones are taken as they are.
+    """
+    if images.dtype == jnp.uint8:
+        images = images.astype(jnp.float32) / 255
+    return (images - mean) / std
 
 
 def random_shift(
@@ -58,7 +63,7 @@ def random_flip(key: PRNGKeyArray, images: Float[Array, "b h w c"]) -> Float[Arr
 
 
 def alternately_mirrored(
-    key: PRNGKeyArray, images: UInt8[Array, "b h w c"], epoch: Int[Array, ""]
+    key: PRNGKeyArray, images: Num[Array, "b h w c"], epoch: Int[Array, ""]
 ) -> Bool[Array, " b"]:
     """Which images to mirror in this epoch: half of them in the even epochs, the others in the odd.
 
@@ -69,7 +74,9 @@ def alternately_mirrored(
     """
     weights_key, offset_key = jax.random.split(key)
     weights = jax.random.bits(weights_key, images.shape[1:], jnp.uint32)
-    sums = jnp.sum(images.astype(jnp.uint32) * weights, axis=(1, 2, 3), dtype=jnp.uint32)
+    whole = images.dtype == jnp.uint8
+    bits = images.astype(jnp.uint32) if whole else lax.bitcast_convert_type(images, jnp.uint32)
+    sums = jnp.sum(bits * weights, axis=(1, 2, 3), dtype=jnp.uint32)
     half = (sums + jax.random.bits(offset_key, (), jnp.uint32)) >> 31
     return (half + epoch.astype(jnp.uint32)) % 2 == 1
 

@@ -34,9 +34,9 @@ def evaluated(holdout: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """One split: images `[n h w c]`, labels `[n]`."""
+    """One split: images `[n h w c]`, uint8 or float32, and labels `[n]`."""
 
-    images: UInt8[np.ndarray, "n h w c"]
+    images: UInt8[np.ndarray, "n h w c"] | Float32[np.ndarray, "n h w c"]
     labels: Int32[np.ndarray, " n"]
 
     def __len__(self) -> int:
@@ -48,6 +48,11 @@ class Split:
         return self.images.shape[1:]
 
     @property
+    def dtype(self) -> np.dtype:
+        """Of the pixels."""
+        return self.images.dtype
+
+    @property
     def fingerprint(self) -> str:
         """A checksum of the labels and of all pixels."""
         return f"{zlib.crc32(np.ascontiguousarray(self.images), zlib.crc32(self.labels)):08x}"
@@ -55,7 +60,9 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Both splits, and the mean and deviation `[c]` of the training pixels in [0, 1].
+    """Both splits, and the mean and deviation `[c]` of the training pixels.
+
+    Those of uint8 pixels are in [0, 1].
 
     Attributes:
       notes: lines that a run prints before it begins; what was found in a user's folder.
@@ -80,6 +87,11 @@ class Dataset:
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels."""
         return self.train.image_shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the pixels: uint8, or float32 for arrays of a user's."""
+        return self.train.dtype
 
 
 def load_dataset(name: str, data_dir: str | os.PathLike | None, holdout: int = 0) -> Dataset:

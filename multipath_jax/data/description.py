@@ -38,7 +38,8 @@ class Description:
       class_names: in the order of the logits.
       stored_shape: height, width and channels of an image as the data set gives it.
       image_shape: the same of an image as the network sees it, after cropping.
-      mean, std: of the training pixels in [0, 1], by channel.
+      dtype: of the pixels: uint8 or float32.
+      mean, std: of the training pixels (uint8 ones in [0, 1]), by channel.
       train, test: the splits.
     """
 
@@ -46,6 +47,7 @@ class Description:
     class_names: tuple[str, ...]
     stored_shape: tuple[int, int, int]
     image_shape: tuple[int, int, int]
+    dtype: str
     mean: Float32[np.ndarray, " c"]
     std: Float32[np.ndarray, " c"]
     train: Examples
@@ -63,6 +65,7 @@ def describe(dataset: Dataset, image_shape: tuple[int, int, int] | None = None) 
         class_names=dataset.class_names,
         stored_shape=_shape(dataset.image_shape),
         image_shape=_shape(image_shape or dataset.image_shape),
+        dtype=dataset.dtype.name,
         mean=dataset.mean,
         std=dataset.std,
         train=_examples(dataset.train),
@@ -93,6 +96,8 @@ def differences(trained: Description, now: Description) -> dict[str, str]:
     if trained.stored_shape != now.stored_shape:
         shapes = ("x".join(map(str, one.stored_shape)) for one in (trained, now))
         found["stored_shape"] = f"shape of the images: {' -> '.join(shapes)}"
+    if trained.dtype != now.dtype:
+        found["dtype"] = f"type of the pixels: {trained.dtype} -> {now.dtype}"
     for key, split in (("train", "training"), ("test", "test")):
         before, after = getattr(trained, key), getattr(now, key)
         if before.count != after.count:
@@ -153,6 +158,7 @@ def _from_json(found: Any) -> Description:
         class_names=tuple(found["class_names"]),
         stored_shape=_shape(found["stored_shape"]),
         image_shape=_shape(found["image_shape"]),
+        dtype=found["dtype"],
         mean=np.array(found["mean"], np.float32),
         std=np.array(found["std"], np.float32),
         train=Examples(**found["train"]),

@@ -79,6 +79,11 @@ class EncodedSplit:
         """Height, width and channels."""
         return self.size, self.size, 3
 
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the pixels, once decoded."""
+        return np.dtype(np.uint8)
+
     def load(
         self,
         indices: Int[np.ndarray, " b"],

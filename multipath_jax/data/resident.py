@@ -1,4 +1,4 @@
-"""A data set that lives on the device as uint8: one transfer, then batches cut inside the step.
+"""A data set that lives on the device: one transfer, then batches cut inside the step.
 
 Shapes: `n` examples, `k` batches, `b` batch, `h w` height and width, `c` channels.
 """
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Int, Int32, PRNGKeyArray, UInt8
+from jaxtyping import Array, Bool, Int, Int32, Num, PRNGKeyArray
 
 from multipath_jax.data.datasets import Split
 from multipath_jax.errors import UserError
@@ -17,14 +17,14 @@ from multipath_jax.errors import UserError
 class ResidentData(NamedTuple):
     """One split on the device or devices."""
 
-    images: UInt8[Array, "n h w c"]
+    images: Num[Array, "n h w c"]
     labels: Int32[Array, " n"]
 
 
 class EvalBatches(NamedTuple):
     """A whole split in batches of one size; `mask` is False for the padding of the last."""
 
-    images: UInt8[Array, "k b h w c"]
+    images: Num[Array, "k b h w c"]
     labels: Int32[Array, "k b"]
     mask: Bool[Array, "k b"]
 
@@ -58,7 +58,7 @@ def epoch_order(key: PRNGKeyArray, epoch: int | Int[Array, ""], n: int) -> Int32
 
 def batch_at(
     data: ResidentData, order: Int32[Array, " n"], index: int | Int[Array, ""], batch_size: int
-) -> tuple[UInt8[Array, "b h w c"], Int32[Array, " b"]]:
+) -> tuple[Num[Array, "b h w c"], Int32[Array, " b"]]:
     """The `index`-th batch of the epoch with this order: images `[b h w c]` and labels `[b]`.
 
     `index` runs from 0 to `batches_per_epoch(n, batch_size) - 1`; the examples after the last whole

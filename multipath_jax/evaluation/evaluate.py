@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, Int, Num, PyTree
 
 from multipath_jax.data import (
     Dataset,
@@ -38,7 +38,7 @@ from multipath_jax.training.placement import Network
 
 Evaluator = Callable[[PyTree], dict[str, float]]
 # Logits, or log-probabilities, of images as they are stored.
-Predict = Callable[[PyTree, UInt8[Array, "b h w c"]], Float[Array, "b classes"]]
+Predict = Callable[[PyTree, Num[Array, "b h w c"]], Float[Array, "b classes"]]
 
 
 class Views(NamedTuple):
@@ -61,7 +61,7 @@ WHOLE = Views()
 class EvalBatch(NamedTuple):
     """Some examples; what the mask leaves out does not count."""
 
-    images: UInt8[Array, "b h w c"]
+    images: Num[Array, "b h w c"]
     labels: Int[Array, " b"]
     mask: Bool[Array, " b"]
 

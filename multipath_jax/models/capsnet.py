@@ -13,12 +13,12 @@ from multipath_jax.layers.capsule import length
 from multipath_jax.models.family import Family
 
 
-def margin_loss(lengths: Float[Array, "b classes"], labels: Int[Array, "b"]) -> Float[Array, ""]:
+def margin_loss(lengths: Float[Array, "b classes"], labels: Int[Array, "b"]) -> Float[Array, " b"]:
     """Their Eq. 4: the right class longer than 0.9, every other one shorter than 0.1."""
     right = jax.nn.one_hot(labels, lengths.shape[-1], dtype=lengths.dtype)
     present = jax.nn.relu(0.9 - lengths) ** 2
     absent = jax.nn.relu(lengths - 0.1) ** 2
-    return jnp.sum(right * present + 0.5 * (1 - right) * absent, axis=-1).mean()
+    return jnp.sum(right * present + 0.5 * (1 - right) * absent, axis=-1)
 
 
 class CapsNet(nn.Module):
@@ -29,9 +29,8 @@ class CapsNet(nn.Module):
     logits are the lengths of the class capsules: their order is that of the classes, but they are
     no logarithms of probabilities.
 
-    With ``labels`` it records two losses: ``classification``, the margin loss, and
-    ``reconstruction``. The decoder's last layer is linear, where theirs was a sigmoid: they drew
-    grey values between 0 and 1, and our images are normalized.
+    Its `loss` is the margin loss and that of the decoder. The decoder's last layer is linear, where
+    theirs was a sigmoid: they drew grey values between 0 and 1, and our images are normalized.
 
     Attributes:
       num_classes: class capsules.
@@ -45,14 +44,26 @@ class CapsNet(nn.Module):
     reconstruction: float = 0.0005
     dtype: DTypeLike = jnp.float32
 
-    @nn.compact
     def __call__(
-        self,
-        images: Float[Array, "b h w c"],
-        train: bool = False,
-        labels: Int[Array, "b"] | None = None,
+        self, images: Float[Array, "b h w c"], train: bool = False
     ) -> Float[Array, "b classes"]:
         """Images -> the lengths of the class capsules."""
+        return self._lengths_and_images(images)[0]
+
+    def loss(
+        self, images: Float[Array, "b h w c"], labels: Int[Array, " b"], train: bool = True
+    ) -> tuple[Float[Array, "b classes"], Float[Array, " b"]]:
+        """The lengths, and the margin loss plus the weighted error of the images drawn again.
+
+        The decoder draws from the capsule of the right class.
+        """
+        lengths, drawn = self._lengths_and_images(images, labels)
+        error = jnp.sum((drawn - images) ** 2, axis=(1, 2, 3))
+        return lengths, margin_loss(lengths, labels) + self.reconstruction * error
+
+    @nn.compact
+    def _lengths_and_images(self, images, labels=None) -> tuple[Array, Array]:
+        """The lengths, and the images as the capsules of these or the longest classes have it."""
         x = nn.Conv(256, (9, 9), padding="VALID", dtype=self.dtype, name="conv")(images)
         capsules = PrimaryCapsules(dtype=self.dtype, name="primary")(nn.relu(x))
         capsules = RoutedCapsules(self.num_classes, iterations=self.iterations, name="classes")(
@@ -60,12 +71,7 @@ class CapsNet(nn.Module):
         )
         lengths = length(capsules)
         shown = jnp.argmax(lengths, axis=-1) if labels is None else labels
-        drawn = self._decode(capsules, shown, images.shape)
-        if labels is not None:
-            error = jnp.sum((drawn - images) ** 2, axis=(1, 2, 3)).mean()
-            self.sow("losses", "classification", margin_loss(lengths, labels))
-            self.sow("losses", "reconstruction", self.reconstruction * error)
-        return lengths
+        return lengths, self._decode(capsules, shown, images.shape)
 
     def _decode(self, capsules, classes, shape) -> Float[Array, "b h w c"]:
         """The image as one class's capsule describes it; recorded under ``intermediates``."""

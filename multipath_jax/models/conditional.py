@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from multipath_jax.layers import (
     BasicBlock,
@@ -105,10 +105,7 @@ class BlockDrop(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        images: Float[Array, "b h w c"],
-        train: bool = False,
-        labels: Int[Array, "b"] | None = None,
+        self, images: Float[Array, "b h w c"], train: bool = False
     ) -> Float[Array, "b classes"]:
         """Images -> logits."""
         keep = iter(self._decide(images, train).T)

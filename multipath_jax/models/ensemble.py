@@ -16,9 +16,8 @@ from multipath_jax.models.plain import plain_cnn
 class Ensemble(nn.Module):
     """Networks trained side by side, whose class probabilities are averaged.
 
-    With ``labels`` it records the sum of its members' own cross-entropies as the loss
-    ``classification``. Members share no parameter and each term depends on one member only, so
-    none learns from another.
+    Its `loss` is the sum of its members' own cross-entropies. Members share no parameter and each
+    term depends on one member only, so none learns from another.
 
     Attributes:
       members: networks with the call of all of ours, giving logits; their names are the keys of
@@ -29,21 +28,27 @@ class Ensemble(nn.Module):
 
     preserve_adopted_names: ClassVar[bool] = True
 
-    @nn.compact
     def __call__(
-        self,
-        images: Float[Array, "b h w c"],
-        train: bool = False,
-        labels: Int[Array, "b"] | None = None,
+        self, images: Float[Array, "b h w c"], train: bool = False
     ) -> Float[Array, "b classes"]:
         """Images -> the logarithms of the mean probabilities."""
-        logs = jnp.stack(
+        logs = self._log_probabilities(images, train)
+        return jax.nn.logsumexp(logs, axis=0) - jnp.log(len(self.members))
+
+    def loss(
+        self, images: Float[Array, "b h w c"], labels: Int[Array, " b"], train: bool = True
+    ) -> tuple[Float[Array, "b classes"], Float[Array, " b"]]:
+        """The logarithms of the mean probabilities, and the sum of the members' cross-entropies."""
+        logs = self._log_probabilities(images, train)
+        own = -jnp.take_along_axis(logs, labels[None, :, None], axis=-1)  # [members b 1]
+        mean = jax.nn.logsumexp(logs, axis=0) - jnp.log(len(self.members))
+        return mean, own[..., 0].sum(axis=0)
+
+    @nn.compact
+    def _log_probabilities(self, images, train) -> Float[Array, "members b classes"]:
+        return jnp.stack(
             [jax.nn.log_softmax(member(images, train=train)) for member in self.members]
         )
-        if labels is not None:
-            own = -jnp.take_along_axis(logs, labels[None, :, None], axis=-1)  # [members b 1]
-            self.sow("losses", "classification", own.mean(axis=1).sum())
-        return jax.nn.logsumexp(logs, axis=0) - jnp.log(len(self.members))
 
 
 def base_ensemble(

@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from multipath_jax.layers import ConvHighway, max_pool_2x2
 from multipath_jax.models.family import Family
@@ -32,12 +32,9 @@ class HighwayNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        images: Float[Array, "b h w c"],
-        train: bool = False,
-        labels: Int[Array, "b"] | None = None,
+        self, images: Float[Array, "b h w c"], train: bool = False
     ) -> Float[Array, "b classes"]:
-        """Images -> logits; ``labels`` are for networks with a loss of their own, not this one."""
+        """Images -> logits."""
         options = {"kernel_init": nn.initializers.he_normal(), "dtype": self.dtype}
         x = images
         for stage, (channels, convolutions, pool) in enumerate(STAGES, start=1):

@@ -5,7 +5,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from multipath_jax.layers import (
     Conv,
@@ -55,12 +55,9 @@ class HyperWideResNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        images: Float[Array, "b h w c"],
-        train: bool = False,
-        labels: Int[Array, "b"] | None = None,
+        self, images: Float[Array, "b h w c"], train: bool = False
     ) -> Float[Array, "b classes"]:
-        """Images -> logits; ``labels`` are for networks with a loss of their own, not this one."""
+        """Images -> logits."""
         generator = KernelGenerator(name="generator")
         x = Conv(STEM, dtype=self.dtype, name="stem")(images)
         for number, features in enumerate(STACKS, start=1):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import flax.linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from multipath_jax.layers import Execution, Parallel, Router, spread
 from multipath_jax.routing import gate_dtype
@@ -31,12 +31,9 @@ class MultiPath(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        images: Float[Array, "b h w c"],
-        train: bool = False,
-        labels: Int[Array, "b"] | None = None,
+        self, images: Float[Array, "b h w c"], train: bool = False
     ) -> Float[Array, "b classes"]:
-        """Images -> logits; ``labels`` are for networks with a loss of their own, not this one."""
+        """Images -> logits."""
         x, parallel = images, False
         for layer in self.layers:
             if isinstance(layer, Router) and parallel:

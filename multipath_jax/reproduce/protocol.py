@@ -10,13 +10,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from multipath_jax import recipes
 from multipath_jax.errors import UserError
 from multipath_jax.models import paper
 from multipath_jax.training import config as config_lib
-from multipath_jax.training import protocol as recipes
 from multipath_jax.training.schedule import parse_duration, parse_durations
 
-# The recipes: the paper's, and ours of fewer epochs (`training.protocol.fast`).
+# The recipes: the paper's, and ours of fewer epochs (`recipes.fast`).
 PROTOCOL, FAST = "protocol", "fast"
 RECIPES = (PROTOCOL, FAST)
 # What a network is trained for: a column of Table 2 or 3, or all of Table 4's; its name in print.

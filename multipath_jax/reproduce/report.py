@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from multipath_jax import recipes
 from multipath_jax.models import paper
 from multipath_jax.reproduce import plot, protocol
 from multipath_jax.reproduce.ledger import Line, identity
-from multipath_jax.training import protocol as recipes
 from multipath_jax.training.progress import duration
 
 PICTURE = "tradeoff.png"

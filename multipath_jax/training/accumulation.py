@@ -12,19 +12,19 @@ class Pass(NamedTuple):
     """What a pass over examples gives beside the gradient.
 
     Attributes:
-      batch_stats: the statistics after it.
+      collections: the network's after it, such as BatchNorm's statistics.
       loss: all terms, mean over the examples.
       wrong: of every example, whether it was; of a mixed one, to what part.
       routing: means of scalars, by name.
     """
 
-    batch_stats: PyTree
+    collections: PyTree
     loss: Float[Array, ""]
     wrong: Bool[Array, " b"] | Float[Array, " b"]
     routing: dict[str, Array]
 
 
-# (params, batch_stats, images, labels, key) -> (gradient, pass)
+# (params, collections, images, labels, key) -> (gradient, pass)
 Gradient = Callable[..., tuple[PyTree, Pass]]
 
 
@@ -41,20 +41,20 @@ def accumulated(gradient: Gradient, count: int, unroll: bool) -> Gradient:
     if count == 1:
         return gradient
 
-    def mean_gradient(params, batch_stats, images, labels, key):
+    def mean_gradient(params, collections, images, labels, key):
         def add(carry, part):
-            total, batch_stats = carry
-            grads, found = gradient(params, batch_stats, *part)
-            return (jax.tree.map(jnp.add, total, grads), found.batch_stats), found[1:]
+            total, collections = carry
+            grads, found = gradient(params, collections, *part)
+            return (jax.tree.map(jnp.add, total, grads), found.collections), found[1:]
 
         examples = jax.tree.map(lambda array: split(array, count), (images, labels))
         parts = *examples, jax.random.split(key, count)
-        start = jax.tree.map(jnp.zeros_like, params), batch_stats
-        (total, batch_stats), found = jax.lax.scan(add, start, parts, unroll=unroll)
+        start = jax.tree.map(jnp.zeros_like, params), collections
+        (total, collections), found = jax.lax.scan(add, start, parts, unroll=unroll)
         losses, wrong, routing = found
         routing = {name: values.mean() for name, values in routing.items()}
         grads = jax.tree.map(lambda leaf: leaf / count, total)
-        return grads, Pass(batch_stats, losses.mean(), wrong.reshape(-1), routing)
+        return grads, Pass(collections, losses.mean(), wrong.reshape(-1), routing)
 
     return mean_gradient
 

@@ -425,7 +425,9 @@ def _whole(like: Carry, weights: dict, training: dict) -> Carry:
     progress = dict(training["state"])
     average = weights if "variables" in progress else None
     variables = progress.pop("variables", weights)
-    state = like.state.replace(**variables, **progress, average=average)
+    params = variables["params"]
+    collections = {name: tree for name, tree in variables.items() if name != "params"}
+    state = like.state.replace(params=params, collections=collections, **progress, average=average)
     return Carry(state, training["metrics"])
 
 
@@ -694,8 +696,8 @@ def initialize_from(config: ConfigDict, state: TrainState) -> tuple[TrainState, 
     _, (found, restored) = read_existing(source, "best", read)
     cast = {key: value.astype(own[key].dtype) for key, value in restored.items()}
     variables = traverse_util.unflatten_dict(own | cast)
-    params, batch_stats = variables["params"], variables.get("batch_stats", {})
-    return state.replace(params=params, batch_stats=batch_stats), found
+    params = variables.pop("params")
+    return state.replace(params=params, collections=state.collections | variables), found
 
 
 def _compare(source: Checkpoints, step: int, state: TrainState, config: ConfigDict) -> Comparison:

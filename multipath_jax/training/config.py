@@ -1,6 +1,5 @@
 """Every key of a config, what it means, and which values are refused."""
 
-import difflib
 import json
 import math
 import os
@@ -11,6 +10,7 @@ from ml_collections import ConfigDict
 
 from multipath_jax import filesystem
 from multipath_jax.errors import UserError
+from multipath_jax.names import nearest
 from multipath_jax.training.schedule import parse_duration, parse_durations, parse_window
 
 # Keys that may differ between the start of a run and its continuation: they change where data,
@@ -39,6 +39,7 @@ FREE_KEYS = (
 )
 # Keys that name a folder; they are stored so that they are found from any working folder.
 FOLDER_KEYS = ("dataset.data_dir", "dataset.source", "init_from")
+OWN = "own:"  # how the names of what is given to `Trainer` begin in a stored config
 FOLDER = "folder"  # the name of a data set that is dataset.source
 CHOICES = {
     "dataset.on_bad": ("stop", "replace"),
@@ -92,7 +93,7 @@ def default_config() -> ConfigDict:
     config.schedule.factor = 0.1
     config.optimizer = ConfigDict()
     config.optimizer.momentum = 0.9
-    config.optimizer.weight_decay = 5e-4  # on the kernels only
+    config.optimizer.weight_decay = 5e-4  # but for the parameters of optimizer.no_decay
     config.init_from = ""  # a workdir whose best weights a fresh run starts from
     config.init_partial = False  # whether arrays that it lacks, or has of another shape, stay fresh
 
@@ -100,7 +101,11 @@ def default_config() -> ConfigDict:
     # cosine, linear: no drops, but down to zero at the end of training
     config.schedule.kind = "step"
     config.schedule.warmup = ""  # a duration of n steps, of rates rate / n, 2 rate / n, ..., rate
-    config.optimizer.nesterov = False  # the momentum that is Nesterov's
+    config.optimizer.name = "sgd"  # or any other of optax's: adamw, lion, muon, ...
+    config.optimizer.options = ""  # of that function of optax, e.g. "b1=0.9,b2=0.95"
+    config.optimizer.nesterov = False  # SGD's momentum is then Nesterov's
+    # Parameters without weight decay: patterns of their names or paths, separated by commas.
+    config.optimizer.no_decay = "bias, scale, b1, b2, coefficients"
     config.dataset.holdout = 0  # training images to evaluate in place of the test split; 0: none
     config.dataset.eval_flip = False  # also evaluate with mirror images, at the end of training
     config.dataset.shift_mode = "zeros"  # what comes in at the edges: zeros, reflect
@@ -112,6 +117,7 @@ def default_config() -> ConfigDict:
     # the one put into the other (cutmix); with both, one of them, by chance, for each image.
     config.mixup = 0.0
     config.cutmix = 0.0
+    config.loss = "cross_entropy"  # or, where `Trainer` is given a loss_fn, its name
     config.label_smoothing = 0.0  # the part of each label that is spread evenly over all classes
     config.accumulate = 1  # micro-batches of a step, each with BatchNorm statistics of its own
     # The decay of a moving average of parameters and statistics, such as 0.9999: what is evaluated,
@@ -174,8 +180,7 @@ def check_key(key: str) -> None:
     """Raises UserError, with the nearest key, unless ``key`` (dotted) is a key of the config."""
     known = flatten(default_config())
     if key not in known:
-        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
-        raise UserError(f"there is no config key {key!r}; the nearest is {nearest!r}")
+        raise UserError(f"there is no config key {key!r}; the nearest is {nearest(key, known)!r}")
 
 
 def differences(stored: ConfigDict, now: ConfigDict) -> list[str]:
@@ -188,8 +193,8 @@ def differences(stored: ConfigDict, now: ConfigDict) -> list[str]:
     ]
 
 
-def model_options(text: str) -> dict[str, Any]:
-    """``"execution=grouped,custom_vjp=False"`` as keyword arguments of `create_model`.
+def parse_options(key: str, text: str) -> dict[str, Any]:
+    """``"execution=grouped,custom_vjp=False"``, the value of a key, as keyword arguments.
 
     Values are numbers, True, False, None, or else text. Raises UserError for anything else.
     """
@@ -197,7 +202,7 @@ def model_options(text: str) -> dict[str, Any]:
     for item in filter(None, (part.strip() for part in text.split(","))):
         name, equals, value = (part.strip() for part in item.partition("="))
         if not (name.isidentifier() and equals and value):
-            raise UserError(f"model.options: {item!r} is not of the form name=value")
+            raise UserError(f"{key}: {item!r} is not of the form name=value")
         options[name] = _literal(value)
     return options
 
@@ -266,7 +271,8 @@ def validate(config: ConfigDict) -> None:
             "(--config.schedule.drops= leaves them out)"
         )
     parse_window("profile", flat["profile"])
-    model_options(flat["model.options"])
+    for key in ("model.options", "optimizer.options"):
+        parse_options(key, flat[key])
 
 
 def _validate_paths(flat: dict[str, Any]) -> None:

@@ -7,12 +7,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
-from clu import parameter_overview
 from etils import epath
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from multipath_jax import filesystem
 from multipath_jax.cpu import convolutions_in_use
 from multipath_jax.data.datasets import TEST
 from multipath_jax.errors import Failure
@@ -70,38 +68,6 @@ class Result:
 def never() -> bool:
     """The wish of a run that nobody stops."""
     return False
-
-
-def train(
-    config: ConfigDict,
-    workdir: epath.PathLike,
-    should_stop: Callable[[], bool] = never,
-    restart: bool = False,
-) -> Result:
-    """Trains one run by the config, from the newest checkpoint of the workdir if it has one.
-
-    Of ``config.trials`` it is the first; `trials.train_trials` trains them all.
-
-    Args:
-      restart: begins afresh in any case; what the workdir has of a run is moved into a folder
-        ``earlier`` of it.
-      should_stop: asked about once a second; True ends the run with a checkpoint, from which the
-        next call goes on as if it had never stopped.
-
-    Raises:
-      UserError: something that the user can mend.
-      TrainingFailed: the loss is not finite.
-    """
-    workdir = filesystem.path("workdir", workdir)
-    ckpt.check_workdir(workdir, config, restart)
-    ckpt.check_source(workdir, config, restart)
-    parts = Parts(config)
-    say_what_was_found(parts)
-    with start_run(parts, config, workdir, restart=restart) as run:
-        overview = parameter_overview.get_parameter_overview
-        run.log.say(overview(run.carry.state.params, include_stats=False))
-        go([run], should_stop)
-        return run.result()
 
 
 def say_what_was_found(parts: Parts) -> None:
@@ -300,6 +266,8 @@ class Run:
         if values:
             # Before the checkpoint: the lines up to it must be there when it is.
             self.log.write(self.step, values)
+            for hook in self.parts.hooks:
+                hook(self.step, values)
         is_best = error is not None and error <= self._best_error
         if due["checkpoint"] or is_best:
             self.save(error)
@@ -313,9 +281,17 @@ class Run:
             **replaced,
             "train/loss": float(found["loss"]),
             "train/error": 100 * float(found["error"]),
-            "learning_rate": float(self.parts.learning_rate(self.step - 1)),
+            **self._learning_rate(),
             **{f"routing/{name}": float(value) for name, value in found["routing"].items()},
         }
+
+    def _learning_rate(self) -> dict[str, float]:
+        rate = self.parts.learning_rate
+        return {} if rate is None else {"learning_rate": float(rate(self.step - 1))}
+
+    def measure(self) -> None:
+        """Evaluates, unless that was done in this run's time."""
+        self.test = self.test or self._evaluate()
 
     def save(self, error: float | None) -> None:
         """Begins to write a checkpoint; ``error``: on the test split in %, where it is known.

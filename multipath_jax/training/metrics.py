@@ -13,8 +13,9 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 class Means(metrics.Metric):
     """Means over steps of named scalars, the names known only to the network."""
 
-    totals: dict
-    count: PyTree  # int32; a tree, since shapes and shardings pass through here too
+    # A dict of float32, and an int32; as trees, since shapes and shardings pass through here too.
+    totals: PyTree
+    count: PyTree
 
     @classmethod
     def from_model_output(cls, *, routing: dict, **_) -> "Means":

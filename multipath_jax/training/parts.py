@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
-from typing import get_args
+from typing import Any, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
@@ -28,8 +29,10 @@ from multipath_jax.evaluation.evaluate import Evaluator, Views, make_evaluator
 from multipath_jax.layers import Execution
 from multipath_jax.models import create_model
 from multipath_jax.training import devices, placement, processes, progress, schedule, state
-from multipath_jax.training.config import model_options, validate
+from multipath_jax.training.config import parse_options, validate
+from multipath_jax.training.losses import LossFn, make_loss_fn
 from multipath_jax.training.metrics import TrainMetrics, zeros_like
+from multipath_jax.training.optimizer import make_optimizer
 from multipath_jax.training.step import (
     Batch,
     Carry,
@@ -42,6 +45,8 @@ from multipath_jax.training.step import (
 )
 from multipath_jax.training.stream import LoaderRunner, StreamRunner
 
+# Called with the step and the metrics of a line of the log.
+Hook = Callable[[int, dict[str, float]], Any]
 AnyRunner = Runner | StreamRunner | LoaderRunner
 
 
@@ -58,7 +63,7 @@ class Parts:
       model: the network.
       placement: of its variables on the mesh.
       plan: the recipe in steps.
-      learning_rate: a function of the step.
+      learning_rate: a function of the step; None where the optimizer is a user's.
       train_step: the pure function ``(state, batch) -> (state, metrics)``.
     """
 
@@ -67,12 +72,21 @@ class Parts:
         config: ConfigDict,
         dataset: Dataset | None = None,
         on: Sequence[jax.Device] | None = None,
+        *,
+        loss_fn: LossFn | None = None,
+        model: nn.Module | None = None,
+        optimizer: optax.GradientTransformation | None = None,
+        hooks: Sequence[Hook] = (),
     ):
         """Reads the data set and makes the network; nothing is computed yet.
 
         Args:
           dataset: instead of the one that the config names.
           on: other devices than all of this machine.
+          loss_fn: instead of the cross-entropy.
+          model: instead of the one that the config names.
+          optimizer: instead of the config's, and of its learning rates.
+          hooks: called whenever a run has metrics.
 
         Raises:
           UserError: the config does not fit the data, the network or the devices.
@@ -82,7 +96,7 @@ class Parts:
         self.mesh = devices.make_mesh(config, on)
         self.everywhere = devices.replicated(self.mesh)
         self.dataset = dataset or _read(config.dataset)
-        self.model = make_model(config, self.dataset.num_classes)
+        self.model = model or make_model(config, self.dataset.num_classes)
         self.image_shape = seen_shape(self.dataset, config.dataset.crop)
         placement.check(self.model, config.model.name, config.mesh.path, self.image_shape)
         self.placement = placement.Placement(self.model, self.mesh)
@@ -90,8 +104,9 @@ class Parts:
         self.train_size = len(self.dataset.train)
         per_epoch = batches_per_epoch(self.train_size, config.batch_size)
         self.plan = schedule.make_plan(config, per_epoch)
-        self.learning_rate = schedule.learning_rate(config, self.plan)
-        self.optimizer = state.make_optimizer(config.optimizer, self.learning_rate)
+        self.learning_rate = None if optimizer else schedule.learning_rate(config, self.plan)
+        self.optimizer = optimizer or make_optimizer(config.optimizer, self.learning_rate)
+        self.hooks = tuple(hooks)
         prepare = make_prepare(
             self.dataset,
             config.dataset.shift,
@@ -107,7 +122,12 @@ class Parts:
             self.placement,
             self.optimizer,
             prepare,
-            label_smoothing=config.label_smoothing,
+            loss_fn=make_loss_fn(
+                self.placement.has_own_loss,
+                config.label_smoothing,
+                config.mixup > 0 or config.cutmix > 0,
+                loss_fn,
+            ),
             mixup=config.mixup,
             cutmix=config.cutmix,
             ema=config.ema,
@@ -115,8 +135,6 @@ class Parts:
             unroll=devices.on_cpu(self.mesh),
         )
         self._runners: dict[int, AnyRunner] = {}
-        if config.label_smoothing or config.mixup or config.cutmix:
-            _ = self.abstract_carry  # traces the step, which refuses networks of other losses
 
     @cached_property
     def description(self) -> Description:
@@ -193,7 +211,7 @@ class Parts:
         """The shapes of a run's carry and where it lies; nothing is compiled or computed."""
         fresh = jax.eval_shape(self._create, jnp.uint32(0))
         size, image_shape = self.config.batch_size, self.dataset.image_shape
-        images = jax.ShapeDtypeStruct((size, *image_shape), jnp.uint8)
+        images = jax.ShapeDtypeStruct((size, *image_shape), self.dataset.dtype)
         labels = jax.ShapeDtypeStruct((size,), jnp.int32)
         _, metrics = jax.eval_shape(self.train_step, fresh, Batch(images, labels))
         carry = Carry(fresh, metrics)
@@ -264,7 +282,7 @@ def seen_shape(dataset: Dataset, crop: int) -> tuple[int, int, int]:
 
 def make_model(config: ConfigDict, num_classes: int) -> nn.Module:
     """The network of a config. Raises UserError for an unknown name or option."""
-    options = model_options(config.model.options)
+    options = parse_options("model.options", config.model.options)
     if "num_classes" in options:
         raise UserError("model.options: num_classes is not a choice; the data set decides it")
     if options.get("execution", "unrolled") not in get_args(Execution):

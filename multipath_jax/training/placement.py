@@ -99,15 +99,22 @@ class Network(Protocol):
     def apply(self, variables: PyTree, *args: Any, **kwargs: Any) -> Any: ...
 
 
+def has_own_loss(model: Network) -> bool:
+    """Whether it has a method ``loss(images, labels, train) -> (outputs, losses [b])``."""
+    return model.has_own_loss if isinstance(model, Placement) else hasattr(model, "loss")
+
+
 class Placement:
     """A network on a mesh.
 
     Attributes:
+      has_own_loss: whether its examples' losses come from a method `loss` of its own.
       apply: ``model.apply``, each device computing its own paths where the mesh has a path axis.
     """
 
     def __init__(self, model: nn.Module, mesh: Mesh):
         self._model, self._mesh = model, mesh
+        self.has_own_loss = has_own_loss(model)
         split = mesh.shape[PATH] > 1
         names = [layer.name for layer in model.layers] if split else []
         # The opening router sees one tensor, so its gate is one, on all devices.
@@ -126,14 +133,12 @@ class Placement:
 
     def _spec(self, path: tuple) -> PartitionSpec:
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-        names = [name for name in names if name not in ("params", "batch_stats")]
+        names = names[1:] if names[:1] in (["params"], ["batch_stats"]) else names
         return PartitionSpec(PATH) if names and names[0] in self._stacked else PartitionSpec()
 
-    def _apply(
-        self, variables: PyTree, images: PyTree, *, rngs: Any = None, labels: Any = None, **options
-    ) -> Any:
-        """As ``model.apply``; no network that can be spread has a use for streams and labels."""
-        del rngs, labels
+    def _apply(self, variables: PyTree, images: PyTree, *, rngs: Any = None, **options) -> Any:
+        """As ``model.apply``; no network that can be spread has a use for random streams."""
+        del rngs
 
         def local(variables, images):
             # Cast here, what all devices have of parameters is summed once, backward, in the type

@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Key, PyTree, UInt32
-from ml_collections import ConfigDict
 
-# The dense and convolutional kernels, and the two dense layers of a gate (routing.GateParams).
-DECAYED = ("kernel", "w1", "w2")
+# Collections that a network writes anew in every call; nothing of them is kept.
+RECORDS = ("intermediates", "losses")
 
 # The streams of randomness that a run's key is split into.
 INIT, ORDER, AUGMENT, GATES, MIX = range(5)
@@ -20,7 +19,8 @@ class TrainState(flax.struct.PyTreeNode):
 
     Attributes:
       step: int32 ``[]``, the steps taken; the data's position and every random key follow from it.
-      params, batch_stats: the network's collections.
+      params: the network's parameters.
+      collections: its other collections by name, such as ``batch_stats``; but for `RECORDS`.
       opt_state: the optimizer's, momentum included.
       rng: the raw data of the run's key, never advanced: streams are folded into it.
       average: the moving average of the variables, if one is kept (see `moving_average`).
@@ -28,7 +28,7 @@ class TrainState(flax.struct.PyTreeNode):
 
     step: PyTree
     params: PyTree
-    batch_stats: PyTree
+    collections: PyTree
     opt_state: PyTree
     rng: PyTree
     average: PyTree = None
@@ -36,7 +36,7 @@ class TrainState(flax.struct.PyTreeNode):
     @property
     def variables(self) -> dict[str, PyTree]:
         """What ``model.apply`` takes."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        return {"params": self.params, **self.collections}
 
     @property
     def weights(self) -> dict[str, PyTree]:
@@ -53,22 +53,6 @@ def stream(rng: UInt32[Array, "..."], number: int) -> Key[Array, ""]:
     return jax.random.fold_in(jax.random.wrap_key_data(rng), number)
 
 
-def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """SGD with momentum (Section 6.2), or Nesterov's; weight decay on the kernels only.
-
-    The decay is added to the gradient before the momentum: an L2 penalty, as in the paper's day.
-    """
-    return optax.chain(
-        optax.add_decayed_weights(config.weight_decay, mask=is_decayed),
-        optax.sgd(schedule, momentum=config.momentum or None, nesterov=config.nesterov),
-    )
-
-
-def is_decayed(params: PyTree) -> PyTree:
-    """For every parameter, whether weight decay applies: its name is one of `DECAYED`."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in DECAYED, params)
-
-
 def create_state(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -83,12 +67,15 @@ def create_state(
     """
     key = jax.random.key(seed)
     images = jnp.zeros((1, *image_shape))
-    variables = model.init(jax.random.fold_in(key, INIT), images, train=False)
+    variables = dict(model.init(jax.random.fold_in(key, INIT), images, train=False))
+    for name in RECORDS:
+        variables.pop(name, None)
+    params = variables.pop("params")
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=variables["params"],
-        batch_stats=variables.get("batch_stats", {}),
-        opt_state=optimizer.init(variables["params"]),
+        params=params,
+        collections=variables,
+        opt_state=optimizer.init(params),
         rng=jax.random.key_data(key),
     )
     average = jax.tree.map(jnp.zeros_like, state.variables) if averaged else None
@@ -100,10 +87,16 @@ def moving_average(state: TrainState, decay: float) -> PyTree:
 
     Of BatchNorm's statistics too: those of the last few batches are of other weights than the
     average's. The decay of the n-th step is (n - 1) / (n + 8) where that is less than ``decay``, so
-    that what came first, the random start above all, is forgotten as fast as the run is young.
+    that what came first, the random start above all, is discounted early on.
     """
     share = jnp.maximum(1 - decay, 9 / (state.step + 8))
-    return optax.incremental_update(state.variables, state.average, share)
+
+    def average(new: Array, old: Array) -> Array:
+        """Counters and keys are taken over as they are."""
+        inexact = jnp.issubdtype(new.dtype, jnp.inexact)
+        return optax.incremental_update(new, old, share) if inexact else new
+
+    return jax.tree.map(average, state.variables, state.average)
 
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:

@@ -1,18 +1,16 @@
 """One training step, and many of them over data that lie on the device."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import traverse_util
 from jax.sharding import Sharding
-from jaxtyping import Array, Float, Int, Num, PyTree, UInt8
+from jaxtyping import Array, Float, Int, Num, PyTree
 
 from multipath_jax.data import (
-    MixedLabels,
     ResidentData,
     alternately_mirrored,
     augment,
@@ -22,12 +20,20 @@ from multipath_jax.data import (
     random_crop,
     trivial_augment,
 )
-from multipath_jax.errors import UserError
 from multipath_jax.training.accumulation import Pass, accumulated
 from multipath_jax.training.cost import Cost, compiled
+from multipath_jax.training.losses import LossFn, auxiliary, by_share, cross_entropy
 from multipath_jax.training.metrics import TrainMetrics, is_wrong, routing_statistics
-from multipath_jax.training.placement import Network
-from multipath_jax.training.state import AUGMENT, GATES, MIX, TrainState, moving_average, stream
+from multipath_jax.training.placement import Network, has_own_loss
+from multipath_jax.training.state import (
+    AUGMENT,
+    GATES,
+    MIX,
+    RECORDS,
+    TrainState,
+    moving_average,
+    stream,
+)
 
 
 class Batch(NamedTuple):
@@ -60,7 +66,7 @@ def make_prepare(
     erase: float = 0.0,
     trivial: bool = False,
 ) -> Prepare:
-    """The function ``(state, images [b h w c] uint8) -> [b s s c]`` of the training images.
+    """The function ``(state, images [b h w c]) -> [b s s c]`` of the training images.
 
     Section 6.2: shifted by up to ``shift`` pixels each way and mirrored; normalized per channel.
     Section 6.4: a random crop of ``crop`` pixels a side (0: the whole image), and mirrored.
@@ -71,7 +77,7 @@ def make_prepare(
       trivial: whether to apply `trivial_augment`.
     """
 
-    def prepare(state: TrainState, images: UInt8[Array, "b h w c"]) -> Float[Array, "b s s c"]:
+    def prepare(state: TrainState, images: Num[Array, "b h w c"]) -> Float[Array, "b s s c"]:
         key, mirrored = state.step_key(AUGMENT), None
         if alternate:
             run_key = stream(state.rng, AUGMENT)
@@ -95,65 +101,12 @@ def make_prepare(
     return prepare
 
 
-Labels = Int[Array, " b"] | MixedLabels
-
-
-def total_loss(
-    logits: Float[Array, "b classes"],
-    labels: Labels,
-    recorded: Mapping,
-    label_smoothing: float = 0.0,
-) -> Float[Array, ""]:
-    """The sum of all losses, in float32.
-
-    A network may record scalars in its collection ``losses``: each is added. One that is named
-    ``classification`` stands in for the cross-entropy of the logits.
-
-    Raises:
-      UserError: labels are to be smoothed or mixed where there is no such cross-entropy.
-    """
-    named = traverse_util.flatten_dict(recorded)
-    total = sum(jnp.sum(jnp.asarray(term)) for terms in named.values() for term in _tuple(terms))
-    if not any(path[-1] == "classification" for path in named):
-        return total + _cross_entropy(logits, labels, label_smoothing).mean()
-    own = "this network has a loss of its own in place of the cross-entropy"
-    if label_smoothing:
-        raise UserError(f"label_smoothing={label_smoothing}: {own}; use label_smoothing=0")
-    if isinstance(labels, MixedLabels):
-        raise UserError(f"mixup, cutmix: {own}; use mixup=0 and cutmix=0")
-    return total
-
-
-def _of_labels(measure: Callable[[Array], Array], labels: Labels) -> Num[Array, " b"] | Array:
-    """What is measured with the labels; with mixed ones, the mean by their shares."""
-    if not isinstance(labels, MixedLabels):
-        return measure(labels)
-    share = labels.share
-    return share * measure(labels.labels) + (1 - share) * measure(labels.others)
-
-
-def _cross_entropy(logits: Array, labels: Labels, label_smoothing: float) -> Float[Array, " b"]:
-    return _of_labels(partial(_entropy_of, logits, label_smoothing=label_smoothing), labels)
-
-
-def _entropy_of(logits: Array, labels: Array, label_smoothing: float) -> Float[Array, " b"]:
-    if not label_smoothing:
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))
-
-
-def _tuple(value: Any) -> tuple:
-    """What ``sow`` recorded is a tuple; what was put is the value itself."""
-    return value if isinstance(value, tuple) else (value,)
-
-
 def make_train_step(
     model: Network,
     optimizer: optax.GradientTransformation,
     prepare: Prepare,
     *,
-    label_smoothing: float = 0.0,
+    loss_fn: LossFn = cross_entropy,
     mixup: float = 0.0,
     cutmix: float = 0.0,
     ema: float = 0.0,
@@ -162,43 +115,55 @@ def make_train_step(
 ) -> Step:
     """The pure function ``(state, batch) -> (state, metrics)`` of one step of training.
 
-    It is jitted, so that it is traced once, wherever it is compiled into.
+    It is jitted, so that it is traced once, wherever it is compiled into. What is minimized is the
+    mean of the examples' losses, plus the scalars that the network records in its collection
+    ``losses``. A network with a method ``loss(images, labels, train) -> (outputs, losses [b])``
+    computes the examples' losses itself.
 
     Args:
-      label_smoothing: as in `total_loss`.
+      loss_fn: ``(outputs, labels) -> losses [b]``, for a network without such a method.
       mixup, cutmix: as in `mix`; with 0 and 0 nothing is mixed.
       ema: the decay of the state's moving average, if it keeps one.
       accumulate, unroll: the micro-batches of a step, and how they run (`accumulated`).
     """
 
-    def loss_fn(params, batch_stats, images, labels, key):
-        logits, updates = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            images,
-            train=True,
-            labels=labels.labels if isinstance(labels, MixedLabels) else labels,
-            mutable=["batch_stats", "intermediates", "losses"],
-            rngs={"gates": key},
-        )
-        loss = total_loss(logits, labels, updates.get("losses", {}), label_smoothing)
-        routing = routing_statistics(updates.get("intermediates", {}))
-        wrong = _of_labels(partial(is_wrong, logits), labels)
-        return loss, Pass(updates.get("batch_stats", {}), loss, wrong, routing)
+    def forward(variables, images, labels, key):
+        options = {
+            "train": True,
+            "mutable": [*(name for name in variables if name != "params"), *RECORDS],
+            # Flax takes the stream `params` where a network asks for one that is not here.
+            "rngs": {"gates": key, "params": key},
+        }
+        if has_own_loss(model):
+            (outputs, losses), updates = model.apply(
+                variables, images, labels, method="loss", **options
+            )
+            return outputs, losses, updates
+        outputs, updates = model.apply(variables, images, **options)
+        return outputs, by_share(partial(loss_fn, outputs), labels), updates
 
-    gradient = accumulated(jax.grad(loss_fn, has_aux=True), accumulate, unroll)
+    def objective(params, collections, images, labels, key):
+        variables = {"params": params, **collections}
+        outputs, losses, updates = forward(variables, images, labels, key)
+        loss = losses.mean() + auxiliary(updates.pop("losses", {}))
+        routing = routing_statistics(updates.pop("intermediates", {}))
+        wrong = by_share(partial(is_wrong, outputs), labels)
+        return loss, Pass(updates, loss, wrong, routing)
+
+    gradient = accumulated(jax.grad(objective, has_aux=True), accumulate, unroll)
 
     @jax.jit
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, TrainMetrics]:
         images, labels = prepare(state, batch.images), batch.labels
         if mixup or cutmix:
             images, labels = mix(state.step_key(MIX), images, labels, mixup, cutmix)
-        variables = (state.params, state.batch_stats)
+        variables = (state.params, state.collections)
         grads, found = gradient(*variables, images, labels, state.step_key(GATES))
         changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
         new_state = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, changes),
-            batch_stats=found.batch_stats,
+            collections=found.collections,
             opt_state=opt_state,
         )
         if state.average is not None:

@@ -49,7 +49,7 @@ class StreamRunner:
             return None
         self.compiled = True
         shapes = Batch(
-            jax.ShapeDtypeStruct((self._size, *data.image_shape), np.uint8, sharding=self._where),
+            jax.ShapeDtypeStruct((self._size, *data.image_shape), data.dtype, sharding=self._where),
             jax.ShapeDtypeStruct((self._size,), np.int32, sharding=self._where),
         )
         self._function, cost = compiled(self._function, carries, (shapes,) * len(carries))

@@ -31,13 +31,13 @@ def train_trials(
     on as one.
 
     Args:
-      should_stop, restart: as for `loop.train`.
+      should_stop, restart: as for `trainer.train`.
 
     Returns:
       How the trials ended, in the order of their seeds; those that were not begun are left out.
 
     Raises:
-      UserError, TrainingFailed: as `loop.train`.
+      UserError, TrainingFailed: as `trainer.train`.
     """
     validate(config)
     folder = filesystem.path("workdir", workdir)

@@ -29,7 +29,6 @@ def traced(name):
                 variables,
                 images,
                 train=True,
-                labels=jnp.zeros(4, jnp.int32),
                 mutable=["batch_stats", "intermediates", "losses"],
                 rngs={"gates": key},
             )

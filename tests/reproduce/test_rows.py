@@ -2,11 +2,11 @@
 
 import pytest
 
+from multipath_jax import recipes
 from multipath_jax.errors import UserError
 from multipath_jax.models import paper
 from multipath_jax.reproduce import protocol
 from multipath_jax.training import config as config_lib
-from multipath_jax.training import protocol as recipes
 from multipath_jax.training.schedule import parse_duration
 
 

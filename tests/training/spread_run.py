@@ -69,7 +69,7 @@ def main() -> None:
     (carry,) = runner((carry,), parts.data, (order,), STEPS)
     state, metrics = jax.device_get((carry.state, carry.metrics))
     # Momentum is the sum of the gradients: an error in one of them shows in it unscaled.
-    found = {"params": state.params, "stats": state.batch_stats, "momentum": momentum(state)}
+    found = {"params": state.params, "stats": state.collections, "momentum": momentum(state)}
     flat = traverse_util.flatten_dict(found, sep="/")
     flat |= {f"metric/{name}": value for name, value in metrics.compute()["routing"].items()}
     flat["metric/loss"] = metrics.compute()["loss"]

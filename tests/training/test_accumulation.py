@@ -12,17 +12,18 @@ from multipath_jax.training import step as step_lib
 from multipath_jax.training.accumulation import Pass, accumulated, split
 from multipath_jax.training.config import default_config
 from multipath_jax.training.devices import make_mesh, replicated, split_batch
-from multipath_jax.training.state import create_state, make_optimizer
+from multipath_jax.training.optimizer import make_optimizer
+from multipath_jax.training.state import create_state
 
 COUNT, BATCH = 3, 12
 IMAGES = jnp.float32(np.random.default_rng(0).normal(size=(BATCH, 8, 8, 1)))
 LABELS = jnp.arange(BATCH) % 10
 
 
-def gradient(params, batch_stats, images, labels, key):
+def gradient(params, collections, images, labels, key):
     """Nothing in it is linear, so that no other order or grouping gives the same."""
     mean = images.mean()
-    found = Pass(batch_stats / 2 + mean, mean**2, labels > 3, {"share": images.max()})
+    found = Pass(collections / 2 + mean, mean**2, labels > 3, {"share": images.max()})
     return {"w": params["w"] * mean**3}, found
 
 
@@ -35,7 +36,7 @@ def test_the_parts_are_taken_one_after_another_and_averaged(unroll):
         stats = stats / 2 + mean
     close = partial(np.testing.assert_allclose, rtol=1e-5)  # float32 sums of 256 numbers
     close(found[0]["w"], np.arange(2) * (means**3).mean())
-    close(found[1].batch_stats, stats)
+    close(found[1].collections, stats)
     close(found[1].loss, (means**2).mean())
     largest = [IMAGES[first::COUNT].max() for first in range(COUNT)]
     close(found[1].routing["share"], np.mean(largest))
@@ -44,9 +45,9 @@ def test_the_parts_are_taken_one_after_another_and_averaged(unroll):
 
 
 def test_every_part_has_random_numbers_of_its_own():
-    def gradient(params, batch_stats, images, labels, key):
+    def gradient(params, collections, images, labels, key):
         drawn = jax.random.uniform(key)
-        return params, Pass(batch_stats, drawn, labels > 0, {"drawn": drawn**2})
+        return params, Pass(collections, drawn, labels > 0, {"drawn": drawn**2})
 
     key = jax.random.key(0)
     _, found = accumulated(gradient, COUNT, True)({}, {}, IMAGES, LABELS, key)
@@ -92,17 +93,17 @@ def test_a_step_of_micro_batches_is_one_step_of_their_mean_gradient():
     batch = step_lib.Batch(IMAGES, LABELS)
     after, metrics = step(state, batch)
     assert after.step == 1
-    ends, losses, errors, stats = [], [], [], state.batch_stats
+    ends, losses, errors, stats = [], [], [], state.collections
     for first in range(COUNT):
         micro = step_lib.Batch(batch.images[first::COUNT], batch.labels[first::COUNT])
-        end, found = one(state.replace(batch_stats=stats), micro)
-        stats = end.batch_stats
+        end, found = one(state.replace(collections=stats), micro)
+        stats = end.collections
         ends.append(end.params)
         losses.append(float(found.loss.compute()))
         errors.append(float(found.error.compute()))
     # The update is linear in the gradient.
     close(after.params, jax.tree.map(lambda *leaves: sum(leaves) / COUNT, *ends))
-    close(after.batch_stats, stats)
+    close(after.collections, stats)
     assert float(metrics.loss.compute()) == pytest.approx(np.mean(losses), rel=1e-5)
     assert float(metrics.error.compute()) == pytest.approx(np.mean(errors), rel=1e-6)
 

@@ -12,6 +12,7 @@ from workdirs import final, lines
 
 from multipath_jax import main
 from multipath_jax.errors import UserError
+from multipath_jax.trainer import train
 from multipath_jax.training import checkpoints as ckpt
 from multipath_jax.training import loop
 from multipath_jax.training.parts import Parts
@@ -50,7 +51,7 @@ def undisturbed(data_dir, tmp_path_factory):
         patch.setattr("multipath_jax.training.parts.create_model", tiny.create_model)
         workdir = epath.Path(tmp_path_factory.mktemp("undisturbed"))
         config = recipe(data_dir, **BEYOND)
-        return workdir, config, loop.train(config, workdir)
+        return workdir, config, train(config, workdir)
 
 
 def test_a_run_that_stops_and_goes_on_is_the_same_run(undisturbed, workdir, monkeypatch):
@@ -58,9 +59,9 @@ def test_a_run_that_stops_and_goes_on_is_the_same_run(undisturbed, workdir, monk
     whole, config, _ = undisturbed
     monkeypatch.setattr(loop.Pace, "steps", lambda _, limit: min(limit, 3))
     calls = iter([False] * 2 + [True])
-    stopped = loop.train(config, workdir, should_stop=lambda: next(calls))
+    stopped = train(config, workdir, should_stop=lambda: next(calls))
     assert stopped.step == 3
-    loop.train(config, workdir)
+    train(config, workdir)
     jax.tree.map(np.testing.assert_array_equal, final(workdir, config), final(whole, config))
     assert lines(workdir) == lines(whole)
 
@@ -90,7 +91,7 @@ def test_the_average_is_what_is_evaluated_kept_and_started_from(undisturbed):
 
 def test_a_run_on_held_out_images_says_so_everywhere(data_dir, workdir, capsys):
     config = recipe(data_dir, **{"dataset.holdout": 142})
-    result = loop.train(config, workdir)
+    result = train(config, workdir)
     assert result.evaluated == "held_out"
     parts = Parts(config)
     assert (len(parts.dataset.train), len(parts.dataset.test)) == (1300, 142)
@@ -122,7 +123,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     changes, message, data_dir, workdir
 ):
     with pytest.raises(UserError, match=message):
-        loop.train(recipe(data_dir, **changes), workdir)
+        train(recipe(data_dir, **changes), workdir)
     assert not workdir.exists()
 
 
@@ -133,5 +134,5 @@ def test_labels_of_a_network_with_another_loss_stay_as_they_are(
     monkeypatch.undo()  # of `tiny_model`
     changes = {"model.name": "BaseCNN-Ensemble", key: 0.1}
     with pytest.raises(UserError, match="has a loss of its own"):
-        loop.train(recipe(data_dir, **changes), workdir)
+        train(recipe(data_dir, **changes), workdir)
     assert not workdir.exists()

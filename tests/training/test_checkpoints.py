@@ -206,7 +206,7 @@ def test_long_lists_are_cut():
 
 def test_weights_of_nothing_alike_are_refused(parts, source, tmp_path):
     fresh = parts.fresh_carry(0).state
-    nothing_alike = fresh.replace(params={"other": jnp.ones(3)}, batch_stats={})
+    nothing_alike = fresh.replace(params={"other": jnp.ones(3)}, collections={})
     with pytest.raises(UserError, match="nothing in it fits"):
         ckpt.initialize_from(from_(source), nothing_alike)
     with pytest.raises(UserError, match="has no checkpoint"):

@@ -144,11 +144,11 @@ def test_differences_are_of_the_recipe():
 
 def test_options_of_a_network():
     text = "execution=grouped, custom_vjp=False,width=3 , rate=0.5,what=None"
-    assert config_lib.model_options(text) == {
+    assert config_lib.parse_options("model.options", text) == {
         "execution": "grouped",
         "custom_vjp": False,
         "width": 3,
         "rate": 0.5,
         "what": None,
     }
-    assert config_lib.model_options("") == {}
+    assert config_lib.parse_options("model.options", "") == {}

@@ -20,6 +20,7 @@ from etils import epath
 from workdirs import final, lines
 
 from multipath_jax.errors import UserError
+from multipath_jax.trainer import train
 from multipath_jax.training import checkpoints as ckpt
 from multipath_jax.training import loop, parts, writers
 from multipath_jax.training.fingerprint import fingerprint
@@ -39,7 +40,7 @@ def whole(data_dir, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("multipath_jax.training.parts.create_model", tiny.create_model)
         workdir = tmp_path_factory.mktemp("whole")
-        loop.train(recipe(data_dir), workdir)
+        train(recipe(data_dir), workdir)
         return final(workdir, recipe(data_dir))
 
 
@@ -51,7 +52,7 @@ def half(data_dir, tmp_path_factory):
         patch.setattr(loop.Pace, "steps", lambda _, limit: min(limit, 1))
         workdir = tmp_path_factory.mktemp("half")
         calls = iter([False] * 8 + [True])
-        loop.train(recipe(data_dir), workdir, should_stop=lambda: next(calls))
+        train(recipe(data_dir), workdir, should_stop=lambda: next(calls))
         return workdir
 
 
@@ -73,7 +74,7 @@ def stopped(half, workdir):
 )
 def test_a_damaged_checkpoint_is_gone_behind(data_dir, workdir, stopped, whole, damage, capsys):
     damage(stopped / "9")
-    loop.train(recipe(data_dir), workdir)
+    train(recipe(data_dir), workdir)
     printed = capsys.readouterr().out
     assert "the checkpoint of step 9 is damaged" in printed
     assert "resuming at step 7 of" in printed
@@ -86,9 +87,9 @@ def test_a_run_begins_afresh_only_if_it_is_told_to(data_dir, workdir, stopped, w
         flip(stopped / step)
     before = contents(workdir)
     with pytest.raises(UserError, match=r"step 7 is damaged .*has no other; --restart moves them"):
-        loop.train(recipe(data_dir), workdir)
+        train(recipe(data_dir), workdir)
     assert contents(workdir) == before
-    loop.train(recipe(data_dir), workdir, restart=True)
+    train(recipe(data_dir), workdir, restart=True)
     assert "beginning afresh; what was here is now in" in capsys.readouterr().out
     after = contents(workdir)
     lock = workdir / ckpt.LOCK_FILE
@@ -115,7 +116,7 @@ def test_a_workdir_whose_checkpoints_are_all_in_damaged_is_refused(data_dir, wor
     stopped.rename(workdir / ckpt.DAMAGED)
     before = contents(workdir)
     with pytest.raises(UserError, match=r"has damaged checkpoints, in .*; --restart moves them"):
-        loop.train(recipe(data_dir), workdir)
+        train(recipe(data_dir), workdir)
     assert contents(workdir) == before
 
 
@@ -124,7 +125,7 @@ def test_what_a_resumed_run_writes_again_is_kept_aside(data_dir, workdir, stoppe
     spoilt = [b'{"step": 8, "train/loss": 1.5}', b"<<<<<<< ours", b'{"step": 9, "tr']
     log.write_bytes(log.read_bytes() + b"\n" + b"\n".join(spoilt))
     flip(stopped / "9")
-    loop.train(recipe(data_dir), workdir)
+    train(recipe(data_dir), workdir)
     assert dropped.read_bytes() == b"\n".join(spoilt) + b"\n"
     assert [line["step"] for line in lines(workdir)] == [5, 10, 15, 20, 22]
     jax.tree.map(np.testing.assert_array_equal, final(workdir, recipe(data_dir)), whole)
@@ -136,7 +137,7 @@ def test_a_checkpoint_of_another_network_is_not_called_damaged(
     before = contents(workdir)
     monkeypatch.setattr(parts, "create_model", lambda *_: tiny.Tiny(features=4))
     with pytest.raises(UserError, match=r"norm/mean is float32\[8\] there and float32\[4\] here"):
-        loop.train(recipe(data_dir), workdir)
+        train(recipe(data_dir), workdir)
     assert contents(workdir) == before
 
 

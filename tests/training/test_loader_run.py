@@ -16,6 +16,7 @@ import photos
 
 from multipath_jax.errors import UserError
 from multipath_jax.runs import load_run
+from multipath_jax.trainer import train
 from multipath_jax.training import checkpoints as ckpt
 from multipath_jax.training import loop, trials
 from multipath_jax.training.parts import Parts
@@ -63,7 +64,7 @@ def undisturbed(photo_dir, tmp_path_factory):
         patch.setattr("multipath_jax.training.parts.create_model", tiny.create_model)
         workdir = tmp_path_factory.mktemp("undisturbed")
         config = recipe(photo_dir)
-        return workdir, config, loop.train(config, workdir)
+        return workdir, config, train(config, workdir)
 
 
 def test_a_run_learns_and_measures_both_ways(undisturbed):
@@ -96,10 +97,10 @@ def test_a_run_that_stops_and_goes_on_is_the_same_run(
     """In the middle of an epoch, and between two checkpoints."""
     whole, config, result = undisturbed
     monkeypatch.setattr(loop.Pace, "steps", lambda _, limit: min(limit, 4))
-    assert loop.train(config, tmp_path, should_stop=lambda: True).step == 1  # the first log
+    assert train(config, tmp_path, should_stop=lambda: True).step == 1  # the first log
     calls = iter([False] * 6 + [True])
-    assert loop.train(config, tmp_path, should_stop=lambda: next(calls)).step == 8
-    assert loop.train(config, tmp_path).test == result.test
+    assert train(config, tmp_path, should_stop=lambda: next(calls)).step == 8
+    assert train(config, tmp_path).test == result.test
     assert_same_end(tmp_path, whole)
 
 
@@ -131,7 +132,7 @@ def test_a_killed_run_goes_on_to_the_same_end(undisturbed, photo_dir, tmp_path):
     run.kill()
     run.communicate(timeout=60)  # ends when all have that hold the pipe, the workers too
     assert 0 < ckpt.Checkpoints(tmp_path).latest < TOTAL
-    loop.train(config, tmp_path)
+    train(config, tmp_path)
     assert_same_end(tmp_path, whole)
 
 
@@ -151,8 +152,8 @@ def test_a_bad_record_stops_the_run_and_may_be_replaced_when_it_goes_on(tmp_path
     # One after a thousand others is not in the sample that the statistics are of, so ...
     photos.prepare(tmp_path, rows, photos.rows(TEST))
     with pytest.raises(UserError, match="record 7 of 'train'"):
-        loop.train(recipe(tmp_path), tmp_path / "run")
-    loop.train(recipe(tmp_path, **{"dataset.on_bad": "replace"}), tmp_path / "run")
+        train(recipe(tmp_path), tmp_path / "run")
+    train(recipe(tmp_path, **{"dataset.on_bad": "replace"}), tmp_path / "run")
     counts = [line.get("train/replaced", 0) for line in lines(tmp_path / "run")]
     # Once an epoch, unless it is among the two images that an epoch leaves out.
     assert 1 <= sum(counts) <= TOTAL // 5
@@ -164,7 +165,7 @@ def test_trials_side_by_side_have_orders_of_their_own(undisturbed, photo_dir, tm
     together = recipe(photo_dir, trials=2, side_by_side="on", train_for="6 steps")
     trials.train_trials(together, tmp_path)
     alone = tmp_path / "alone"
-    loop.train(recipe(photo_dir, seed=1, train_for="6 steps"), alone)
+    train(recipe(photo_dir, seed=1, train_for="6 steps"), alone)
     found, expected = (final(folder, config) for folder in (tmp_path / "seed_1", alone))
     # One program for both adds up in another order.
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)  # noqa: E731
@@ -182,7 +183,7 @@ def test_what_a_folder_holds_is_said_once_and_its_names_are_kept(tmp_path, capsy
     changes = {"dataset.source": str(source), "train_for": "1 step", "eval_every": "1 step"}
     config = recipe("nowhere", trials=count, side_by_side="on", **changes)
     workdir = tmp_path / "run"
-    (trials.train_trials if count > 1 else loop.train)(config, workdir)
+    (trials.train_trials if count > 1 else train)(config, workdir)
     said = capsys.readouterr().out.splitlines()
     assert said[:3] == [
         rf"{source}: 8 training and 2 test images of 2 classes: $x$, caf\xe9",
@@ -205,7 +206,7 @@ def test_images_in_memory_are_cropped_too(data_dir, tmp_path):
     config.schedule.drops = ""
     parts = Parts(config)
     assert parts.image_shape == (6, 6, 1)
-    assert loop.train(config, tmp_path).finished
+    assert train(config, tmp_path).finished
 
 
 def test_a_run_that_fails_ends_its_workers(photo_dir, tmp_path, monkeypatch):
@@ -217,6 +218,6 @@ def test_a_run_that_fails_ends_its_workers(photo_dir, tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop.Run, "take", fail)
     with pytest.raises(RuntimeError, match="on purpose"):
-        loop.train(recipe(photo_dir, **{"dataset.workers": 1}), tmp_path)
+        train(recipe(photo_dir, **{"dataset.workers": 1}), tmp_path)
     assert not multiprocessing.active_children()
     assert not (tmp_path / METRICS_FILE).read_text()

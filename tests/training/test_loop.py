@@ -11,6 +11,7 @@ from etils import epath
 from workdirs import assert_same_end, final, lines
 
 from multipath_jax.errors import UserError
+from multipath_jax.trainer import train
 from multipath_jax.training import checkpoints as ckpt
 from multipath_jax.training import config as config_lib
 from multipath_jax.training import loop
@@ -35,7 +36,7 @@ def undisturbed(data_dir, tmp_path_factory):
         patch.setattr("multipath_jax.training.parts.create_model", tiny.create_model)
         workdir = epath.Path(tmp_path_factory.mktemp("undisturbed"))
         config = tiny.tiny_config(data_dir)
-        return workdir, config, loop.train(config, workdir)
+        return workdir, config, train(config, workdir)
 
 
 def test_a_run_learns_and_writes(undisturbed):
@@ -70,12 +71,12 @@ def test_a_checkpoint_measures_as_the_run_did(undisturbed):
 def test_a_run_that_stops_and_goes_on_is_the_same_run(undisturbed, workdir, capsys, monkeypatch):
     whole, config, result = undisturbed
     monkeypatch.setattr(loop.Pace, "steps", lambda _, limit: min(limit, 3))
-    first = loop.train(config, workdir, should_stop=lambda: True)
+    first = train(config, workdir, should_stop=lambda: True)
     assert (first.step, first.test) == (3, {})  # between two logs
     calls = iter([False] * 8 + [True])
-    second = loop.train(config, workdir, should_stop=lambda: next(calls))
+    second = train(config, workdir, should_stop=lambda: next(calls))
     assert 3 < second.step < TOTAL
-    last = loop.train(config, workdir)
+    last = train(config, workdir)
     printed = capsys.readouterr().out
     assert "stopped at step 3; the same command goes on" in printed
     assert f"resuming at step {second.step} of" in printed
@@ -95,7 +96,7 @@ def test_an_evaluation_saves_only_the_best_so_far(data_dir, workdir, monkeypatch
     monkeypatch.setattr(
         loop.Run, "save", lambda run, e: saved.append((run.step, e)) or save(run, e)
     )
-    loop.train(config, workdir)
+    train(config, workdir)
     assert saved == [(1, 50.0), (3, 50.0), (4, 40.0), (5, 45.0)]  # the last one ends the run
     assert ckpt.open_existing(workdir).best == 4
 
@@ -103,7 +104,7 @@ def test_an_evaluation_saves_only_the_best_so_far(data_dir, workdir, monkeypatch
 def test_a_run_that_has_ended_is_left_alone(undisturbed, capsys):
     workdir, config, result = undisturbed
     before = lines(workdir)
-    again = loop.train(config, workdir)
+    again = train(config, workdir)
     assert "has ended at step 66" in capsys.readouterr().out
     assert again.test == result.test
     assert lines(workdir) == before
@@ -112,7 +113,7 @@ def test_a_run_that_has_ended_is_left_alone(undisturbed, capsys):
 def test_a_loss_that_is_not_finite_stops_the_run(data_dir, workdir):
     config = tiny.tiny_config(data_dir, **{"schedule.rate": 1e30, "checkpoint_every": "1 step"})
     with pytest.raises(loop.TrainingFailed, match=r"loss of step \d+ is not finite") as caught:
-        loop.train(config, workdir)
+        train(config, workdir)
     step = int(str(caught.value).split("step ")[1].split()[0])
     assert 1 < step < 10
     checkpoints = ckpt.Checkpoints(workdir)
@@ -136,7 +137,7 @@ def test_a_weight_that_is_not_finite_is_never_saved(data_dir, workdir, monkeypat
     monkeypatch.setattr(loop, "_advance", lambda runs, *_: setattr(runs[0], "step", 1))
     config = tiny.tiny_config(data_dir, checkpoint_every="1 step", log_every="60 steps")
     with pytest.raises(loop.TrainingFailed, match=r"weight after step 1 .*no checkpoint"):
-        loop.train(config, workdir)
+        train(config, workdir)
     assert ckpt.Checkpoints(workdir).latest is None
 
 
@@ -144,7 +145,7 @@ def test_another_recipe_is_refused_and_nothing_is_touched(undisturbed, data_dir)
     workdir, _, _ = undisturbed
     before = files(workdir)
     with pytest.raises(UserError, match="batch_size: 128 -> 64"):
-        loop.train(tiny.tiny_config(data_dir, batch_size=64), workdir)
+        train(tiny.tiny_config(data_dir, batch_size=64), workdir)
     assert files(workdir) == before
 
 
@@ -152,7 +153,7 @@ def test_a_run_starts_from_anothers_weights(undisturbed, data_dir, workdir, caps
     source, _, result = undisturbed
     changes = {"init_from": str(source), "train_for": "1 step", "schedule.drops": ""}
     config = tiny.tiny_config(data_dir, **changes, **{"schedule.rate": 1e-6})
-    started = loop.train(config, workdir)
+    started = train(config, workdir)
     printed = capsys.readouterr().out
     assert f"starting from the weights of {source}" in printed
     assert "missing there, so fresh: none" in printed
@@ -174,5 +175,5 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     data_dir, workdir, changes, message
 ):
     with pytest.raises(UserError, match=message):
-        loop.train(tiny.tiny_config(data_dir, **changes), workdir)
+        train(tiny.tiny_config(data_dir, **changes), workdir)
     assert not workdir.exists()

@@ -7,6 +7,7 @@ import pathlib
 import pytest
 import tiny
 
+from multipath_jax.trainer import train
 from multipath_jax.training import loop
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
@@ -21,7 +22,7 @@ def traced(workdir):
 
 def test_the_steps_asked_for_are_traced(data_dir, workdir, capsys, monkeypatch):
     monkeypatch.setattr(loop.Pace, "steps", lambda _, limit: min(limit, 1))
-    loop.train(tiny.tiny_config(data_dir, **CHANGES), workdir)
+    train(tiny.tiny_config(data_dir, **CHANGES), workdir)
     assert "wrote a trace of the steps 4-7" in capsys.readouterr().out
     (events,) = traced(workdir)
     begun = [event["args"]["step_num"] for event in events if event.get("name") == "train"]
@@ -35,7 +36,7 @@ def test_a_run_that_stops_in_between_writes_what_it_has(data_dir, workdir, monke
     monkeypatch.setattr(loop.Pace, "steps", lambda _, limit: min(limit, 1))
     calls = iter([False] * 4 + [True])
     config = tiny.tiny_config(data_dir, **CHANGES)
-    assert loop.train(config, workdir, should_stop=lambda: next(calls)).step == 5
+    assert train(config, workdir, should_stop=lambda: next(calls)).step == 5
     assert len(traced(workdir)) == 1
-    loop.train(config, workdir)  # past the beginning of the window: nothing more to trace
+    train(config, workdir)  # past the beginning of the window: nothing more to trace
     assert len(traced(workdir)) == 1

@@ -10,12 +10,13 @@ import pytest
 import tiny
 
 from multipath_jax import create_model
-from multipath_jax.data import MixedLabels, ResidentData, epoch_order, mix
+from multipath_jax.data import ResidentData, epoch_order, mix
 from multipath_jax.training import step as step_lib
 from multipath_jax.training.config import default_config
 from multipath_jax.training.devices import make_mesh, replicated, split_batch
 from multipath_jax.training.metrics import zeros_like
-from multipath_jax.training.state import MIX, ORDER, create_state, make_optimizer, stream
+from multipath_jax.training.optimizer import make_optimizer
+from multipath_jax.training.state import MIX, ORDER, create_state, stream
 
 BATCH, EXAMPLES, CLASSES = 8, 44, 10
 
@@ -80,33 +81,6 @@ def assert_close(a, b, tolerance):
 
 
 LOGITS, LABELS = jnp.array([[1.0, 2.0, 0.0], [0.0, 0.0, 3.0]]), jnp.array([0, 2])
-CROSS_ENTROPY = np.mean([np.log(1 + np.e + np.exp(-1)), np.log(1 + 2 * np.exp(-3))])
-
-
-@pytest.mark.parametrize(
-    ("recorded", "expected"),
-    [
-        ({}, CROSS_ENTROPY),
-        ({"block_1": {"budget": (jnp.float32(0.5),)}}, CROSS_ENTROPY + 0.5),
-        ({"a": {"x": (jnp.float32(1), jnp.float32(2))}, "y": jnp.float32(4)}, CROSS_ENTROPY + 7),
-        ({"head": {"classification": (jnp.float32(0.25),)}}, 0.25),
-        ({"classification": jnp.float32(0.25), "reconstruction": (jnp.float32(2),)}, 2.25),
-    ],
-)
-def test_the_loss_is_the_sum_of_what_is_recorded(recorded, expected):
-    found = step_lib.total_loss(LOGITS, LABELS, recorded)
-    assert float(found) == pytest.approx(expected, rel=1e-6)  # float32
-
-
-def test_smoothed_labels_are_spread_over_all_classes():
-    """0.3 of every label: 0.1 to each of three classes; losses of a network's own as they are."""
-    targets = np.full((2, 3), 0.1)
-    targets[[0, 1], LABELS] += 0.7
-    logs = np.asarray(LOGITS) - np.log(np.exp(LOGITS).sum(-1, keepdims=True))
-    expected = -(targets * logs).sum(-1).mean() + 0.5
-    recorded = {"block_1": {"budget": (jnp.float32(0.5),)}}
-    found = step_lib.total_loss(LOGITS, LABELS, recorded, label_smoothing=0.3)
-    assert float(found) == pytest.approx(expected, rel=1e-6)  # float32
 
 
 def test_a_step_descends_the_gradient_of_the_cross_entropy():
@@ -115,7 +89,7 @@ def test_a_step_descends_the_gradient_of_the_cross_entropy():
     images = (batch.images / 255 - Images.mean) / Images.std
 
     def loss(params):
-        variables = {"params": params, "batch_stats": state.batch_stats}
+        variables = {"params": params, **state.collections}
         logits, updates = tiny.Tiny().apply(variables, images, train=True, mutable=["batch_stats"])
         entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
         return entropy.mean(), (logits, updates)
@@ -129,7 +103,7 @@ def test_a_step_descends_the_gradient_of_the_cross_entropy():
         np.testing.assert_allclose(after.params[name]["kernel"], expected, atol=1e-6)
         expected = before["bias"] - 0.1 * grads[name]["bias"]
         np.testing.assert_allclose(after.params[name]["bias"], expected, atol=1e-6)
-    assert_close(after.batch_stats, updates["batch_stats"], 1e-6)
+    assert_close(after.collections, dict(updates), 1e-6)
     found = metrics.compute()
     assert float(found["loss"]) == pytest.approx(float(value), rel=1e-5)
     assert float(found["error"]) == np.mean(logits.argmax(-1) != batch.labels)
@@ -200,7 +174,7 @@ def test_two_devices_compute_what_one_does():
         two = step_lib.Carry(state, two.metrics.merge(metrics))
     # Sums over the batch in another order, three steps: some units of float32's 6e-8.
     assert_close(two.state.params, one.state.params, 1e-5)
-    assert_close(two.state.batch_stats, one.state.batch_stats, 1e-5)
+    assert_close(two.state.collections, one.state.collections, 1e-5)
     assert_close(two.metrics.loss, one.metrics.loss, 1e-5)
 
 
@@ -252,16 +226,6 @@ def test_an_epoch_sees_every_batch_once(monkeypatch):
     assert len({label for batch in batches for label in batch}) == 5 * BATCH
 
 
-def test_mixed_labels_count_by_their_shares():
-    """With 0.3 of every label smoothed over three classes."""
-    labels = MixedLabels(LABELS, jnp.array([1, 0]), jnp.array([0.25, 1.0]))
-    targets = 0.7 * np.array([[0.25, 0.75, 0], [0, 0, 1]]) + 0.1
-    logs = np.asarray(LOGITS) - np.log(np.exp(LOGITS).sum(-1, keepdims=True))
-    expected = -(targets * logs).sum(-1).mean()
-    found = step_lib.total_loss(LOGITS, labels, {}, label_smoothing=0.3)
-    assert float(found) == pytest.approx(expected, rel=1e-6)  # float32
-
-
 def test_a_step_on_mixed_images_descends_the_mixed_loss():
     """Against the gradient written out; the error counts by the shares as well."""
     state, batch = fresh(), first_batch()
@@ -273,7 +237,7 @@ def test_a_step_on_mixed_images_descends_the_mixed_loss():
     images, mixed = mix(state.step_key(MIX), images, batch.labels, 1.0, 1.0)
 
     def loss(params):
-        variables = {"params": params, "batch_stats": state.batch_stats}
+        variables = {"params": params, **state.collections}
         logits, _ = tiny.Tiny().apply(variables, images, train=True, mutable=["batch_stats"])
         targets = mixed.share[:, None] * jax.nn.one_hot(mixed.labels, CLASSES)
         targets += (1 - mixed.share)[:, None] * jax.nn.one_hot(mixed.others, CLASSES)

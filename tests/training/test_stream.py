@@ -6,6 +6,7 @@ import pytest
 import tiny
 from workdirs import final
 
+from multipath_jax.trainer import train
 from multipath_jax.training import loop, trials
 from multipath_jax.training.parts import Parts
 from multipath_jax.training.stream import StreamRunner
@@ -23,14 +24,14 @@ def resident(data_dir, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("multipath_jax.training.parts.create_model", tiny.create_model)
         workdir = tmp_path_factory.mktemp("resident")
-        loop.train(recipe(data_dir, False), workdir)
+        train(recipe(data_dir, False), workdir)
         return final(workdir, recipe(data_dir, False))
 
 
 def test_a_streamed_run_is_the_resident_one(data_dir, workdir, resident):
     config = recipe(data_dir, True)
     assert isinstance(Parts(config).runner(), StreamRunner)
-    loop.train(config, workdir)
+    train(config, workdir)
     jax.tree.map(np.testing.assert_array_equal, final(workdir, config), resident)
 
 
@@ -38,7 +39,7 @@ def test_a_run_may_change_from_one_to_the_other(data_dir, workdir, resident, mon
     monkeypatch.setattr(loop.Pace, "steps", lambda _, limit: min(limit, 3))
     for streamed, calls in ((True, 5), (False, 3), (True, 99)):
         stops = iter([False] * calls + [True])
-        loop.train(recipe(data_dir, streamed), workdir, should_stop=lambda: next(stops))  # noqa: B023
+        train(recipe(data_dir, streamed), workdir, should_stop=lambda: next(stops))  # noqa: B023
     jax.tree.map(np.testing.assert_array_equal, final(workdir, recipe(data_dir, True)), resident)
 
 

@@ -19,6 +19,7 @@ import photos
 from multipath_jax import main
 from multipath_jax.errors import UserError
 from multipath_jax.runs import load_run
+from multipath_jax.trainer import train
 from multipath_jax.training import checkpoints as ckpt
 from multipath_jax.training import loop, trials
 from multipath_jax.training.config import read_config
@@ -65,7 +66,7 @@ def run(pictures, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("multipath_jax.training.parts.create_model", tiny.create_model)
         workdir = tmp_path_factory.mktemp("run")
-        loop.train(recipe(pictures), workdir)
+        train(recipe(pictures), workdir)
         return workdir
 
 
@@ -116,7 +117,7 @@ def test_other_data_are_refused_by_name_and_nothing_is_touched(folder, trained, 
     with pytest.raises(
         UserError, match=rf"holds a run of other data \({CHANGES[change]}"
     ) as caught:
-        loop.train(recipe(folder), trained)
+        train(recipe(folder), trained)
     assert "\n" not in str(caught.value)
     assert kept(trained) == before
     assert load_run(trained).description.class_names == answers
@@ -139,20 +140,20 @@ def test_other_statistics_are_refused(folder, trained):
     with pytest.raises(
         UserError, match=r"mean of the training pixels: 0\.5000, 0\.5000, 0\.5000 -> 0"
     ):
-        loop.train(recipe(folder), trained)
+        train(recipe(folder), trained)
 
 
 def test_other_test_images_are_said_and_measured(folder, trained, capsys):
     before = kept(trained)
     next((folder / "test" / "red").iterdir()).unlink()
-    loop.train(recipe(folder), trained)
+    train(recipe(folder), trained)
     assert "of different images (12 -> 11 test images)" in capsys.readouterr().out
     assert kept(trained)[trained / ckpt.DATASET_FILE] == before[trained / ckpt.DATASET_FILE]
 
 
 def test_a_run_whose_description_is_gone_is_refused(folder, trained):
     (trained / ckpt.DATASET_FILE).unlink()
-    for use in (lambda: loop.train(recipe(folder), trained), lambda: load_run(trained)):
+    for use in (lambda: train(recipe(folder), trained), lambda: load_run(trained)):
         with pytest.raises(UserError, match=r"dataset.json does not say .*No such file") as caught:
             use()
         assert "\n" not in str(caught.value)
@@ -164,7 +165,7 @@ def test_a_folder_that_has_moved_is_named_anew(folder, tmp_path, workdir, monkey
     config = recipe(folder, **{"dataset.source": "mine", "train_for": "6 steps"})
     stop = iter([False, False, True])
     monkeypatch.setattr(loop.Pace, "steps", lambda _, limit: 1)
-    assert loop.train(config, workdir, should_stop=lambda: next(stop)).step == 3
+    assert train(config, workdir, should_stop=lambda: next(stop)).step == 3
     assert read_config(workdir / ckpt.CONFIG_FILE).dataset.source == os.fspath(folder)
     monkeypatch.setenv("HOME", os.fspath(tmp_path))
     folder.rename(tmp_path / "moved")
@@ -172,7 +173,7 @@ def test_a_folder_that_has_moved_is_named_anew(folder, tmp_path, workdir, monkey
     with pytest.raises(UserError, match="mine is not a folder"):
         _ = load_run(workdir).dataset
     config.dataset.source = "~/moved"
-    assert loop.train(config, workdir).finished
+    assert train(config, workdir).finished
     assert read_config(workdir / ckpt.CONFIG_FILE).dataset.source == os.fspath(tmp_path / "moved")
     monkeypatch.chdir("/")
     assert load_run(workdir).evaluate()["error"] == lines(workdir)[-1]["test/error"]

@@ -8,6 +8,7 @@ from etils import epath
 from workdirs import final, lines
 
 from multipath_jax.errors import UserError
+from multipath_jax.trainer import train
 from multipath_jax.training import checkpoints as ckpt
 from multipath_jax.training import config as config_lib
 from multipath_jax.training import loop, trials
@@ -29,7 +30,7 @@ def alone(data_dir, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("multipath_jax.training.parts.create_model", tiny.create_model)
         return {
-            seed: (folder / str(seed), loop.train(recipe(data_dir, seed=seed), folder / str(seed)))
+            seed: (folder / str(seed), train(recipe(data_dir, seed=seed), folder / str(seed)))
             for seed in SEEDS
         }
 
@@ -74,7 +75,7 @@ def test_stopped_and_apart_they_go_on_side_by_side(alone, workdir, data_dir, mon
     monkeypatch.setattr(loop.Pace, "steps", lambda _, limit: min(limit, 3))
     config = recipe(data_dir, trials=2, side_by_side="on")
     ahead = iter([False, False, True])
-    loop.train(trials.configs(config)[1], workdir / "seed_6", should_stop=lambda: next(ahead))
+    train(trials.configs(config)[1], workdir / "seed_6", should_stop=lambda: next(ahead))
     stopping = iter([False] * 3 + [True])
     results = trials.train_trials(config, workdir, should_stop=lambda: next(stopping))
     assert len({result.step for result in results}) == 1
@@ -93,7 +94,7 @@ def test_a_wish_to_stop_leaves_the_rest_for_the_next_call(alone, workdir, data_d
 
 
 def test_another_recipe_in_one_trial_is_refused_before_any_begins(workdir, data_dir):
-    loop.train(recipe(data_dir, seed=6, batch_size=64), workdir / "seed_6")
+    train(recipe(data_dir, seed=6, batch_size=64), workdir / "seed_6")
     with pytest.raises(UserError, match="batch_size: 64 -> 128"):
         trials.train_trials(recipe(data_dir, trials=2), workdir)
     assert not (workdir / "seed_5").exists()

@@ -23,7 +23,7 @@ class Tiny(nn.Module):
     features: int = 8
 
     @nn.compact
-    def __call__(self, images, train=False, labels=None):
+    def __call__(self, images, train=False):
         x = nn.Conv(self.features, (3, 3), name="conv")(images)
         x = nn.relu(nn.BatchNorm(not train, momentum=0.9, name="norm")(x))
         xs = CrossConnect(2, name="router_1")(x[None], train=train)

@@ -84,6 +84,19 @@ def fast(name: str, epochs: int = FAST_EPOCHS, dataset: str = "cifar10") -> Conf
     return config
 
 
+def digits() -> ConfigDict:
+    """BaseCNN-2-CC on scikit-learn's handwritten digits: a recipe of ours to begin with."""
+    config = default_config()
+    config.model.name = "BaseCNN-2-CC"
+    config.dataset.name = "digits"
+    config.dataset.shift = 1  # of 8 pixels; digits have no mirror images
+    config.batch_size = 64
+    config.train_for = "15 epochs"
+    config.schedule.rate = 0.05
+    config.schedule.drops = "9 epochs, 13 epochs"
+    return config
+
+
 def imagenet(name: str, subset: bool = False) -> ConfigDict:
     """The recipe by which the paper trains a network on ILSVRC2012 (Section 6.4).
 

@@ -5,8 +5,7 @@ import importlib.util
 import jax
 import pytest
 
-from multipath_jax import compile_tpu, create_model, list_models
-from multipath_jax import recipe as recipes
+from multipath_jax import compile_tpu, config_flags, create_model, list_models
 from multipath_jax.errors import UserError
 from multipath_jax.models import paper
 from multipath_jax.models.capsnet import CapsNet
@@ -15,7 +14,7 @@ from multipath_jax.training import config as config_lib
 from multipath_jax.training.parts import make_model
 from multipath_jax.training.schedule import make_plan
 
-FOLDER = recipes.folder()
+FOLDER = config_flags.folder()
 
 
 def recipe(name):

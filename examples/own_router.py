@@ -1,0 +1,45 @@
+"""A router of your own: each input goes to the paths by its own channels' maxima, not their means.
+
+python examples/own_router.py
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+import multipath_jax as mp
+
+
+class MaxRouter(mp.layers.Router):
+    """`CrossConnect` whose gates see the largest activation of each channel (beside Eq. 1)."""
+
+    additive = True  # sums over the inputs: paths may lie on several devices
+
+    def gates(self, xs):  # [m b h w c] -> [m b n]
+        relevance = self.gate(xs.max(axis=tuple(range(2, xs.ndim - 1))))
+        return self.record(relevance, jax.nn.softmax(relevance))
+
+
+class Network(nn.Module):
+    @nn.compact
+    def __call__(self, images, train=False):
+        xs = mp.layers.OneToMany(2, name="router_1")(images)
+        xs = mp.layers.Parallel(mp.layers.ConvNorm(16))(xs, train=train)
+        xs = MaxRouter(2, name="router_2")(xs)
+        xs = mp.layers.Parallel(mp.layers.ConvNorm(32))(xs, train=train)
+        return nn.Dense(10)(jnp.mean(xs, axis=(0, 2, 3)))
+
+
+config = mp.recipes.digits()
+config.train_for = "3 epochs"
+config.schedule.drops = "2 epochs"
+
+result = mp.Trainer(config, model=Network()).fit("runs/own_router")
+print(f"error {result.test['error']:.2f} %")
+
+run = mp.load_run("runs/own_router", model=Network())
+_, recorded = run.model.apply(
+    run.variables, run.prepare(run.test(100).images), mutable=["intermediates"]
+)
+(gates,) = recorded["intermediates"]["router_2"]["gates"]
+print("mean gates of router 2:", gates.mean(1))

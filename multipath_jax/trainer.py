@@ -1,0 +1,174 @@
+"""`Trainer`: a config, and whatever of it a user brings along, trained in a workdir."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import optax
+from clu import parameter_overview
+from etils import epath
+from ml_collections import ConfigDict
+
+from multipath_jax import filesystem
+from multipath_jax.data import Dataset
+from multipath_jax.errors import UserError
+from multipath_jax.models.adapter import adapt
+from multipath_jax.training import checkpoints as ckpt
+from multipath_jax.training.config import OWN
+from multipath_jax.training.loop import Result, go, never, say_what_was_found, start_run
+from multipath_jax.training.losses import LossFn
+from multipath_jax.training.parts import Hook, Parts
+from multipath_jax.training.schedule import parse_duration
+
+
+class Trainer:
+    """Trains a network as ``python -m multipath_jax.main`` does, whose promises hold here too.
+
+    A run goes on from its newest checkpoint exactly where it stopped; a workdir that holds a run of
+    another config or of other data is refused. What is given here takes the place of what the
+    config describes: the stored config names it ``own:NAME``, and `load_run` has to be given it as
+    well. Of an optimizer and a loss only the names are compared when a run goes on.
+
+    Attributes:
+      config: with the names of what was given.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        *,
+        model: Any = None,  # checked, with a sentence, by `adapt`
+        dataset: Dataset | None = None,
+        optimizer: optax.GradientTransformation | None = None,
+        loss_fn: LossFn | None = None,
+        hooks: Sequence[Hook] = (),
+    ):
+        """Reads the data and makes the network; nothing is computed or written yet.
+
+        Args:
+          config: a recipe, such as `multipath_jax.recipes.cifar` gives.
+          model: any network that maps images ``[b h w c]`` to logits ``[b classes]``, in Linen or
+            NNX, in place of ``config.model``. Linen: ``train=`` is given if its call takes it,
+            random streams if it asks for them; its collections are kept. See `models.adapter`.
+          dataset: such as `multipath_jax.data.from_arrays` gives, in place of ``config.dataset``'s
+            name and place. Its augmentation is the config's.
+          optimizer: in place of ``config.optimizer`` and ``config.schedule``.
+          loss_fn: ``(outputs, labels [b]) -> losses [b]``, in place of the cross-entropy.
+          hooks: each called as ``hook(step, metrics)`` whenever there are metrics, those of a line
+            of ``metrics.jsonl``: a dict of numbers, such as ``train/loss`` and ``test/error``.
+
+        Raises:
+          UserError: the config does not fit the data, the network or the devices.
+        """
+        self.config = _with_names(config, model, dataset, optimizer, loss_fn)
+        self._parts = Parts(
+            self.config,
+            dataset,
+            loss_fn=loss_fn,
+            model=None if model is None else adapt(model),
+            optimizer=optimizer,
+            hooks=hooks,
+        )
+        self._weights: Any = None
+
+    def fit(
+        self,
+        workdir: epath.PathLike,
+        until: str | None = None,
+        restart: bool = False,
+        should_stop: Callable[[], bool] = never,
+    ) -> Result:
+        """Trains, from the newest checkpoint of the workdir if it has one.
+
+        Args:
+          workdir: where checkpoints and logs go.
+          until: a duration from the start of the run, such as ``"5 epochs"``, after which to stop
+            with a checkpoint; the learning rates are those of the whole run. None: to the end.
+          restart: begins afresh; what the workdir has of a run is moved into its ``earlier``.
+          should_stop: asked about once a second; True ends the run with a checkpoint, from which
+            the next call goes on.
+
+        Returns:
+          How it ended; ``test["error"]`` is the last error in percent.
+
+        Raises:
+          UserError: the workdir holds another run, or something else that the user can mend.
+          TrainingFailed: the loss is not finite.
+        """
+        workdir, plan = filesystem.path("workdir", workdir), self._parts.plan
+        end = plan.total
+        if until is not None:
+            end = min(end, parse_duration("until", until).steps(plan.steps_per_epoch))
+        ckpt.check_workdir(workdir, self.config, restart)
+        say_what_was_found(self._parts)
+        with start_run(self._parts, self.config, workdir, restart=restart) as run:
+            overview = parameter_overview.get_parameter_overview
+            run.log.say(overview(run.carry.state.params, include_stats=False))
+            begun = run.step
+            go([run], should_stop, until=end)
+            if begun < run.step == end < plan.total:
+                run.stop()
+                run.measure()
+            self._weights = run.carry.state.weights
+            return run.result()
+
+    def evaluate(self) -> dict[str, float]:
+        """The metrics of the test split with the weights at which `fit` ended.
+
+        Returns:
+          ``loss``; ``error`` and, of more than five classes, ``top5_error``, in percent.
+
+        Raises:
+          UserError: `fit` has not been called.
+        """
+        if self._weights is None:
+            raise UserError("there is nothing to evaluate yet: call fit(workdir) first")
+        return self._parts.evaluate_fully(self._weights)
+
+
+def train(
+    config: ConfigDict,
+    workdir: epath.PathLike,
+    should_stop: Callable[[], bool] = never,
+    restart: bool = False,
+) -> Result:
+    """Trains one run by a config alone; of ``config.trials`` it is the first.
+
+    Args:
+      config: a recipe.
+      workdir: where checkpoints and logs go.
+      should_stop: as for `Trainer.fit`.
+      restart: as for `Trainer.fit`.
+
+    Returns:
+      How it ended.
+
+    Raises:
+      UserError, TrainingFailed: as `Trainer.fit`.
+    """
+    # Before the data are read, which can take long.
+    folder = filesystem.path("workdir", workdir)
+    ckpt.check_workdir(folder, config, restart)
+    ckpt.check_source(folder, config, restart)
+    return Trainer(config).fit(workdir, restart=restart, should_stop=should_stop)
+
+
+def _with_names(config: ConfigDict, model, dataset, optimizer, loss_fn) -> ConfigDict:
+    """A copy of the config that names what is not described by it."""
+    config = config.copy_and_resolve_references()
+    if model is not None:
+        if config.model.options:
+            raise UserError(f"model.options={config.model.options} are of a network by its name")
+        config.model.name = OWN + type(model).__name__
+    if dataset is not None:
+        for key in ("source", "holdout"):
+            if config.dataset[key]:
+                raise UserError(
+                    f"dataset.{key}={config.dataset[key]} is of a data set that is read; leave it "
+                    "out where dataset= is given"
+                )
+        config.dataset.name = OWN + dataset.name
+    if optimizer is not None:
+        config.optimizer.name = OWN + "optimizer"
+    if loss_fn is not None:
+        config.loss = OWN + getattr(loss_fn, "__name__", type(loss_fn).__name__)
+    return config

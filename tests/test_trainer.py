@@ -1,0 +1,240 @@
+"""`Trainer`: whatever of a config a user brings along, from training to what comes after it."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from sklearn.datasets import load_digits
+
+import multipath_jax as mp
+from multipath_jax.errors import UserError
+from multipath_jax.training.config import default_config
+
+DIGITS = load_digits()
+IMAGES, LABELS = DIGITS.images.astype(np.uint8) * 15, DIGITS.target  # [n 8 8], 0 to 240
+COUNT = 320  # to train on: five steps an epoch
+
+
+def arrays(images=IMAGES):
+    return mp.data.from_arrays(
+        images[:COUNT], LABELS[:COUNT], images[COUNT : COUNT + 100], LABELS[COUNT : COUNT + 100]
+    )
+
+
+def config(**changes):
+    found = default_config()
+    found.update_from_flattened_dict(
+        {
+            "train_for": "4 epochs",
+            "batch_size": 64,
+            "schedule.rate": 0.05,
+            "tensorboard": "off",
+            "optimizer.weight_decay": 0.0,
+        }
+        | changes
+    )
+    return found
+
+
+class Plain(nn.Module):
+    """As a user would write it: no `train`, no names, dropout always on in training alone."""
+
+    @nn.compact
+    def __call__(self, x):
+        xs = mp.layers.OneToMany(2)(x)
+        xs = mp.layers.Parallel(nn.Conv(8, (3, 3)))(xs)
+        xs = mp.layers.CrossConnect(2)(nn.relu(xs))
+        return nn.Dense(10)(xs.mean(0).reshape(len(x), -1))
+
+
+class WithDropout(nn.Module):
+    """Dropout, BatchNorm, and a collection of its own."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        calls = self.variable("counts", "calls", lambda: jnp.int32(0))
+        if train:
+            calls.value += 1
+        x = nn.BatchNorm(use_running_average=not train)(x.reshape(len(x), -1))
+        x = nn.Dropout(0.2, deterministic=not train)(nn.relu(nn.Dense(32)(x)))
+        return nn.Dense(10)(x)
+
+
+class InNNX(nnx.Module):
+    """A router within an NNX module, dropout and BatchNorm."""
+
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(1, 8, (3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(8, rngs=rngs)
+        self.router = nnx.bridge.ToNNX(mp.layers.CrossConnect(2), rngs=rngs)
+        self.router.lazy_init(jnp.zeros((2, 1, 8, 8, 8)))
+        self.dropout = nnx.Dropout(0.1, rngs=rngs)
+        self.out = nnx.Linear(2 * 8 * 8 * 8, 10, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.norm(self.conv(x)))
+        x = jnp.concatenate(self.router(jnp.stack([x, -x])), axis=-1)
+        return self.out(self.dropout(x.reshape(len(x), -1)))
+
+
+MODELS = {
+    "plain": Plain,
+    "with dropout": WithDropout,
+    "NNX": lambda: InNNX(nnx.Rngs(0)),
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_network_of_ones_own_trains_resumes_and_is_loaded(kind, tmp_path):
+    def trainer(**options):
+        return mp.Trainer(config(), model=MODELS[kind](), dataset=arrays(), **options)
+
+    seen = []
+    whole = trainer(hooks=[lambda step, metrics: seen.append((step, metrics))])
+    result = whole.fit(tmp_path / "whole")
+    assert result.finished
+    assert result.test["error"] < 40  # of 90 by chance
+    assert whole.evaluate() == result.test
+    assert [step for step, _ in seen] == [5, 10, 15, 20]
+    assert seen[-1][1]["test/error"] == result.test["error"]
+
+    # In three parts, the second by another Trainer: bit for bit the same.
+    parts = trainer()
+    assert parts.fit(tmp_path / "parts", until="1 epoch").step == 5
+    assert parts.fit(tmp_path / "parts", until="7 steps").test["error"] <= 100
+    assert trainer().fit(tmp_path / "parts").test == result.test
+
+    run = mp.load_run(tmp_path / "parts", "latest", model=MODELS[kind](), dataset=arrays())
+    assert run.evaluate() == pytest.approx(result.test, rel=1e-5)
+    wrong = np.argmax(run.logits(run.test().images), -1) != run.test().labels
+    assert 100 * wrong.mean() == pytest.approx(result.test["error"])
+
+
+def test_all_collections_travel(tmp_path):
+    mp.Trainer(config(), model=WithDropout(), dataset=arrays()).fit(tmp_path, until="7 steps")
+    run = mp.load_run(tmp_path, "latest", model=WithDropout())
+    assert run.variables["counts"]["calls"] == 7
+    assert np.abs(run.variables["batch_stats"]["BatchNorm_0"]["mean"]).max() > 0
+
+
+def test_a_run_by_a_config_alone_is_that_of_main(tmp_path, data_dir):
+    recipe = config(
+        **{"dataset.data_dir": str(data_dir), "train_for": "2 steps", "model.name": "ResNet8-2-CC"}
+    )
+    trained = mp.Trainer(recipe).fit(tmp_path / "a")
+    from multipath_jax.trainer import train
+
+    assert train(recipe, tmp_path / "b").test == trained.test
+    for name in ("config.json", "dataset.json"):
+        assert (tmp_path / "a" / name).read_text() == (tmp_path / "b" / name).read_text()
+
+
+def updates(workdir, steps, **options):
+    """The parameters after some steps by a `Trainer` with these options."""
+    trainer = mp.Trainer(config(), model=Plain(), dataset=arrays(), **options)
+    trainer.fit(workdir, until=f"{steps} steps")
+    return mp.load_run(workdir, "latest", model=Plain()).variables["params"]
+
+
+def test_an_optimizer_of_ones_own(tmp_path):
+    one, two = (updates(tmp_path / str(n), n, optimizer=optax.sign_sgd(0.25)) for n in (1, 2))
+    change = np.unique(np.abs(np.asarray(two["Dense_0"]["bias"] - one["Dense_0"]["bias"])))
+    np.testing.assert_allclose(change, [0.25])
+    line = (tmp_path / "2" / "metrics.jsonl").read_text()
+    assert "learning_rate" not in line
+
+
+def test_an_optimizer_by_its_name_follows_the_schedule(tmp_path):
+    recipe = config(**{"optimizer.name": "lion", "schedule.rate": 0.5, "schedule.drops": "1 steps"})
+    trainer = mp.Trainer(recipe, model=Plain(), dataset=arrays())
+    params = []
+    for steps in (1, 2):
+        trainer.fit(tmp_path, until=f"{steps} steps")
+        params.append(mp.load_run(tmp_path, "latest", model=Plain()).variables["params"])
+    change = np.abs(np.asarray(params[1]["Dense_0"]["bias"] - params[0]["Dense_0"]["bias"]))
+    np.testing.assert_allclose(change, 0.05, rtol=1e-4)  # Lion's steps are of the rate's size
+
+
+def test_a_loss_of_ones_own(tmp_path):
+    def first_logit(outputs, labels):
+        return outputs[:, 0] * (labels == 0)
+
+    loss = updates(tmp_path / "own", 3, loss_fn=first_logit)["Dense_0"]["bias"]
+    assert loss[0] < 0
+    np.testing.assert_array_equal(loss[1:], 0)
+
+
+def test_floats_are_normalized_as_they_are(tmp_path):
+    """The same images in another type and scale: the same training."""
+    recipe = config(**{"dataset.shift": 1, "dataset.cutout": 2})
+    tests = [
+        mp.Trainer(recipe, model=Plain(), dataset=arrays(images)).fit(tmp_path / name).test
+        for name, images in (("bytes", IMAGES), ("floats", IMAGES.astype(np.float64) / 25.5 - 3))
+    ]
+    # The normalized pixels differ by rounding, and after twenty steps so do the losses.
+    assert tests[0]["loss"] == pytest.approx(tests[1]["loss"], rel=1e-3)
+    run = mp.load_run(tmp_path / "floats", model=Plain())
+    assert run.description.dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": IMAGES[0]}, r"x needs images \[n h w c\] or \[n h w\], got shape \(8, 8\)"),
+        ({"x": IMAGES.astype(int)}, "x needs pixels of type uint8 or a floating one, got int64"),
+        ({"x_test": IMAGES[:, :7]}, r"x has images of shape \(8, 8, 1\), x_test of shape \(7"),
+        ({"x_test": IMAGES / 2}, "x has images of type uint8, x_test of type float32"),
+        ({"x": np.where(IMAGES, np.nan, 1.0)}, "x has values that are not finite"),
+        ({"y": LABELS[:-1]}, r"y needs 1797 integers, .* got shape \(1796,\)"),
+        ({"y": LABELS / 1}, "y needs 1797 integers, .* of type float64"),
+        ({"y": LABELS - 1}, "y has the label -1; classes are numbered from 0"),
+        ({"class_names": ["a", "b"]}, "class_names needs 10 or more different names"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(change, message):
+    given = {"x": IMAGES, "y": LABELS, "x_test": IMAGES, "y_test": LABELS} | change
+    with pytest.raises(UserError, match=message):
+        mp.data.from_arrays(**given)
+
+
+@pytest.mark.parametrize(
+    ("changes", "given", "message"),
+    [
+        ({}, {"model": Plain}, "an instance and no class"),
+        (
+            {"model.options": "depth=3"},
+            {"model": Plain()},
+            "model.options=depth=3 are of a network",
+        ),
+        ({"dataset.holdout": 9}, {}, "dataset.holdout=9 is of a data set that is read"),
+        ({"label_smoothing": 0.1}, {"loss_fn": lambda o, y: o[:, 0]}, "loss_fn is given"),
+        ({"mesh.path": 2}, {"model": Plain()}, "own:Plain has no parallel paths"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(changes, given, message):
+    with pytest.raises(UserError, match=message):
+        mp.Trainer(config(**changes), dataset=arrays(), **given)
+
+
+def test_a_workdir_of_another_network_is_refused(tmp_path):
+    mp.Trainer(config(), model=Plain(), dataset=arrays()).fit(tmp_path, until="1 steps")
+    with pytest.raises(UserError, match=r"another config \(model.name: 'own:Plain' -> 'own:With"):
+        mp.Trainer(config(), model=WithDropout(), dataset=arrays()).fit(tmp_path)
+    with pytest.raises(UserError, match="Plain, was given to Trainer"):
+        mp.load_run(tmp_path)
+    with pytest.raises(UserError, match="WithDropout is not the network that was trained"):
+        mp.load_run(tmp_path, model=WithDropout())
+    with pytest.raises(UserError, match="were given to Trainer"):
+        mp.load_run(tmp_path, model=Plain()).evaluate()
+    with pytest.raises(UserError, match=r"call fit\(workdir\) first"):
+        mp.Trainer(config(), model=Plain(), dataset=arrays()).evaluate()
+
+
+def test_what_the_package_says_of_itself():
+    assert mp.__version__.count(".") == 2
+    assert {"Trainer", "data", "load_run", "recipes"} <= set(mp.__all__)
+    assert mp.recipes.cifar("BaseCNN-2-CC").model.name == "BaseCNN-2-CC"
+    with pytest.raises(AttributeError, match="no attribute 'Trianer'"):
+        _ = mp.Trianer

@@ -1,0 +1,65 @@
+"""What is minimized, against its definition."""
+
+from functools import partial
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from multipath_jax.data import MixedLabels
+from multipath_jax.errors import UserError
+from multipath_jax.training import losses
+
+LOGITS, LABELS = jnp.array([[1.0, 2.0, 0.0], [0.0, 0.0, 3.0]]), jnp.array([0, 2])
+LOGS = np.asarray(LOGITS) - np.log(np.exp(LOGITS).sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize(
+    ("recorded", "expected"),
+    [
+        ({}, 0),
+        ({"block_1": {"budget": (jnp.float32(0.5),)}}, 0.5),
+        ({"a": {"x": (jnp.float32(1), jnp.float32(2))}, "y": jnp.float32(4)}, 7),
+        ({"a": (jnp.ones(3),)}, 3),
+    ],
+)
+def test_what_a_network_records_is_added_up(recorded, expected):
+    assert float(losses.auxiliary(recorded)) == expected
+
+
+def test_cross_entropy_with_and_without_smoothing():
+    """0.3 of every label: 0.1 to each of three classes."""
+    np.testing.assert_allclose(losses.cross_entropy(LOGITS, LABELS), -LOGS[[0, 1], LABELS], 1e-6)
+    targets = np.full((2, 3), 0.1)
+    targets[[0, 1], LABELS] += 0.7
+    found = losses.cross_entropy(LOGITS, LABELS, 0.3)
+    np.testing.assert_allclose(found, -(targets * LOGS).sum(-1), 1e-6)
+
+
+def test_mixed_labels_count_by_their_shares():
+    labels = MixedLabels(LABELS, jnp.array([1, 0]), jnp.array([0.25, 1.0]))
+    found = losses.by_share(partial(losses.cross_entropy, LOGITS), labels)
+    expected = -(0.25 * LOGS[0, 0] + 0.75 * LOGS[0, 1]), -LOGS[1, 2]
+    np.testing.assert_allclose(found, expected, 1e-6)
+
+
+def squared(outputs, labels):
+    return (outputs[:, 0] - labels) ** 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((True, 0.1, False, None), "label_smoothing=0.1 .* this network has a loss of its own"),
+        ((False, 0.1, False, squared), "label_smoothing=0.1 .* loss_fn is given; use label_smo"),
+        ((True, 0.0, True, None), "mixup, cutmix: this network has a loss of its own"),
+        ((True, 0.0, False, squared), "loss_fn: this network has a loss of its own"),
+    ],
+)
+def test_losses_that_exclude_each_other_are_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        losses.make_loss_fn(*arguments)
+
+
+def test_a_given_loss_is_taken_as_it_is():
+    assert losses.make_loss_fn(False, 0.0, True, squared) is squared
