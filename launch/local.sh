@@ -6,7 +6,8 @@
 # Options
 #   --cpu                     on the CPU, whatever else there is
 #   --devices-per-process=K   with K virtual CPU devices in each process
-#   --gpus-per-process=K      with K of the machine's GPUs in each process
+#   --gpus-per-process=K      with K of the machine's GPUs in each process; needed on GPUs, as each
+#                             process would take all of them
 #   --logs=FOLDER             process 0 to the terminal, all to FOLDER/process_I.log
 #   --grace=SECONDS           for the others when one has ended badly, before they are killed (60)
 #   --help                    this text
@@ -17,7 +18,9 @@
 # Needs bash 5.1.
 set -euo pipefail
 
-ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
 count=
 cpu=
 devices=
@@ -28,13 +31,6 @@ flags=()
 pids=()     # of the processes that run; each is the head of a process group
 printers=() # of what passes their lines on
 signalled=
-
-misuse() {
-  echo "error: $1" >&2
-  exit 2
-}
-
-usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"; }
 
 # --- the command line ------------------------------------------------------------------------
 
@@ -69,8 +65,6 @@ read_options() {
     misuse "--distributed, --process_id and --num_processes are set here"
 }
 
-positive() { [[ ${1#*=} =~ ^[1-9][0-9]*$ ]] || misuse "$1: a whole number from 1"; }
-
 find_python() {
   if [[ ! ${PYTHON-} ]]; then
     PYTHON=$ROOT/.venv/bin/python
@@ -88,6 +82,25 @@ free_port() {
 set_devices() {
   [[ ! $cpu ]] || export JAX_PLATFORMS=cpu
   [[ ! $devices ]] || export JAX_NUM_CPU_DEVICES=$devices
+  [[ ${JAX_PLATFORMS-} == cpu ]] || check_gpus
+}
+
+# How many GPUs JAX would see.
+count_gpus() {
+  if [[ ${CUDA_VISIBLE_DEVICES+set} ]]; then
+    grep -o '[^,]\+' <<<"$CUDA_VISIBLE_DEVICES"
+  else
+    nvidia-smi --list-gpus 2>/dev/null | grep '^GPU '
+  fi | wc -l
+}
+
+check_gpus() {
+  local found
+  found=$(count_gpus || true)
+  ((found)) || return 0
+  [[ $gpus ]] || ((count == 1)) ||
+    misuse "each of $count processes would take all $found GPUs: --gpus-per-process=K, or --cpu"
+  ((count * ${gpus:-1} <= found)) || misuse "$count processes with $gpus GPUs each: there are $found"
 }
 
 choose_gpus() { # of process I
@@ -158,12 +171,12 @@ main() {
   local i port status=0
   read_options "$@"
   find_python
+  set_devices
   if [[ $logs ]]; then
     mkdir -p "$logs" 2>/dev/null || misuse "--logs=$logs cannot be made"
     logs=$(cd "$logs" && pwd)
     echo "local.sh: the logs of all processes are in $logs"
   fi
-  set_devices
   port=$(free_port)
   scratch=$(mktemp -d)
   trap 'rm -rf "$scratch"' EXIT

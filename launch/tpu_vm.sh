@@ -1,181 +1,263 @@
 #!/usr/bin/env bash
-# Trains on a Google Cloud TPU VM: one host, or every host of a pod slice.
+# Trains on a Google Cloud TPU VM: one host, every host of a pod slice, or several slices.
 #
-#   launch/tpu_vm.sh create --name=my-tpu --zone=us-west4-a --accelerator-type=v5litepod-16
-#   launch/tpu_vm.sh setup  --name=my-tpu --zone=us-west4-a
-#   launch/tpu_vm.sh train  --name=my-tpu --zone=us-west4-a -- \
-#       --config=cifar:BaseCNN-2-CC --workdir=gs://my-bucket/runs/cifar
-#   launch/tpu_vm.sh logs|status|delete --name=my-tpu --zone=us-west4-a
+#   launch/tpu_vm.sh keep --name=my-tpu --zone=us-west4-a --accelerator-type=v5litepod-16 \
+#       --max-hours=24 -- --config=cifar:BaseCNN-2-CC --workdir=gs://my-bucket/runs/cifar
+#
+# or in single steps, with the same --name and --zone:
+#
+#   launch/tpu_vm.sh create --accelerator-type=v5litepod-16 --wait ...
+#   launch/tpu_vm.sh setup ...
+#   launch/tpu_vm.sh train ... -- --config=cifar:BaseCNN-2-CC --workdir=gs://my-bucket/runs/cifar
+#   launch/tpu_vm.sh logs|status|stop|delete ...
 #
 # Commands
-#   create   asks for the TPU as a queued resource; leaves one that waits or is there alone, and
+#   keep     create --wait, setup and train, and all of it again after each preemption. Deletes the
+#            TPU when the run has ended, has failed more often than --retries says, or has had the
+#            TPU for --max-hours. Ctrl-C leaves the TPU and the run there; keep goes on with both
+#   create   asks for the TPU as a queued resource; leaves one that waits or is ready alone, and
 #            replaces one that was preempted or failed
 #   setup    copies the sources to all workers and installs the pinned packages; does only what
 #            is left to do
 #   train    ends the earlier run on all workers, then starts one, detached. The flags after --
 #            are those of multipath_jax.main and are recorded on this machine: without them the
 #            last command runs again, and goes on from the newest checkpoint in its workdir
+#   stop     ends the run on all workers, with a checkpoint
 #   logs     the end of the log; -f follows it
 #   status   the queued resource, the TPU, and the run and its last log line on each worker
+#   outcome  of the run: running, ended STATUS, or none
 #   delete   gives the TPU back, after a question
 #
-# After a preemption: create --wait, setup, train.
-#
-# Option                    Variable       Default             Of       Meaning
-# --name=NAME               TPU_NAME       (needed)            all      queued resource and TPU VM
-# --zone=ZONE               TPU_ZONE       (needed)            all      such as us-west4-a
-# --project=ID              TPU_PROJECT    gcloud's            all      the project that pays
-# --accelerator-type=TYPE   TPU_TYPE       v5litepod-8         create   v5litepod-16: 16 v5e chips
-# --runtime-version=NAME    TPU_RUNTIME    v2-alpha-tpuv5-lite create   the VM's image
-# --capacity=spot|on-demand TPU_CAPACITY   spot                create   spot is cheap and preempted
-# --wait                                                       create   until the TPU is there
-# --repo=URL                TPU_REPO       (HEAD, from here)   setup    clone this instead
-# --ref=REF                 TPU_REF        (needed with repo)  setup    its commit, tag or branch
-# --python=3.N              TPU_PYTHON     3.11                setup    3.11 or newer
-# --grace=SECONDS           TPU_GRACE      120                 train    for a checkpoint before kill
-# --worker=N                TPU_WORKER     0                   logs     whose log
-# --lines=N                                200                 logs     how much of it
-# -f                                                           logs     follow it
-# --yes                                                        delete   do not ask
-# --dry-run                                                    all      print the commands, run none
+# Option                     Variable         Default           Of      Meaning
+# --name=NAME                TPU_NAME         (needed)          all     queued resource and TPU VM
+# --zone=ZONE                TPU_ZONE         (needed)          all     such as us-west4-a
+# --project=ID               TPU_PROJECT      gcloud's          all     the project that pays
+# --node-count=N             TPU_NODE_COUNT   1                 all     slices, NAME-0 to NAME-(N-1)
+# --ssh-flag=FLAG            TPU_SSH_FLAGS                      all     one more of gcloud's for ssh
+#                                                                       and scp: --internal-ip
+# --release-track=ga|alpha   TPU_TRACK        ga                all     alpha: gcloud alpha ...
+# --accelerator-type=TYPE    TPU_TYPE         v5litepod-8       create  v5litepod-16: 16 v5e chips
+# --runtime-version=NAME     TPU_RUNTIME      by the type       create  the VM's image
+# --capacity=KIND            TPU_CAPACITY     spot              create  spot (cheap, preempted),
+#                                                                       on-demand or reserved
+# --valid-until-duration=D   TPU_VALID_UNTIL                    create  wait for it so long: 6h
+# --create-flag=FLAG         TPU_CREATE_FLAGS                   create  one more of gcloud's:
+#                                                                       --network=NAME
+# --wait                                                        create  until the TPU is there
+# --repo=URL                 TPU_REPO         (HEAD, from here) setup   clone this instead
+# --ref=REF                  TPU_REF          (needed with repo) setup  its commit, tag or branch
+# --python=3.N               TPU_PYTHON       3.11              setup   3.11 or newer
+# --grace=SECONDS            TPU_GRACE        120               train   for a checkpoint before kill
+# --max-hours=H              TPU_MAX_HOURS    (needed)          keep    of the TPU, then it goes
+# --retries=N                TPU_RETRIES      3                 keep    of what fails by itself
+# --worker=N                 TPU_WORKER       0                 logs    whose log
+# --lines=N                                   200               logs    how much of it
+# -f                                                            logs    follow it
+# --yes                                                         delete  do not ask
+# --dry-run                                                     all     print the commands, run none
 # --help                                                                this text
 #
-# Exit status: 0 done; 1 something failed; 2 wrong use; else gcloud's.
+# keep has the options of create, setup and train, and stop has --grace. The flags are repeated for
+# several; their variables have them with spaces between.
+# Exit status: 0 done; 1 something failed; 2 wrong use; keep: the run's; else gcloud's.
 # Needs bash 4.4, git and the Google Cloud CLI. The record of commands is in
 # $XDG_STATE_HOME/multipath_jax (by default ~/.local/state/multipath_jax).
 set -euo pipefail
 
-ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
 REMOTE=multipath_jax_tpu # a folder in the user's home on each worker
 POLL_SECONDS=${TPU_POLL_SECONDS:-30}
+POLLS=20 # that may fail one after the other
 
 name=${TPU_NAME-}
 zone=${TPU_ZONE-}
 project=${TPU_PROJECT-}
+node_count=${TPU_NODE_COUNT:-1}
+track=${TPU_TRACK:-ga}
 accelerator=${TPU_TYPE:-v5litepod-8}
-runtime=${TPU_RUNTIME:-v2-alpha-tpuv5-lite}
+runtime=${TPU_RUNTIME-}
 capacity=${TPU_CAPACITY:-spot}
+valid_until=${TPU_VALID_UNTIL-}
 repo=${TPU_REPO-}
 ref=${TPU_REF-}
 python=${TPU_PYTHON:-3.11}
 grace=${TPU_GRACE:-120}
+max_hours=${TPU_MAX_HOURS-}
+retries=${TPU_RETRIES:-3}
 worker=${TPU_WORKER:-0}
+read -r -a ssh_flags <<<"${TPU_SSH_FLAGS-}"
+read -r -a create_flags <<<"${TPU_CREATE_FLAGS-}"
 lines=200
 follow=
 wait=
 yes=
-dry_run=
 run_flags=()
-place=() # --zone and --project, for every gcloud command
+place=()   # --zone and --project, for every gcloud command
+nodes=()   # the TPU VMs' names
+own=()     # the options of all commands, as they were given
+setup_own=() # and those of setup
+gcloud=()
+costs=     # not empty: this script may end while a TPU costs
 
-misuse() {
-  echo "error: $1" >&2
-  exit 2
+# --- what is there ---------------------------------------------------------------------------
+
+describe() { # queued-resources or tpu-vm, its name, and the fields to print
+  run "${gcloud[@]}" "$1" describe "$2" "${place[@]}" --format="value($3)"
 }
 
-fail() {
-  echo "error: $1" >&2
-  exit 1
-}
-
-usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"; }
-
-# --- commands: printed or run ----------------------------------------------------------------
-
-# The words as a line that a shell reads back as the same words.
-quote() {
-  local word line="" escaped="'\\''"
-  for word; do
-    [[ $word =~ ^[A-Za-z0-9_@%+=:,./-]+$ ]] || word="'${word//\'/"$escaped"}'"
-    line+="${line:+ }$word"
-  done
-  printf '%s\n' "$line"
-}
-
-run() {
-  if [[ $dry_run ]]; then
-    quote "$@"
-  else
-    "$@"
-  fi
-}
-
-# On the workers named by the first argument (a number, or all): tpu_worker.sh with the others.
-on_workers() {
-  local who=$1
-  shift
-  remote "$who" "bash $REMOTE/tpu_worker.sh $(quote "$@")"
-}
-
-remote() {
-  run gcloud compute tpus tpu-vm ssh "$name" "${place[@]}" --worker="$1" --command="$2"
-}
-
-describe() { # queued-resources or tpu-vm, and the field that holds its state
-  run gcloud compute tpus "$1" describe "$name" "${place[@]}" --format="value($2)"
-}
-
-# Prints the state by describe; nothing if there is no such thing. Other errors are the user's.
-state_of() {
-  local answer status=0
-  answer=$(describe "$@" 2>&1) || status=$?
-  if ((status == 0)); then
-    echo "$answer"
-  elif [[ $answer != *NOT_FOUND* ]]; then
-    echo "$answer" >&2
+# Prints the fields by describe; nothing if there is no such thing. Other errors are the user's.
+ask() {
+  local errors status=0
+  { errors=$(describe "$@" 2>&1 >&3) || status=$?; } 3>&1
+  ((status == 0)) || [[ $errors == *NOT_FOUND* ]] || {
+    echo "$errors" >&2
     return "$status"
-  fi
+  }
 }
+
+# Sets `queued`, the queued resource's state; `why`, what there is to say about it; and `what`:
+# none, queued, ready, lost (ask anew), leaving, or stuck.
+look() {
+  local answer
+  answer=$(ask queued-resources "$name" state.state,state.failedData.error.message) || return
+  IFS=$'\t' read -r queued why <<<"$answer"
+  case $queued in
+    "") what=none ;;
+    ACTIVE) look_at_nodes || return ;;
+    FAILED | SUSPENDED) what=lost ;;
+    SUSPENDING | DELETING) what=leaving ;;
+    *) what=queued ;;
+  esac
+}
+
+# A queued resource stays ACTIVE for a while after its TPU VM was preempted.
+look_at_nodes() {
+  local node state
+  what=ready
+  for node in "${nodes[@]}"; do
+    state=$(ask tpu-vm "$node" state) || return
+    [[ $state != READY ]] || continue
+    why="the TPU VM $node is ${state:-gone}"
+    case $state in
+      "" | PREEMPTED | TERMINATED) what=lost ;;
+      STOPPING | STOPPED | HIDING | HIDDEN | DELETING | UNKNOWN) what=stuck ;;
+      *) what=queued ;;
+    esac
+    return 0
+  done
+}
+
+# The same, where a network that fails once or a few times does not matter.
+look_patiently() {
+  local failures=0
+  until look; do
+    ((++failures < POLLS)) || fail "the state of $name cannot be read"
+    sleep "$POLL_SECONDS"
+  done
+}
+
+describe_all() { # for dry runs
+  local node
+  describe queued-resources "$name" state.state,state.failedData.error.message
+  for node in "${nodes[@]}"; do describe tpu-vm "$node" state; done
+}
+
+say_state() { echo "$(date +%H:%M:%S) ${queued:-NOT_FOUND}${why:+: $why}"; }
+
+# --- the workers -----------------------------------------------------------------------------
+
+# A function with each node and the other arguments, side by side; the last status that is not 0.
+each_node() {
+  local node pid pids=() status=0
+  if [[ $dry_run ]] || ((node_count == 1)); then
+    for node in "${nodes[@]}"; do "$1" "$node" "${@:2}"; done
+    return
+  fi
+  for node in "${nodes[@]}"; do
+    "$1" "$node" "${@:2}" &
+    pids+=($!)
+  done
+  for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
+  return "$status"
+}
+
+on_node() { # a node, a worker's number or all, and a command
+  run "${gcloud[@]}" tpu-vm ssh "$1" "${place[@]}" --worker="$2" "${ssh_flags[@]}" --command="$3"
+}
+
+copy_to() { # a node, and files
+  run "${gcloud[@]}" tpu-vm scp "${@:2}" "$1:$REMOTE/" "${place[@]}" --worker=all \
+    "${ssh_flags[@]/#--ssh-flag=/--scp-flag=}"
+}
+
+worker_command() { echo "bash $REMOTE/tpu_worker.sh $(quote "$@")"; }
+
+on_all() { each_node on_node all "$(worker_command "$@")"; }
+
+on_one() { on_node "${nodes[0]}" "$1" "$(worker_command "${@:2}")"; }
 
 # --- create, delete --------------------------------------------------------------------------
 
 create() {
-  local state="" flags=()
   if [[ $dry_run ]]; then
-    describe queued-resources state.state
-  else
-    state=$(state_of queued-resources state.state)
-  fi
-  case $state in
-    "") ;;
-    FAILED | SUSPENDED)
-      echo "the queued resource $name is $state; asking anew"
-      delete_queued
-      ;;
-    SUSPENDING | DELETING) fail "the queued resource $name is $state; create it again after that" ;;
-    *)
-      echo "the queued resource $name is there: $state"
-      wait_until_active
-      return
-      ;;
-  esac
-  [[ $capacity != spot ]] || flags=(--spot)
-  run gcloud compute tpus queued-resources create "$name" --node-id="$name" "${place[@]}" \
-    --accelerator-type="$accelerator" --runtime-version="$runtime" "${flags[@]}"
-  wait_until_active
-}
-
-wait_until_active() {
-  local state=""
-  [[ $wait ]] || return 0
-  if [[ $dry_run ]]; then
-    describe queued-resources state.state
+    describe queued-resources "$name" state.state,state.failedData.error.message
+    ask_for_tpu
+    [[ ! $wait ]] || describe_all
     return
   fi
-  while state=$(state_of queued-resources state.state); do
-    echo "$(date +%H:%M:%S) ${state:-NOT_FOUND}"
-    case $state in
-      ACTIVE) return ;;
-      "" | FAILED | SUSPENDED | SUSPENDING | DELETING) fail "the queued resource is ${state:-gone}" ;;
-    esac
+  look
+  [[ $what != leaving || $wait ]] || fail "the queued resource $name is $queued; create it after that"
+  make_or_leave
+  [[ $wait ]] || return 0
+  guard
+  wait_while_queued
+  [[ $what == ready ]] || fail "the queued resource is ${queued:-gone}${why:+: $why}"
+  costs=
+}
+
+# Asks for the TPU unless it is there or waited for.
+make_or_leave() {
+  while [[ $what == leaving ]]; do
+    say_state
     sleep "$POLL_SECONDS"
+    look_patiently
   done
-  fail "the queued resource's state cannot be read"
+  case $what in
+    none) ask_for_tpu ;;
+    lost)
+      echo "the queued resource $name is $queued${why:+: $why}; asking anew"
+      delete_queued
+      ask_for_tpu
+      ;;
+    stuck) fail "$why: start it, or delete it" ;;
+    *) echo "the queued resource $name is there: $queued${why:+, $why}" ;;
+  esac
+}
+
+ask_for_tpu() {
+  local flags=("${nodes[@]/#/--node-id=}")
+  ((node_count == 1)) || flags=(--node-count="$node_count")
+  run "${gcloud[@]}" queued-resources create "$name" "${flags[@]}" "${place[@]}" \
+    --accelerator-type="$accelerator" --runtime-version="$runtime" "${create_flags[@]}"
+}
+
+wait_while_queued() {
+  costs=1
+  look_patiently
+  say_state
+  while [[ $what == queued ]]; do
+    sleep "$POLL_SECONDS"
+    look_patiently
+    say_state
+  done
+  [[ $what == ready ]] || costs=
 }
 
 delete_queued() {
   # --force deletes the TPU as well; --quiet, as whoever is here was asked before.
-  run gcloud compute tpus queued-resources delete "$name" "${place[@]}" --force --quiet
+  run "${gcloud[@]}" queued-resources delete "$name" "${place[@]}" --force --quiet
 }
 
 delete() {
@@ -187,23 +269,52 @@ delete() {
   delete_queued
 }
 
+# While this script waits: however it ends, it says that a TPU may cost on.
+guard() {
+  trap say_cost EXIT
+  trap 'exit 130' INT
+  trap 'exit 143' TERM HUP
+}
+
+# shellcheck disable=SC2317,SC2329 # called by a trap
+say_cost() {
+  [[ ! $costs ]] || echo "the request for $name stays, and a TPU that is there costs; to end that:" \
+    "$(quote "$0" delete --name="$name" --zone="$zone" ${project:+--project="$project"})" >&2
+}
+
 # --- setup -----------------------------------------------------------------------------------
 
 setup() {
   local archive=$state_folder/source.tar.gz files=("$ROOT/launch/tpu_worker.sh")
+  check_ssh_agent
   if [[ ! $repo ]]; then
     run mkdir -p "$state_folder"
     run git -C "$ROOT" archive --format=tar.gz --output="$archive" HEAD
     warn_of_changes
     files+=("$archive")
   fi
-  remote all "mkdir -p $REMOTE"
-  run gcloud compute tpus tpu-vm scp "${files[@]}" "$name:$REMOTE/" "${place[@]}" --worker=all
+  each_node on_node all "mkdir -p $REMOTE"
+  each_node copy_to "${files[@]}"
   if [[ $repo ]]; then
-    on_workers all setup "$repo" "$ref" "$python"
+    on_all setup "$repo" "$ref" "$python"
   else
-    on_workers all setup archive "$python"
+    on_all setup archive "$python"
   fi
+}
+
+# gcloud reaches several workers at once only with a key that an agent holds; without one it stalls.
+check_ssh_agent() {
+  local workers
+  if [[ $dry_run ]]; then
+    describe tpu-vm "${nodes[0]}" "networkEndpoints.len()"
+    run ssh-add -l
+    return
+  fi
+  workers=$(ask tpu-vm "${nodes[0]}" "networkEndpoints.len()")
+  ((${workers:-0} * node_count > 1)) || return 0
+  # shellcheck disable=SC2016 # for the user's shell
+  ssh-add -l >/dev/null 2>&1 || fail 'no agent holds an SSH key, which several workers need:'\
+' eval "$(ssh-agent)" && ssh-add ~/.ssh/google_compute_engine'
 }
 
 warn_of_changes() {
@@ -215,9 +326,16 @@ warn_of_changes() {
   fi
 }
 
-# --- train, logs, status ---------------------------------------------------------------------
+# --- train, stop, logs, status ---------------------------------------------------------------
 
 train() {
+  find_run_flags
+  # First on all, then on any: a worker that starts beside a stale one waits for it in vain.
+  on_all stop "$grace"
+  on_all start "${run_flags[@]}"
+}
+
+find_run_flags() {
   local flag record=$state_folder/flags
   if ((${#run_flags[@]})); then
     check_run_flags
@@ -227,9 +345,6 @@ train() {
     while IFS= read -r -d '' flag; do run_flags+=("$flag"); done <"$record"
     echo "again: $(quote "${run_flags[@]}")"
   fi
-  # First on all, then on any: a worker that starts beside a stale one waits for it in vain.
-  on_workers all stop "$grace"
-  on_workers all start "${run_flags[@]}"
 }
 
 check_run_flags() {
@@ -243,6 +358,7 @@ check_run_flags() {
   done
   [[ $config ]] || misuse "the run's flags need --config=..."
   [[ $workdir ]] || misuse "the run's flags need --workdir=gs://..."
+  [[ $workdir == gs://* || $command != keep ]] || misuse "keep needs --workdir=gs://...: TPUs come and go"
   [[ $workdir == gs://* ]] ||
     echo "warning: $workdir is lost with the TPU VM, and its workers do not share it" >&2
   [[ $distributed ]] || run_flags+=(--distributed=auto)
@@ -257,51 +373,174 @@ record_flags() {
   printf '%s\0' "${run_flags[@]}" >"$1"
 }
 
-logs() { on_workers "$worker" logs "$lines" ${follow:+-f}; }
+stop() { on_all stop "$grace"; }
+
+logs() { on_one "$worker" logs "$lines" ${follow:+-f}; }
+
+outcome() { on_one 0 outcome; }
 
 status() {
-  local queued node
   if [[ $dry_run ]]; then
-    describe queued-resources state.state
-    describe tpu-vm state
-    on_workers all status
+    describe_all
+    on_all status
     return
   fi
-  queued=$(state_of queued-resources state.state)
-  node=$(state_of tpu-vm state)
-  echo "queued resource $name: ${queued:-none}"
-  echo "TPU VM $name: ${node:-none}"
-  if [[ $node == READY ]]; then
-    on_workers all status
-  elif [[ $queued == SUSPENDED ]]; then
-    echo "preempted: create --wait, setup and train go on with the run"
+  look
+  echo "queued resource $name: ${queued:-none}${why:+, $why}"
+  case $what in
+    ready) on_all status ;;
+    lost) echo "create --wait, setup and train go on with the run, as keep does by itself" ;;
+  esac
+}
+
+# --- keep ------------------------------------------------------------------------------------
+
+keep() {
+  local failures=0 result=""
+  find_run_flags
+  if [[ $dry_run ]]; then
+    wait=1
+    create
+    setup
+    on_all start "${run_flags[@]}"
+    outcome
+    delete_queued
+    return
   fi
+  held=0 # seconds for which the TPU was there, up to `since`
+  limit=$(awk -v hours="$max_hours" 'BEGIN { print int(3600 * hours) }')
+  guard
+  while [[ ! $result ]]; do
+    look_patiently
+    make_or_leave
+    wait_while_queued
+    since=$SECONDS
+    if [[ $what == ready ]]; then
+      use_tpu
+    else
+      # Preempted at once: on to the next. What cannot be had at all is asked for some more times.
+      result=lost
+      [[ $queued != FAILED ]] || result=1
+    fi
+    held=$((held + SECONDS - since))
+    case $result in
+      lost | 143) result="" ;; # 143: somebody sent a SIGTERM, as a machine does that goes down
+      0 | 2 | limit) ;;        # done; flags that are wrong
+      *) ((++failures > retries)) || again ;;
+    esac
+    ((held < limit)) || result=${result:-limit}
+  done
+  give_back
+}
+
+again() {
+  echo "keep: failed with status $result; attempt $((failures + 1)) of $((retries + 1))"
+  result=""
+}
+
+# From a TPU that is ready to the `result`: lost, limit, or a status.
+use_tpu() {
+  result=0
+  step setup "${setup_own[@]}" || result=$?
+  [[ $result != 0 ]] || step train --grace="$grace" || result=$?
+  [[ $result != 0 ]] || result=""
+  while :; do
+    look_patiently
+    if [[ $what != ready ]]; then
+      say_state
+      result=lost
+    elif (($(left) <= 0)); then
+      result=limit
+    elif [[ ! $result ]]; then
+      sleep "$POLL_SECONDS"
+      result=$(ask_outcome)
+      [[ $result == @(|0) ]] || sleep "$POLL_SECONDS" # a preemption is seen later than what it ends
+      continue
+    fi
+    return 0
+  done
+}
+
+# Nothing while the run lives; a host that does not answer is looked at again.
+ask_outcome() {
+  local answer
+  answer=$(step outcome 2>/dev/null) || return 0
+  case ${answer##*$'\n'} in
+    "ended "*) echo "${answer##* }" ;;
+    none) echo 1 ;; # killed, or its host started anew
+  esac
+}
+
+left() { echo $((limit - held - SECONDS + since)); }
+
+# A command of this script within what is left of the hours, whatever hangs.
+step() {
+  local seconds
+  seconds=$(left)
+  ((seconds > 0)) || return 1
+  timeout --foreground "$seconds" "$0" "$1" "${own[@]}" "${@:2}"
+}
+
+give_back() {
+  case $result in
+    0) echo "keep: the run has ended" ;;
+    limit)
+      echo "keep: the $max_hours hours are over; keep with more of them goes on with the run"
+      on_all stop "$grace" || true
+      result=1
+      ;;
+    *)
+      echo "keep: failed with status $result${why:+: $why}"
+      [[ $what != ready ]] || on_one 0 logs 50 || true
+      ;;
+  esac
+  delete_queued
+  costs=
+  return "$result"
 }
 
 # --- the command line ------------------------------------------------------------------------
 
 # An option of one command is an error beside another.
-only_for() { [[ $command == "$1" ]] || misuse "$2 is an option of $1, not of $command"; }
+only_for() {
+  [[ " $1 " == *" $command "* ]] || misuse "$2 is an option of ${1%% *}, not of $command"
+}
 
 read_options() {
   local value
   while (($#)); do
     value=${1#*=}
     case $1 in
+      --name=* | --zone=* | --project=* | --node-count=* | --ssh-flag=* | --release-track=*) own+=("$1") ;;
+      --repo=* | --ref=* | --python=*) only_for "setup keep" "${1%%=*}" && setup_own+=("$1") ;;
+      --accelerator-type=* | --runtime-version=* | --capacity=* | --valid-until-duration=* | \
+        --create-flag=*) only_for "create keep" "${1%%=*}" ;;
+      --max-hours=* | --retries=*) only_for keep "${1%%=*}" ;;
+      --grace=*) only_for "train stop keep" "${1%%=*}" ;;
+      --worker=* | --lines=*) only_for logs "${1%%=*}" ;;
+    esac
+    case $1 in
       --name=*) name=$value ;;
       --zone=*) zone=$value ;;
       --project=*) project=$value ;;
+      --node-count=*) node_count=$value ;;
+      --ssh-flag=*) ssh_flags+=("$value") ;;
+      --release-track=*) track=$value ;;
       --dry-run) dry_run=1 ;;
-      --accelerator-type=*) only_for create "${1%%=*}" && accelerator=$value ;;
-      --runtime-version=*) only_for create "${1%%=*}" && runtime=$value ;;
-      --capacity=*) only_for create "${1%%=*}" && capacity=$value ;;
+      --accelerator-type=*) accelerator=$value ;;
+      --runtime-version=*) runtime=$value ;;
+      --capacity=*) capacity=$value ;;
+      --valid-until-duration=*) valid_until=$value ;;
+      --create-flag=*) create_flags+=("$value") ;;
       --wait) only_for create "$1" && wait=1 ;;
-      --repo=*) only_for setup "${1%%=*}" && repo=$value ;;
-      --ref=*) only_for setup "${1%%=*}" && ref=$value ;;
-      --python=*) only_for setup "${1%%=*}" && python=$value ;;
-      --grace=*) only_for train "${1%%=*}" && grace=$value ;;
-      --worker=*) only_for logs "${1%%=*}" && worker=$value ;;
-      --lines=*) only_for logs "${1%%=*}" && lines=$value ;;
+      --repo=*) repo=$value ;;
+      --ref=*) ref=$value ;;
+      --python=*) python=$value ;;
+      --grace=*) grace=$value ;;
+      --max-hours=*) max_hours=$value ;;
+      --retries=*) retries=$value ;;
+      --worker=*) worker=$value ;;
+      --lines=*) lines=$value ;;
       -f) only_for logs "$1" && follow=1 ;;
       --yes) only_for delete "$1" && yes=1 ;;
       --help | -h)
@@ -309,7 +548,7 @@ read_options() {
         exit
         ;;
       --)
-        only_for train "what follows --"
+        only_for "train keep" "what follows --"
         (($# > 1)) || misuse "there are no flags after --"
         run_flags=("${@:2}")
         return
@@ -321,42 +560,84 @@ read_options() {
 }
 
 check_options() {
-  local name_rule='^[a-z]([-a-z0-9]*[a-z0-9])?$' type_rule='^v[0-9][a-z0-9]*-[0-9]+$'
+  local name_rule='^[a-z]([-a-z0-9]*[a-z0-9])?$' zone_rule='^[a-z]+-[a-z]+[0-9]+-(ai[0-9]+)?[a-z]$'
   [[ $name ]] || misuse "which TPU? --name=... or TPU_NAME"
   [[ $zone ]] || misuse "in which zone? --zone=... or TPU_ZONE"
   [[ $name =~ $name_rule ]] || misuse "--name=$name: lower-case letters, digits and hyphens"
-  [[ $zone =~ ^[a-z]+-[a-z]+[0-9]+-[a-z]$ ]] || misuse "--zone=$zone is not like us-west4-a"
+  [[ $zone =~ $zone_rule ]] || misuse "--zone=$zone is not like us-west4-a or us-central1-ai1a"
   [[ $project =~ ^[-a-z0-9:.]*$ ]] || misuse "--project=$project is not a project's id"
-  [[ $accelerator =~ $type_rule ]] || misuse "--accelerator-type=$accelerator is not like v5litepod-16"
-  [[ $runtime =~ ^[-a-z0-9.]+$ ]] || misuse "--runtime-version=$runtime is not like v2-alpha-tpuv5-lite"
-  [[ $capacity == spot || $capacity == on-demand ]] || misuse "--capacity=$capacity: spot or on-demand"
+  positive "--node-count=$node_count"
+  [[ $track == ga || $track == alpha ]] || misuse "--release-track=$track: ga or alpha"
+  check_flags --ssh-flag "${ssh_flags[@]}"
+  check_flags --create-flag "${create_flags[@]}"
+  [[ $capacity == @(spot|on-demand|reserved) ]] || misuse "--capacity=$capacity: spot, on-demand or reserved"
+  [[ $valid_until =~ ^([0-9]+[smhdw])*$ ]] || misuse "--valid-until-duration=$valid_until is not like 6h"
   [[ $python =~ ^3\.(1[1-9]|[2-9][0-9])$ ]] || misuse "--python=$python: 3.11 or newer"
   [[ $grace =~ ^[0-9]+$ ]] || misuse "--grace=$grace: a number of seconds"
+  [[ $retries =~ ^[0-9]+$ ]] || misuse "--retries=$retries: a number"
   [[ $worker =~ ^[0-9]+$ ]] || misuse "--worker=$worker: a number from 0"
   [[ $lines =~ ^[0-9]+$ ]] || misuse "--lines=$lines: a number"
   [[ ! $repo || $ref ]] || misuse "--repo needs --ref=REF, a commit, tag or branch"
   [[ $repo || ! $ref ]] || misuse "--ref needs --repo=URL"
   # Words that begin with a hyphen are options to git.
   [[ $repo != -* && $ref != -* ]] || misuse "--repo=$repo --ref=$ref: neither begins with a hyphen"
+  [[ $command != @(create|keep) ]] || check_type
+  [[ $command != keep || $max_hours =~ ^[0-9]+(\.[0-9]+)?$ ]] ||
+    misuse "how many hours may the TPU be there? --max-hours=${max_hours:-H}"
+}
+
+check_flags() { # the option, and what it was given
+  local flag
+  for flag in "${@:2}"; do
+    [[ $flag == --?* ]] || misuse "$1=$flag: a flag of gcloud's, $1=--NAME=VALUE"
+  done
+}
+
+check_type() {
+  [[ $accelerator != v5e-* ]] || misuse "--accelerator-type=$accelerator is named v5litepod-${accelerator#*-}"
+  [[ $accelerator =~ ^[a-z0-9]+-[0-9]+$ ]] || misuse "--accelerator-type=$accelerator is not like v5litepod-16"
+  [[ $runtime ]] || case $accelerator in
+    v6e-*) runtime=v2-alpha-tpuv6e ;;
+    v5p-*) runtime=v2-alpha-tpuv5 ;;
+    v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
+    v[234]-*) runtime=tpu-ubuntu2204-base ;;
+    *) misuse "which image does a $accelerator take? --runtime-version=..." ;;
+  esac
+  [[ $runtime =~ ^[-a-z0-9.]+$ ]] || misuse "--runtime-version=$runtime is not like v2-alpha-tpuv5-lite"
+}
+
+# What the options come to.
+derive() {
+  local i
+  place=(--zone="$zone")
+  [[ ! $project ]] || place+=(--project="$project")
+  gcloud=(gcloud compute tpus)
+  [[ $track == ga ]] || gcloud=(gcloud "$track" compute tpus)
+  nodes=("$name")
+  ((node_count == 1)) || for ((i = 0; i < node_count; i++)); do nodes[i]=$name-$i; done
+  case $capacity in
+    spot) create_flags=(--spot "${create_flags[@]}") ;;
+    reserved) create_flags=(--reserved "${create_flags[@]}") ;;
+  esac
+  [[ ! $valid_until ]] || create_flags+=(--valid-until-duration="$valid_until")
+  state_folder=${XDG_STATE_HOME:-$HOME/.local/state}/multipath_jax/tpu/${project:-default}.$zone.$name
 }
 
 main() {
   command=${1-}
   case $command in
-    create | setup | train | logs | status | delete) shift ;;
+    keep | create | setup | train | stop | logs | status | outcome | delete) shift ;;
     --help | -h | help)
       usage
       return
       ;;
-    "") misuse "which command? create, setup, train, logs, status or delete" ;;
-    *) misuse "what is '$command'? create, setup, train, logs, status or delete" ;;
+    "") misuse "which command? keep, create, setup, train, stop, logs, status, outcome or delete" ;;
+    *) misuse "what is '$command'? keep, create, setup, train, stop, logs, status, outcome or delete" ;;
   esac
   read_options "$@"
   check_options
   [[ $dry_run ]] || command -v gcloud >/dev/null || misuse "gcloud is not installed"
-  place=(--zone="$zone")
-  [[ ! $project ]] || place+=(--project="$project")
-  state_folder=${XDG_STATE_HOME:-$HOME/.local/state}/multipath_jax/tpu/${project:-default}.$zone.$name
+  derive
   "$command"
 }
 

@@ -4,24 +4,39 @@
 #   tpu_worker.sh setup archive PYTHON_VERSION        unpacks source.tar.gz, then installs
 #   tpu_worker.sh setup URL REF PYTHON_VERSION        clones URL at REF, then installs
 #   tpu_worker.sh stop SECONDS                        ends the run; kills it after SECONDS
-#   tpu_worker.sh start FLAG...                       starts a run, detached
+#   tpu_worker.sh start FLAG...                       starts a run, detached; once, however often
+#                                                     it is told to
 #   tpu_worker.sh status                              one line: is there a run, its last log line
+#   tpu_worker.sh outcome                             running, ended STATUS, or none
 #   tpu_worker.sh logs LINES [-f]                     the end of the log
 #
 # Everything lies in the folder of this file:
-#   trees/HASH  the sources; source -> the newest   venv/  with venv/.ready, what it was made from
-#   run.pid     process group and its start time    run.log  kept and appended to by each start
+#   trees/HASH  the sources; source -> the newest    venvs/HASH  the packages; venv -> the newest
+#   run.pid     process group and its start time     run.flags, run.status  how it began and ended
+#   run.log     kept and appended to by each start   lock    of setup, stop and start
+#
+# gcloud repeats a command whose connection broke, while the first goes on: hence the lock.
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 VENV=$HERE/venv
 PID_FILE=$HERE/run.pid
+FLAGS_FILE=$HERE/run.flags
+STATUS_FILE=$HERE/run.status
 LOG=$HERE/run.log
+LOCK_SECONDS=${TPU_LOCK_SECONDS:-1800}
+HUGE_PAGES=${TPU_HUGE_PAGES:-/sys/kernel/mm/transparent_hugepage/enabled}
 UV_VERSION=0.13.9 # fetches a Python where the machine's own is too old
 
 fail() {
   echo "error: $(uname -n): $1" >&2
   exit 1
+}
+
+# Waits until no other command that changes something here is at work.
+lock() {
+  exec 9>"$HERE/lock"
+  flock --wait "$LOCK_SECONDS" 9 || fail "another command has been at work here for $LOCK_SECONDS seconds"
 }
 
 now() { date -u +%Y-%m-%dT%H:%M:%SZ; }
@@ -71,21 +86,32 @@ use_tree() {
   echo "$(uname -n): source $1"
 }
 
+# An environment gets its name before it is complete, as it cannot be moved, and its mark after.
+# A run that lives keeps the one that it was started in.
 install_packages() {
-  local wanted
+  local wanted folder python
   wanted=$(cat "$HERE/source/constraints.txt" "$HERE/source/pyproject.toml" - <<<"$1" | sha256sum)
-  if [[ -f $VENV/.ready && $(<"$VENV/.ready") == "$wanted" ]]; then
+  folder=$HERE/venvs/${wanted:0:12}
+  if [[ -f $folder/.ready ]]; then
     echo "$(uname -n): the packages are installed"
-    return
+  else
+    python=$(find_python "$1")
+    rm -rf "$folder"
+    "$python" -m venv "$folder"
+    (cd "$HERE/source" && "$folder/bin/python" -m pip install --quiet --disable-pip-version-check \
+      -c constraints.txt '.[tpu]')
+    touch "$folder/.ready"
+    echo "$(uname -n): installed the packages of constraints.txt"
   fi
-  local python
-  python=$(find_python "$1")
-  rm -rf "$VENV" # none of its packages may stay from an older list
-  "$python" -m venv "$VENV"
-  (cd "$HERE/source" && "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
-    -c constraints.txt '.[tpu]')
-  echo "$wanted" >"$VENV/.ready"
-  echo "$(uname -n): installed the packages of constraints.txt"
+  ln -sfn "venvs/${wanted:0:12}" "$VENV"
+  [[ $(live_group) ]] || remove_other_environments "$folder"
+}
+
+remove_other_environments() {
+  local folder
+  for folder in "$HERE"/venvs/*; do
+    [[ $folder == "$1" ]] || rm -rf "$folder"
+  done
 }
 
 # The path of a Python of that version: the machine's, or a stand-alone build that uv fetches.
@@ -153,25 +179,53 @@ ends_within() {
 }
 
 start() {
-  local pid
+  local pid flags
+  flags=$(printf '%q ' "$@")
+  if [[ $(live_group) ]]; then
+    [[ -f $FLAGS_FILE && $(<"$FLAGS_FILE") == "$flags" ]] ||
+      fail "another run is alive: process group $(live_group)"
+    echo "$(uname -n): started already, process group $(live_group)"
+    return
+  fi
   [[ -x $VENV/bin/python && -f $VENV/.ready ]] || fail "not set up: run setup first"
-  [[ -z $(live_group) ]] || fail "a run is alive: process group $(live_group)"
+  use_huge_pages
+  rm -f "$STATUS_FILE"
+  echo "$flags" >"$FLAGS_FILE"
   # A session of its own outlives the connection; its number is also the process group's.
-  setsid nohup bash "$HERE/tpu_worker.sh" _run "$@" >>"$LOG" 2>&1 </dev/null &
+  setsid nohup bash "$HERE/tpu_worker.sh" _run "$@" >>"$LOG" 2>&1 </dev/null 9>&- &
   pid=$!
   echo "$pid $(started_at "$pid")" >"$PID_FILE"
   echo "$(uname -n): started, process group $pid"
 }
 
+# As Google's guides have it: what crosses between a TPU and its host's memory is faster so.
+use_huge_pages() {
+  ! grep -qs '\[always\]' "$HUGE_PAGES" || return 0
+  echo always | sudo -n tee "$HUGE_PAGES" >/dev/null ||
+    echo "warning: $(uname -n): transparent hugepages stay as they are" >&2
+}
+
 # The detached part: the run between a first and a last line in the log.
 run() {
-  local status=0
+  local status=0 python
   # This shell has to see the run's end; a trap that does something is not inherited by it.
   trap : INT TERM
   echo "=== $(now) $(uname -n): python -m multipath_jax.main$(printf ' %q' "$@")"
+  python=$(cd -P "$VENV" && pwd)/bin/python
   cd -P "$HERE/source" # `python -m` takes the package from here
-  "$VENV/bin/python" -u -m multipath_jax.main "$@" || status=$?
+  "$python" -u -m multipath_jax.main "$@" || status=$?
+  echo "$status" >"$STATUS_FILE"
   echo "=== $(now) $(uname -n): ended with status $status"
+}
+
+outcome() {
+  if [[ $(live_group) ]]; then
+    echo "running"
+  elif [[ -f $STATUS_FILE ]]; then
+    echo "ended $(<"$STATUS_FILE")"
+  else
+    echo "none"
+  fi
 }
 
 status() {
@@ -191,10 +245,11 @@ logs() {
 }
 
 case ${1-} in
-  setup | stop | start | status | logs) "$@" ;;
+  setup | stop | start) lock && "$@" ;;
+  status | outcome | logs) "$@" ;;
   _run) run "${@:2}" ;;
   *)
-    echo "error: ${1-no command}? it is one of: setup stop start status logs" >&2
+    echo "error: ${1-no command}? it is one of: setup stop start status outcome logs" >&2
     exit 2
     ;;
 esac

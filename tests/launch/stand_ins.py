@@ -25,13 +25,13 @@ LAUNCH = ROOT / "launch"
 TOOLS = re.findall(
     r"\S+",
     """
-    awk bash cat chmod cut date dirname env git grep gzip ln mkdir mkfifo mktemp mv nohup ps
-    rm sed seq setsid sha256sum sh sleep sort tail tar uname
+    awk bash cat chmod cut date dirname env flock git grep gzip ln mkdir mkfifo mktemp mv nohup ps
+    rm sed seq setsid sha256sum sh sleep sort tail tar tee timeout touch uname wc
     """,
 )
 
 # Every stand-in begins so: `told(name)` is what a test wrote for it.
-PRELUDE = """#!{python}
+PRELUDE = """#!{python} -SE
 import json, os, pathlib, shutil, signal, subprocess, sys, time
 HERE = pathlib.Path(os.environ["STAND_IN"])
 argv = sys.argv[1:]
@@ -50,9 +50,16 @@ def told(name, default=None):
 RUN = """
 def train():
     index = next((int(a.split("=")[1]) for a in argv if a.startswith("--process_id=")), 0)
-    names = ["JAX_NUM_CPU_DEVICES", "JAX_PLATFORMS", "JAX_LOCAL_DEVICE_IDS", "SRUN_CPUS_PER_TASK"]
+    names = ["JAX_NUM_CPU_DEVICES", "JAX_PLATFORMS", "JAX_LOCAL_DEVICE_IDS", "SRUN_CPUS_PER_TASK",
+             "CUDA_VISIBLE_DEVICES"]
+
+    def interrupted(number, frame):
+        os.write(1, b"interrupted without a checkpoint\\n")
+        os._exit(130)
 
     def stop(number, frame):
+        for second in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(second, interrupted)  # as main has it
         time.sleep(told("saving", 0))
         os.write(1, f"signal {number}, saved\\n".encode())  # a handler may not print
         sys.exit(128 + number)
@@ -68,7 +75,9 @@ def train():
         while len((HERE / "runs.jsonl").read_text().splitlines()) < all:
             time.sleep(0.05)
         sys.exit(7)
-    while "--quick" not in argv:
+    if ends := [int(a.split("=")[1]) for a in argv if a.startswith("--end_with=")]:
+        sys.exit(ends[0])
+    while "--quick" not in argv and not told("finish"):
         time.sleep(0.05)
 
 """
@@ -92,60 +101,186 @@ else:
 """
 )
 
+# The flags of each command that the scripts use, for GA; of the alpha track those more.
+GCLOUD_FLAGS = {
+    "queued-resources create": """
+        accelerator-type runtime-version node-id node-count node-prefix async data-disk description
+        guaranteed internal-ips labels metadata metadata-from-file network range reserved scopes
+        service-account shielded-secure-boot spot subnetwork tags topology type
+        valid-after-duration valid-after-time valid-until-duration valid-until-time
+        reservation-host-folder reservation-host-organization reservation-host-project""",
+    "queued-resources describe": "",
+    "queued-resources delete": "async force",
+    "tpu-vm describe": "",
+    "tpu-vm ssh": """
+        command dry-run force-key-file-overwrite internal-ip output-directory plain ssh-flag
+        ssh-key-expiration ssh-key-expire-after ssh-key-file strict-host-key-checking worker""",
+    "tpu-vm scp": """
+        compress dry-run force-key-file-overwrite internal-ip plain recurse scp-flag
+        ssh-key-expiration ssh-key-expire-after ssh-key-file strict-host-key-checking worker""",
+}
+GCLOUD_FLAGS_ALPHA = {
+    "queued-resources create": "best-effort max-run-duration provisioning-model",
+    "tpu-vm ssh": "batch-size tunnel-through-iap",
+    "tpu-vm scp": "batch-size tunnel-through-iap",
+}
+
+# What gcloud prints on the standard error of commands that do well.
+CHATTER = re.compile(
+    r"^(WARNING: .*gcloud.*|Using ss?h?c?p? batch size .*|S(SH|CP): Attempting to connect .*"
+    r"|(Create|Delete) request issued for: .*|##### Command execution on worker .*)\n",
+    re.MULTILINE,
+)
+
+# A TPU's workers are the folders worker0, ..., of NODE where there is such a folder. One copy of a
+# command runs on each, at the same time; a connection that breaks leaves it there, and the command
+# is begun once more.
 GCLOUD = (
     PRELUDE
+    + f"FLAGS = {GCLOUD_FLAGS!r}\nALPHA = {GCLOUD_FLAGS_ALPHA!r}\n"
     + """
 record("gcloud", argv)
+print("WARNING: this version of gcloud is older than the newest one", file=sys.stderr)
+track = "alpha" if argv[0] == "alpha" else "ga"
+words = argv[track == "alpha":]
+
+def fail(message, status=1):
+    print(f"ERROR: (gcloud.{'.'.join(words[:4])}) {message}", file=sys.stderr)
+    sys.exit(status)
+
+def option(name, default=None):
+    return next((a.split("=", 1)[1] for a in words if a.startswith(f"--{name}=")), default)
+
+def not_found(name):
+    fail(f"NOT_FOUND: Resource 'projects/p/locations/z/{name}' was not found")
+
+if words[:2] != ["compute", "tpus"]:
+    fail("Invalid choice")
+kind, verb = words[2:4]
+known = {*FLAGS[f"{kind} {verb}"].split(), "zone", "project", "format", "quiet"}
+if track == "alpha":
+    known |= set(ALPHA.get(f"{kind} {verb}", "").split())
+for word in words[4:]:
+    if word.startswith("-") and word[2:].split("=")[0] not in known:
+        fail(f"unrecognized arguments: {word}", 2)
+
 failure = told("gcloud_fails")
-if failure and failure["at"] in argv:
+if failure and failure["at"] in words and failure.get("times", 1):
+    failure["times"] = failure.get("times", 0) - 1
+    (HERE / "gcloud_fails.json").write_text(json.dumps(failure))
     print(failure["message"], file=sys.stderr)
     sys.exit(failure["status"])
 
-def option(name, default=None):
-    return next((a.split("=", 1)[1] for a in argv if a.startswith(f"--{name}=")), default)
+QUEUED = "CREATING ACCEPTED WAITING_FOR_RESOURCES PROVISIONING ACTIVE"
+QUEUED += " SUSPENDING SUSPENDED FAILED DELETING"
+NODE = "CREATING READY RESTARTING REPAIRING STOPPING STOPPED PREEMPTED TERMINATED DELETING"
 
-def workers():
+def workers(node):
+    folder = HERE / node if (HERE / node).is_dir() else HERE
     which = option("worker", "0")
-    return [w for w in sorted(HERE.glob("worker*")) if which in ("all", w.name[6:])]
+    found = sorted(folder.glob("worker*"))
+    return [w for w in found if which in ("all", w.name[6:])]
 
-kind, verb = argv[2:4]
+def on_all(node, start):
+    print(f"Using ssh batch size of 1. Attempting to SSH into 1 nodes", file=sys.stderr)
+    running = []
+    for worker in workers(node):
+        print(f"SSH: Attempting to connect to worker {worker.name[6:]}...", file=sys.stderr)
+        if told("connection_breaks"):
+            start(worker)
+        running.append(start(worker))
+    statuses = [process.wait() for process in running]
+    sys.exit(next((status for status in statuses if status), 0))
+
 if verb == "describe":
     states = told(kind, [])
     if not states:
-        print(f"ERROR: (gcloud.{kind}.describe) NOT_FOUND: Resource was not found", file=sys.stderr)
-        sys.exit(1)
-    print(states[0])
+        not_found(words[4])
+    state, message = states[0] if isinstance(states[0], list) else (states[0], "")
+    assert state in {"queued-resources": QUEUED, "tpu-vm": NODE}[kind].split(), state
     if len(states) > 1:  # the next answer
         (HERE / f"{kind}.json").write_text(json.dumps(states[1:]))
+    folder = HERE / words[4] if (HERE / words[4]).is_dir() else HERE
+    fields = {"state.state": state, "state": state, "state.failedData.error.message": message,
+              "networkEndpoints.len()": str(len(list(folder.glob("worker*"))))}
+    wanted = option("format").removeprefix("value(").removesuffix(")").split(",")
+    print("\\t".join(fields[name] for name in wanted))
 elif verb == "create":
+    print(f"Create request issued for: [{words[4]}]", file=sys.stderr)
     states = told("after_create", ["ACTIVE"])
     (HERE / "queued-resources.json").write_text(json.dumps(states))
-    (HERE / "tpu-vm.json").write_text('["READY"]')
+    (HERE / "tpu-vm.json").write_text(json.dumps(told("nodes_after_create", ["READY"])))
 elif verb == "delete":
-    (HERE / "queued-resources.json").unlink()
+    print(f"Delete request issued for: [{words[4]}]", file=sys.stderr)
+    if not told(kind):
+        not_found(words[4])
+    for name in ("queued-resources.json", "tpu-vm.json"):
+        (HERE / name).unlink(missing_ok=True)
 elif verb == "scp":
-    *files, target = [a for a in argv[4:] if not a.startswith("--")]
-    for worker in workers():
+    *files, target = [a for a in words[4:] if not a.startswith("--")]
+    node, folder = target.split(":")
+    copy = lambda worker: subprocess.Popen(["cat"], stdin=subprocess.DEVNULL)
+    for worker in workers(node):
         for file in files:
-            shutil.copy(file, worker / target.split(":")[1])
+            shutil.copy(file, worker / folder)
+    on_all(node, copy)
 elif verb == "ssh":
-    for worker in workers():
+    if told(kind, ["READY"])[0] in ("PREEMPTED", "TERMINATED"):
+        fail(f'This TPU has terminal state "{told(kind)[0]}", so it cannot be used anymore.')
+    def start(worker):
         env = {**os.environ, "HOME": str(worker)}
-        done = subprocess.run(["bash", "-c", option("command")], cwd=worker, env=env)
-        if done.returncode:
-            sys.exit(done.returncode)
+        return subprocess.Popen(["bash", "-c", option("command")], cwd=worker, env=env)
+    on_all(words[4], start)
 """
 )
 
-# The task is a child; like the real one it turns a SIGTERM of its own into the task's death.
+SSH_ADD = (
+    PRELUDE
+    + """
+record("ssh_add", argv)
+if not told("agent", True):
+    print("Could not open a connection to your authentication agent.", file=sys.stderr)
+    sys.exit(2)
+print("3072 SHA256:abc google_compute_engine (RSA)")
+"""
+)
+
+SUDO = (
+    PRELUDE
+    + """
+record("sudo", argv)
+sys.exit(1) if told("no_sudo") else os.execvp(argv[1], argv[1:])
+"""
+)
+
+# The task is a child. Like the real one it turns a SIGTERM of its own into the task's death, unless
+# it is new enough to be told not to; and it binds GPUs for --gpus-per-task.
 SRUN = (
     PRELUDE
     + """
 record("srun", argv)
+KNOWN = ["--kill-on-bad-exit", "--gpu-bind", *(["--ignore-signals"] if told("slurm_26") else [])]
+if argv == ["--help"]:
+    print("Usage: srun [OPTIONS...] executable [args...]", *KNOWN, sep="\\n")
+    sys.exit()
+print("srun: job 7 has been allocated resources", file=sys.stderr)
 program = next(i for i, a in enumerate(argv) if not a.startswith("--"))
+for word in argv[:program]:
+    if word.split("=")[0] not in KNOWN:
+        print(f"srun: unrecognized option '{word}'", file=sys.stderr)
+        sys.exit(1)
+if gpus := os.environ.get("SLURM_GPUS_ON_NODE"):
+    if "--gpu-bind=none" not in argv:
+        gpus = os.environ.get("SLURM_GPUS_PER_TASK", gpus)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(int(gpus))))
 task = subprocess.Popen(argv[program:])
-signal.signal(signal.SIGTERM, lambda *_: task.kill())
-(HERE / "task").write_text(str(task.pid))
+
+def end(*_):
+    print("srun: forcing job termination", file=sys.stderr)
+    task.kill()
+
+signal.signal(signal.SIGTERM, signal.SIG_IGN if "--ignore-signals=TERM" in argv else end)
+(HERE / "step").write_text(f"{os.getpid()} {task.pid}")
 status = task.wait()
 sys.exit(status if status >= 0 else 128 - status)
 """
@@ -155,7 +290,11 @@ SCANCEL = (
     PRELUDE
     + """
 record("scancel", argv)
-os.kill(int((HERE / "task").read_text()), signal.SIGTERM)
+if told("job_state", "RUNNING") != "RUNNING":
+    print("scancel: error: Kill job error on job id 7: Job/step already completing or completed",
+          file=sys.stderr)
+    sys.exit(1)
+os.kill(int((HERE / "step").read_text().split()[1]), signal.SIGTERM)
 """
 )
 
@@ -164,7 +303,8 @@ SCONTROL = (
     + """
 record("scontrol", argv)
 if argv[0] == "show":
-    print(f"JobId=7 JobName=multipath JobState={told('job_state', 'RUNNING')} Reason=None")
+    print(f"JobId=7 JobName=multipath UserId=me(1000) Requeue=1 Restarts=0 BatchFlag=1 "
+          f"JobState={told('job_state', 'RUNNING')} Reason=None Dependency=(null)")
 """
 )
 
@@ -245,7 +385,7 @@ class StandIns:
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
-def wait_until(condition, seconds: float = 20):
+def wait_until(condition, seconds: float = 60):
     """The condition's first true value."""
     end = time.monotonic() + seconds
     while not (value := condition()):

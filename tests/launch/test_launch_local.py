@@ -63,6 +63,36 @@ def test_gpus_are_dealt_out(programs):
     assert found == {0: "0,1", 1: "2,3"}
 
 
+NVIDIA_SMI = """#!{python}
+for index in range(4):
+    print(f"GPU {index}: NVIDIA H100 80GB HBM3 (UUID: GPU-{index})")
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "env", "message"),
+    [
+        (["2"], {}, "each of 2 processes would take all 4 GPUs: --gpus-per-process=K, or --cpu"),
+        (["3", "--gpus-per-process=2"], {}, "3 processes with 2 GPUs each: there are 4"),
+        (["2"], {"CUDA_VISIBLE_DEVICES": "0,3"}, "each of 2 processes would take all 2 GPUs"),
+        (["2", "--gpus-per-process=2"], {}, None),
+        (["1"], {}, None),
+        (["2", "--cpu"], {}, None),
+        (["2"], {"JAX_PLATFORMS": "cpu"}, None),
+        (["2"], {"CUDA_VISIBLE_DEVICES": ""}, None),
+    ],
+)
+def test_processes_do_not_share_gpus(programs, options, env, message):
+    StandIns._write(programs.folder / "bin/nvidia-smi", NVIDIA_SMI)
+    done = programs.run(SCRIPT, *options, "--", "--quick", env=env)
+    if message is None:
+        assert (done.returncode, done.stderr) == (0, "")
+    else:
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert message in done.stderr
+        assert programs.calls("runs") == []
+
+
 def test_logs_of_all_and_the_terminal_for_the_first(programs, tmp_path):
     done = programs.run(SCRIPT, "--logs=logs/here", "2", "--", "--quick", cwd=tmp_path)
     folder = tmp_path / "logs/here"

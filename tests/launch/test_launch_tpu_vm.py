@@ -6,6 +6,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import time
 
 import pytest
 import stand_ins
@@ -15,7 +16,11 @@ PLACE = ["--zone=us-west4-a", "--project=my-project"]
 TPU = ["--name=my-tpu", *PLACE]
 QUEUED = ["compute", "tpus", "queued-resources"]
 NODE = ["compute", "tpus", "tpu-vm"]
-DESCRIBE = [*QUEUED, "describe", "my-tpu", *PLACE, "--format=value(state.state)"]
+DESCRIBE = [
+    *(*QUEUED, "describe", "my-tpu", *PLACE),
+    "--format=value(state.state,state.failedData.error.message)",
+]
+DESCRIBE_NODE = [*NODE, "describe", "my-tpu", *PLACE, "--format=value(state)"]
 DELETE = [*QUEUED, "delete", "my-tpu", *PLACE, "--force", "--quiet"]
 FLAGS = ["--config=configs/cifar.py:BaseCNN-2-CC", "--workdir=gs://my-bucket/cifar"]
 WORKERS = 2
@@ -26,7 +31,12 @@ class Cloud(StandIns):
 
     def __init__(self, folder):
         super().__init__(
-            folder, gcloud=stand_ins.GCLOUD, python3__11=stand_ins.PYTHON, python3=stand_ins.PYTHON
+            folder,
+            gcloud=stand_ins.GCLOUD,
+            python3__11=stand_ins.PYTHON,
+            python3=stand_ins.PYTHON,
+            sudo=stand_ins.SUDO,
+            **{"ssh-add": stand_ins.SSH_ADD},
         )
         self.workers = [folder / f"worker{index}" for index in range(WORKERS)]
         self.repository = folder / "repository"
@@ -35,8 +45,9 @@ class Cloud(StandIns):
         (self.repository / "pyproject.toml").write_text("[project]\n")
         self.git("init", "--quiet")
         self.commit()
+        self.huge_pages = folder / "transparent_hugepage"
         self.new_machines()
-        self.env["TPU_POLL_SECONDS"] = "0"
+        self.env |= {"TPU_POLL_SECONDS": "0", "TPU_HUGE_PAGES": str(self.huge_pages)}
 
     def git(self, *words):
         who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
@@ -47,6 +58,7 @@ class Cloud(StandIns):
         self.git("commit", "--quiet", "--message=a commit")
 
     def new_machines(self):
+        self.huge_pages.write_text("always [madvise] never\n")
         for worker in self.workers:
             shutil.rmtree(worker, ignore_errors=True)
             worker.mkdir()
@@ -63,6 +75,16 @@ class Cloud(StandIns):
         done = self.tpu(command, *options, **more)
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout
+
+    def run(self, *command, **more):
+        """Runs a program to its end; what gcloud says beside its answers is left out."""
+        done = super().run(*command, **more)
+        done.stderr = stand_ins.CHATTER.sub("", done.stderr)
+        return done
+
+    def asked(self, *verbs):
+        """The calls of gcloud with one of these verbs."""
+        return [call for call in self.calls("gcloud") if set(verbs) & set(call[:5])]
 
     def file(self, index, name):
         return self.workers[index] / "multipath_jax_tpu" / name
@@ -119,9 +141,24 @@ def created(*more, type="v5litepod-8", runtime="v2-alpha-tpuv5-lite"):
             ["--capacity=spot", "--accelerator-type=v5litepod-16"],
             created("--spot", type="v5litepod-16"),
         ),
+        (["--capacity=reserved"], created("--reserved")),
         (
-            ["--accelerator-type=v4-32", "--runtime-version=tpu-ubuntu2204-base"],
+            [
+                "--valid-until-duration=6h",
+                "--create-flag=--network=n",
+                "--create-flag=--labels=a=b",
+            ],
+            created("--spot", "--network=n", "--labels=a=b", "--valid-until-duration=6h"),
+        ),
+        (["--accelerator-type=v6e-8"], created("--spot", type="v6e-8", runtime="v2-alpha-tpuv6e")),
+        (["--accelerator-type=v5p-8"], created("--spot", type="v5p-8", runtime="v2-alpha-tpuv5")),
+        (
+            ["--accelerator-type=v4-32"],
             created("--spot", type="v4-32", runtime="tpu-ubuntu2204-base"),
+        ),
+        (
+            ["--accelerator-type=tpu7x-8", "--runtime-version=an-image"],
+            created("--spot", type="tpu7x-8", runtime="an-image"),
         ),
     ],
 )
@@ -130,18 +167,63 @@ def test_create_asks_for_a_queued_resource(cloud, options, call):
     assert cloud.calls("gcloud") == [DESCRIBE, call]
 
 
-@pytest.mark.parametrize("state", ["ACTIVE", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACCEPTED"])
+def test_flags_of_gcloud_s_from_a_variable(cloud):
+    cloud.env |= {"TPU_CREATE_FLAGS": "--internal-ips --tags=a,b", "TPU_VALID_UNTIL": "1d"}
+    cloud.ok("create", "--create-flag=--range=10.0.0.0/29")
+    more = ["--internal-ips", "--tags=a,b", "--range=10.0.0.0/29", "--valid-until-duration=1d"]
+    assert cloud.asked("create") == [created("--spot", *more)]
+
+
+def test_the_alpha_track(cloud):
+    cloud.ok("create", "--release-track=alpha", "--create-flag=--max-run-duration=24h")
+    assert {call[0] for call in cloud.calls("gcloud")} == {"alpha"}
+    assert cloud.asked("create") == [["alpha", *created("--spot", "--max-run-duration=24h")]]
+
+
+@pytest.mark.parametrize("zone", ["us-west4-a", "europe-west4-b", "us-central1-ai1a"])
+def test_zones(cloud, zone):
+    assert cloud.run(cloud.script, "create", "--name=a", f"--zone={zone}").returncode == 0
+
+
+@pytest.mark.parametrize("state", ["WAITING_FOR_RESOURCES", "PROVISIONING", "ACCEPTED"])
 def test_create_leaves_alone_what_is_there(cloud, state):
     cloud.tell(**{"queued-resources": [state]})
     assert cloud.ok("create") == f"the queued resource my-tpu is there: {state}\n"
     assert cloud.calls("gcloud") == [DESCRIBE]
 
 
-@pytest.mark.parametrize("state", ["SUSPENDED", "FAILED"])
-def test_create_replaces_what_was_preempted_or_failed(cloud, state):
+def test_create_leaves_a_tpu_alone(cloud):
+    cloud.tell(**{"queued-resources": ["ACTIVE"], "tpu-vm": ["READY"]})
+    assert cloud.ok("create") == "the queued resource my-tpu is there: ACTIVE\n"
+    assert cloud.calls("gcloud") == [DESCRIBE, DESCRIBE_NODE]
+
+
+@pytest.mark.parametrize(
+    ("state", "why"),
+    [
+        ("SUSPENDED", "SUSPENDED"),
+        (["FAILED", "there is no quota for it"], "FAILED: there is no quota for it"),
+    ],
+)
+def test_create_replaces_what_was_preempted_or_failed(cloud, state, why):
     cloud.tell(**{"queued-resources": [state]})
-    cloud.ok("create")
+    assert cloud.ok("create") == f"the queued resource my-tpu is {why}; asking anew\n"
     assert cloud.calls("gcloud") == [DESCRIBE, DELETE, created("--spot")]
+
+
+@pytest.mark.parametrize("node", ["PREEMPTED", "TERMINATED", None])
+def test_create_looks_at_the_node_of_what_is_active(cloud, node):
+    cloud.tell(**{"queued-resources": ["ACTIVE"], "tpu-vm": node and [node]})
+    why = f"ACTIVE: the TPU VM my-tpu is {node or 'gone'}"
+    assert cloud.ok("create") == f"the queued resource my-tpu is {why}; asking anew\n"
+    assert cloud.calls("gcloud") == [DESCRIBE, DESCRIBE_NODE, DELETE, created("--spot")]
+
+
+def test_create_leaves_a_stopped_tpu_to_its_user(cloud):
+    cloud.tell(**{"queued-resources": ["ACTIVE"], "tpu-vm": ["STOPPED"]})
+    done = cloud.tpu("create", "--wait")
+    assert done.stderr == "error: the TPU VM my-tpu is STOPPED: start it, or delete it\n"
+    assert cloud.asked("create", "delete") == []
 
 
 def test_create_does_not_replace_what_is_still_going_away(cloud):
@@ -152,21 +234,79 @@ def test_create_does_not_replace_what_is_still_going_away(cloud):
     assert cloud.calls("gcloud") == [DESCRIBE]
 
 
-def test_create_waits_until_the_tpu_is_there(cloud):
-    cloud.tell(after_create=["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"])
+def states_of(said):
+    """What a wait has printed behind the time."""
+    return [line.split(maxsplit=1)[1] for line in said.splitlines()]
+
+
+def test_create_waits_until_it_has_gone_away(cloud):
+    cloud.tell(**{"queued-resources": ["SUSPENDING", "SUSPENDING", "SUSPENDED"]})
     said = cloud.ok("create", "--wait")
-    assert [line.split()[1] for line in said.splitlines()] == [
+    assert said.splitlines()[-2:] == [
+        "the queued resource my-tpu is SUSPENDED; asking anew",
+        said.splitlines()[-1],
+    ]
+    assert cloud.asked("delete", "create") == [DELETE, created("--spot")]
+
+
+def test_create_waits_until_the_tpu_is_there(cloud):
+    cloud.tell(
+        after_create=["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"],
+        nodes_after_create=["CREATING", "READY"],
+    )
+    assert states_of(cloud.ok("create", "--wait")) == [
         "WAITING_FOR_RESOURCES",
         "PROVISIONING",
+        "ACTIVE: the TPU VM my-tpu is CREATING",
         "ACTIVE",
     ]
-    assert cloud.calls("gcloud")[2:] == [DESCRIBE] * 3
+    assert cloud.calls("gcloud")[2:] == [DESCRIBE] * 2 + [DESCRIBE, DESCRIBE_NODE] * 2
 
 
 def test_create_does_not_wait_for_what_failed(cloud):
-    cloud.tell(after_create=["PROVISIONING", "FAILED"])
+    cloud.tell(after_create=["PROVISIONING", ["FAILED", "no more capacity in the zone"]])
     done = cloud.tpu("create", "--wait")
-    assert (done.returncode, done.stderr) == (1, "error: the queued resource is FAILED\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: the queued resource is FAILED: no more capacity in the zone\n",
+    )
+    assert cloud.asked("delete") == []
+
+
+def test_a_wait_survives_polls_that_fail(cloud):
+    cloud.tell(**{"queued-resources": ["PROVISIONING", "ACTIVE"], "tpu-vm": ["READY"]})
+    process = cloud.start(cloud.script, "create", "--wait", *TPU, env={"TPU_POLL_SECONDS": "0.2"})
+    assert "is there: PROVISIONING" in process.stdout.readline()
+    cloud.tell(gcloud_fails={"at": "describe", "message": "network", "status": 1, "times": 3})
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert states_of(out)[-1] == "ACTIVE"
+    assert err.count("network") == 3
+
+
+def test_a_wait_does_not_poll_in_vain_for_ever(cloud):
+    cloud.tell(**{"queued-resources": ["PROVISIONING"]})
+    process = cloud.start(cloud.script, "create", "--wait", *TPU, env={"TPU_POLL_SECONDS": "0.1"})
+    assert "is there: PROVISIONING" in process.stdout.readline()
+    cloud.tell(gcloud_fails={"at": "describe", "message": "network", "status": 1})
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "error: the state of my-tpu cannot be read\n" in err
+    assert "a TPU that is there costs" in err
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_wait_that_is_ended_says_that_the_request_stays(cloud, sent, status):
+    cloud.tell(**{"queued-resources": ["PROVISIONING"]})
+    process = cloud.start(cloud.script, "create", "--wait", *TPU, env={"TPU_POLL_SECONDS": "0.1"})
+    for _ in range(2):
+        process.stdout.readline()
+    os.killpg(process.pid, sent)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == status
+    last = err.splitlines()[-1]
+    assert last.startswith("the request for my-tpu stays, and a TPU that is there costs")
+    assert last.endswith("tpu_vm.sh delete --name=my-tpu --zone=us-west4-a --project=my-project")
 
 
 @pytest.mark.parametrize("command", ["create", "status"])
@@ -189,17 +329,73 @@ def test_setup_brings_head_to_every_worker_and_installs(cloud):
         assert cloud.file(index, "source/constraints.txt").read_text() == "jax==1.0\n"
         python = cloud.file(index, "venv/bin/python")
         assert python.exists()
-        install = cloud.calls("pip")[index]
+    installs = cloud.calls("pip")
+    for install in installs:
         assert install["argv"][:3] == ["-m", "pip", "install"]
         assert install["argv"][-3:] == ["-c", "constraints.txt", ".[tpu]"]
-        assert os.path.samefile(install["cwd"], cloud.file(index, "source"))
-    assert len(cloud.calls("pip")) == WORKERS
+    folders = {str(cloud.file(index, "source").resolve()) for index in range(WORKERS)}
+    assert {install["cwd"] for install in installs} == folders
+    assert len(installs) == WORKERS
 
 
 def test_setup_again_does_nothing_that_is_done(ready):
     said = ready.ok("setup")
     assert said.count("the packages are installed") == WORKERS
     assert ready.calls("pip") == ready.calls("venvs") == []
+
+
+def environments(cloud, index):
+    return sorted(path.name for path in cloud.file(index, "venvs").iterdir())
+
+
+def test_setup_leaves_the_environment_of_a_live_run_alone(ready):
+    ready.train(*FLAGS)
+    earlier = environments(ready, 0)
+    (ready.repository / "constraints.txt").write_text("jax==2.0\n")
+    ready.commit()
+    ready.ok("setup")
+    assert len(ready.calls("pip")) == WORKERS
+    assert set(environments(ready, 0)) > set(earlier)
+    # With the run the reason to keep it has gone.
+    ready.ok("stop")
+    ready.ok("setup")
+    assert len(environments(ready, 0)) == 1
+    assert environments(ready, 0) != earlier
+
+
+def test_a_setup_that_gcloud_begins_twice_installs_once(cloud):
+    cloud.tell(connection_breaks=True)
+    said = cloud.ok("setup")
+    assert len(cloud.calls("pip")) == WORKERS
+    assert (
+        said.count("installed the packages of") == said.count("packages are installed") == WORKERS
+    )
+
+
+def test_a_command_does_not_wait_for_another_one_for_ever(ready):
+    with subprocess.Popen(
+        ["flock", ready.file(0, "lock"), "sh", "-c", "echo has it; sleep 60"],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as other:
+        try:
+            other.stdout.readline()
+            done = ready.tpu("setup", env={"TPU_LOCK_SECONDS": "0"})
+        finally:
+            os.killpg(other.pid, signal.SIGKILL)
+    assert done.returncode == 1
+    assert "another command has been at work here" in done.stderr
+
+
+def test_setup_of_several_workers_needs_a_key_in_an_agent(cloud):
+    cloud.tell(**{"tpu-vm": ["READY"]}, agent=False)
+    done = cloud.tpu("setup")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("error: no agent holds an SSH key")
+    assert "ssh-add ~/.ssh/google_compute_engine" in done.stderr
+    assert cloud.asked("ssh", "scp") == []
+    shutil.rmtree(cloud.workers[1])
+    cloud.ok("setup")  # one worker: gcloud's own key will do
 
 
 def test_setup_installs_again_only_for_other_packages(ready):
@@ -256,9 +452,9 @@ record("uv", argv)
         shutil.copy(uv, place)
     assert "python3.77" not in os.listdir(cloud.folder / "bin")
     cloud.ok("setup", "--python=3.77")
-    assert cloud.calls("uv")[:2] == [
-        ["python", "install", "--quiet", "3.77"],
-        ["python", "find", "--managed-python", "3.77"],
+    assert sorted(cloud.calls("uv")) == [
+        *[["python", "find", "--managed-python", "3.77"]] * WORKERS,
+        *[["python", "install", "--quiet", "3.77"]] * WORKERS,
     ]
     assert re.fullmatch(r"uv==\d+\.\d+\.\d+", cloud.calls("pip")[0]["argv"][-1])
     assert cloud.file(0, "venv/.ready").exists()
@@ -283,6 +479,88 @@ def test_train_starts_a_detached_run_on_every_worker(ready):
     assert folders == {str(ready.file(index, "source").resolve()) for index in range(WORKERS)}
 
 
+def test_a_start_that_gcloud_begins_twice_starts_once(ready):
+    ready.tell(connection_breaks=True)
+    worker = ready.file(0, "tpu_worker.sh")
+    twice = [ready.run("bash", worker, "start", *FLAGS) for _ in range(2)]
+    assert [done.returncode for done in twice] == [0, 0]
+    assert "started already, process group" in twice[1].stdout
+    other = ready.run("bash", worker, "start", *FLAGS, "--config.seed=1")
+    assert (other.returncode, other.stderr.count("\n")) == (1, 1)
+    assert "another run is alive" in other.stderr
+    assert ready.group(0)
+    wait_until(lambda: ready.calls("runs"))
+    assert len(ready.calls("runs")) == 1
+
+
+def test_train_through_a_connection_that_breaks(ready):
+    ready.tell(connection_breaks=True)
+    ready.train(*FLAGS)
+    assert ready.runs_of() == [[*FLAGS, "--distributed=auto"]] * WORKERS
+
+
+def test_train_gives_the_host_huge_pages(ready):
+    ready.train(*FLAGS)
+    assert ready.huge_pages.read_text() == "always\n"
+    assert ready.calls("sudo")[0] == ["-n", "tee", str(ready.huge_pages)]
+    ready.huge_pages.write_text("[always] madvise never\n")
+    ready.forget()
+    ready.train(*FLAGS)
+    assert ready.calls("sudo") == []
+
+
+def test_train_goes_on_without_huge_pages(ready):
+    ready.tell(no_sudo=True)
+    done = ready.tpu("train", "--", *FLAGS)
+    assert done.returncode == 0
+    assert done.stderr.count("transparent hugepages stay as they are") == WORKERS
+
+
+def test_stop_ends_the_run_with_a_checkpoint(ready):
+    ready.train(*FLAGS)
+    assert ready.ok("stop").count("stopped the earlier run") == WORKERS
+    assert all("signal 15, saved" in ready.log(index) for index in range(WORKERS))
+
+
+def test_outcome(ready):
+    assert ready.ok("outcome") == "none\n"
+    ready.train(*FLAGS)
+    assert ready.ok("outcome") == "running\n"
+    ready.ok("stop")
+    assert ready.ok("outcome") == "ended 143\n"
+    ready.train(*FLAGS, "--quick")
+    wait_until(lambda: ready.ok("outcome") == "ended 0\n")
+
+
+def test_flags_for_ssh(ready):
+    ready.ok("setup", "--ssh-flag=--internal-ip", "--ssh-flag=--ssh-flag=-p 22")
+    for call in ready.asked("ssh"):
+        assert call[-3:-1] == ["--internal-ip", "--ssh-flag=-p 22"]
+    assert [call[-2:] for call in ready.asked("scp")] == [["--internal-ip", "--scp-flag=-p 22"]]
+
+
+def test_several_slices(cloud):
+    for index in range(2):
+        (cloud.folder / f"my-tpu-{index}").mkdir()
+        cloud.workers[index].rename(cloud.folder / f"my-tpu-{index}/worker0")
+    slices = "--node-count=2"
+    cloud.ok("create", slices, "--wait")
+    call = cloud.asked("create")[0]
+    assert "--node-count=2" in call
+    assert not any(word.startswith("--node-id") for word in call)
+    cloud.ok("setup", slices)
+    assert len(cloud.calls("pip")) == 2
+    cloud.ok("train", slices, "--", *FLAGS)
+    wait_until(lambda: len(cloud.calls("runs")) == 2)
+    assert sorted({call[4] for call in cloud.asked("ssh")}) == ["my-tpu-0", "my-tpu-1"]
+    assert cloud.ok("status", slices).count("running, process group") == 2
+    # One slice that is lost is the end of all.
+    cloud.tell(**{"tpu-vm": ["READY", "PREEMPTED"]})
+    assert "the TPU VM my-tpu-1 is PREEMPTED" in cloud.ok("status", slices)
+    cloud.tell(agent=False, **{"tpu-vm": ["READY"]})
+    assert "no agent holds an SSH key" in cloud.tpu("setup", slices).stderr
+
+
 def test_train_keeps_the_user_s_distributed_flag(ready):
     ready.train(*FLAGS, "--distributed=off")
     assert ready.runs_of() == [[*FLAGS, "--distributed=off"]] * WORKERS
@@ -292,7 +570,7 @@ def test_train_ends_the_earlier_run_everywhere_before_it_starts_one(ready):
     ready.train(*FLAGS)
     earlier = [ready.group(index) for index in range(WORKERS)]
     said = ready.train(*FLAGS, "--config.seed=1")
-    assert [line.split(": ")[1].split(",")[0] for line in said.splitlines()] == [
+    assert [line.split(": ")[1].split(",")[0] for line in said.splitlines()] == [  # in this order
         *["stopped the earlier run"] * WORKERS,
         *["started"] * WORKERS,
     ]
@@ -336,7 +614,7 @@ def test_after_a_preemption_the_same_command_runs_again(ready):
     ready.end()
     ready.new_machines()  # nothing of the old ones is left
     ready.tell(**{"queued-resources": ["SUSPENDED"], "tpu-vm": None})
-    assert "preempted: create --wait, setup and train" in ready.ok("status")
+    assert "create --wait, setup and train go on with the run" in ready.ok("status")
     ready.ok("create", "--wait")
     ready.ok("setup")
     ready.forget()
@@ -355,7 +633,7 @@ def test_train_before_setup_fails(cloud):
     done = cloud.tpu("train", "--", *FLAGS)
     assert done.returncode == 127
     cloud.ok("setup")
-    shutil.rmtree(cloud.file(1, "venv"))
+    cloud.file(1, "venv").unlink()
     done = cloud.tpu("train", "--", *FLAGS)
     assert done.returncode == 1
     assert "not set up: run setup first" in done.stderr
@@ -405,16 +683,22 @@ def test_logs_before_a_run(ready):
 def test_status_of_what_runs(ready):
     ready.train(*FLAGS)
     wait_until(lambda: all("flags" in ready.log(index) for index in range(WORKERS)))
-    lines = ready.ok("status").splitlines()
-    assert lines[:2] == ["queued resource my-tpu: ACTIVE", "TPU VM my-tpu: READY"]
-    assert len(lines) == 2 + WORKERS
-    for index, line in enumerate(lines[2:]):
-        assert f": running, process group {ready.group(index)}; last line: flags [" in line
+    first, *lines = ready.ok("status").splitlines()
+    assert first == "queued resource my-tpu: ACTIVE"
+    assert len(lines) == WORKERS
+    for index in range(WORKERS):
+        state = f": running, process group {ready.group(index)}; last line: flags ["
+        assert sum(state in line for line in lines) == 1
 
 
 def test_status_of_nothing(cloud):
-    assert cloud.ok("status") == "queued resource my-tpu: none\nTPU VM my-tpu: none\n"
-    assert len(cloud.calls("gcloud")) == 2
+    assert cloud.ok("status") == "queued resource my-tpu: none\n"
+    assert cloud.calls("gcloud") == [DESCRIBE]
+
+
+def test_status_says_why(cloud):
+    cloud.tell(**{"queued-resources": [["FAILED", "no quota"]]})
+    assert cloud.ok("status").startswith("queued resource my-tpu: FAILED, no quota\n")
 
 
 @pytest.mark.parametrize("answer", ["y\n", "yes\n"])
@@ -438,6 +722,114 @@ def test_delete_without_a_question(cloud):
     assert cloud.calls("gcloud") == [DELETE]
 
 
+# --- keep ---
+
+
+def keep(cloud, *flags, hours="1", retries=1):
+    """Begins to keep a run alive, with polls that are not too many."""
+    env = {"TPU_POLL_SECONDS": "0.1"}
+    words = [f"--max-hours={hours}", f"--retries={retries}", "--", *FLAGS, *flags]
+    return cloud.start(cloud.script, "keep", *TPU, *words, env=env)
+
+
+def ended(process):
+    """The status of keep, what it said, and what it said of errors."""
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, stand_ins.CHATTER.sub("", err)
+
+
+def test_keep_takes_a_run_from_nothing_to_its_end(cloud):
+    status, out, err = ended(keep(cloud, "--quick"))
+    assert (status, err) == (0, "")
+    assert out.splitlines()[-1] == "keep: the run has ended"
+    assert cloud.runs_of() == [[*FLAGS, "--quick", "--distributed=auto"]] * WORKERS
+    assert [call[:4] for call in cloud.asked("create", "delete")] == [
+        [*QUEUED, "create"],
+        [*QUEUED, "delete"],
+    ]
+
+
+def test_keep_goes_on_after_a_preemption(cloud):
+    process = keep(cloud)
+    wait_until(lambda: len(cloud.calls("runs")) == WORKERS)
+    wait_until(lambda: cloud.asked("ssh")[-1][-1].endswith("outcome"))
+    cloud.tell(**{"tpu-vm": ["PREEMPTED"]})
+    for index in range(WORKERS):
+        os.killpg(cloud.group(index), signal.SIGKILL)
+    cloud.new_machines()
+    wait_until(lambda: len(cloud.calls("runs")) == 2 * WORKERS)
+    cloud.tell(finish=True)
+    status, out, err = ended(process)
+    assert status == 0
+    assert "ACTIVE: the TPU VM my-tpu is PREEMPTED; asking anew" in out
+    assert len(cloud.asked("create")) == len(cloud.asked("delete")) == 2
+    assert cloud.runs_of() == [[*FLAGS, "--distributed=auto"]] * 2 * WORKERS
+    assert "costs" not in err
+
+
+def test_keep_starts_what_was_stopped_from_outside_again(cloud):
+    process = keep(cloud, retries=0)
+    wait_until(lambda: len(cloud.calls("runs")) == WORKERS)
+    for index in range(WORKERS):
+        cloud.run("bash", cloud.file(index, "tpu_worker.sh"), "stop", "5")
+    wait_until(lambda: len(cloud.calls("runs")) == 2 * WORKERS)
+    cloud.tell(finish=True)
+    assert ended(process)[0] == 0
+
+
+@pytest.mark.parametrize(("end", "attempts"), [(7, 2), (2, 1)])
+def test_keep_gives_up_what_fails(cloud, end, attempts):
+    """Flags that are wrong, status 2, at once; the TPU goes, the log's end is shown."""
+    status, out, err = ended(keep(cloud, f"--end_with={end}"))
+    assert status == end
+    assert len(cloud.calls("runs")) == attempts * WORKERS
+    assert f"keep: failed with status {end}" in out
+    assert f"ended with status {end}" in out.splitlines()[-1]
+    assert len(cloud.asked("create")) == len(cloud.asked("delete")) == 1
+    assert "costs" not in err
+
+
+def test_keep_gives_up_a_tpu_that_cannot_be_had(cloud):
+    cloud.tell(after_create=[["FAILED", "no quota in this zone"]])
+    status, out, _ = ended(keep(cloud))
+    assert status == 1
+    assert "keep: failed with status 1: no quota in this zone" in out
+    assert len(cloud.asked("create")) == len(cloud.asked("delete")) == 2
+    assert cloud.asked("ssh") == []
+
+
+def test_keep_ends_at_its_hours(cloud):
+    status, out, _ = ended(keep(cloud, hours="0.0015"))
+    assert status == 1
+    assert "keep: the 0.0015 hours are over" in out
+    assert len(cloud.asked("create")) == len(cloud.asked("delete")) == 1
+    assert cloud.asked("ssh")[-1][-1].endswith("tpu_worker.sh stop 120")
+    logs = [cloud.log(index) for index in range(WORKERS) if cloud.file(index, "run.log").exists()]
+    assert all("signal 15, saved" in log for log in logs)
+
+
+def test_keep_that_is_interrupted_says_that_the_tpu_costs(cloud):
+    process = keep(cloud)
+    wait_until(lambda: len(cloud.calls("runs")) == WORKERS)
+    wait_until(lambda: cloud.asked("ssh")[-1][-1].endswith("outcome"))
+    os.killpg(process.pid, signal.SIGINT)
+    status, _, err = ended(process)
+    assert status == 130
+    assert err.splitlines()[-1].startswith("the request for my-tpu stays, and a TPU")
+    assert cloud.asked("delete") == []
+    assert all(alive(cloud.group(index)) for index in range(WORKERS))
+
+
+def test_keep_does_not_wait_for_a_host_that_hangs_beyond_its_hours(cloud):
+    (cloud.folder / "bin/ssh-add").write_text("#!/bin/sh\nexec sleep 60\n")
+    began = time.monotonic()
+    status, out, _ = ended(keep(cloud, hours="0.0006"))
+    assert status == 1
+    assert "hours are over" in out
+    assert len(cloud.asked("delete")) == 1
+    assert time.monotonic() - began < 50
+
+
 # --- dry runs, variables, bad input ---
 
 
@@ -446,10 +838,13 @@ def test_delete_without_a_question(cloud):
     [
         ["create"],
         ["create", "--wait", "--capacity=on-demand"],
+        ["create", "--node-count=2", "--release-track=alpha"],
         ["setup"],
         ["setup", "--repo=https://example.com/a.git", "--ref=v1"],
         ["train", "--", *FLAGS, "--config.train_for=2 epochs", "--config.name=it's"],
         ["logs", "--worker=1", "--lines=5"],
+        ["stop", "--ssh-flag=--internal-ip"],
+        ["outcome"],
         ["status"],
         ["delete", "--yes"],
     ],
@@ -457,7 +852,7 @@ def test_delete_without_a_question(cloud):
 )
 def test_a_dry_run_prints_what_is_then_run(cloud, words):
     command, *options = words
-    if command in ("train", "logs", "status"):
+    if command in ("train", "logs", "stop", "outcome", "status"):
         cloud.ok("create")
         cloud.ok("setup")
         cloud.file(1, "run.log").write_text("a line\n")
@@ -478,7 +873,7 @@ def test_a_dry_run_prints_what_is_then_run(cloud, words):
         cloud.ok(command, *options)
     run = [["gcloud", *call] for call in cloud.calls("gcloud")]
     assert [call for call in printed if call[0] == "gcloud"] == run
-    assert {call[0] for call in printed} <= {"gcloud", "git", "mkdir"}
+    assert {call[0] for call in printed} <= {"gcloud", "git", "mkdir", "ssh-add"}
 
 
 def test_the_stand_ins_are_all_there_is(cloud):
@@ -501,12 +896,12 @@ def test_variables_stand_for_options(cloud):
         "TPU_ZONE": "us-west4-a",
         "TPU_PROJECT": "my-project",
         "TPU_TYPE": "v6e-8",
-        "TPU_RUNTIME": "v2-alpha-tpuv6e",
+        "TPU_RUNTIME": "an-image",
         "TPU_CAPACITY": "on-demand",
     }
     cloud.run(cloud.script, "create")
     cloud.run(cloud.script, "create", "--name=b", "--accelerator-type=v6e-1", "--dry-run")
-    assert cloud.calls("gcloud") == [DESCRIBE, created(type="v6e-8", runtime="v2-alpha-tpuv6e")]
+    assert cloud.calls("gcloud") == [DESCRIBE, created(type="v6e-8", runtime="an-image")]
     said = cloud.run(cloud.script, "create", "--name=b", "--accelerator-type=v6e-1", "--dry-run")
     assert "create b --node-id=b" in said.stdout  # an option goes before its variable
     assert "--accelerator-type=v6e-1 " in said.stdout
@@ -523,11 +918,11 @@ def test_help_has_every_option_and_variable(cloud):
     source = cloud.script.read_text()
     parser = source[source.index("read_options() {") : source.index("check_options() {")]
     options = set(re.findall(r"^ +(-[-a-z]+)(?:=\*)?(?: \| -h)?\)", parser, re.MULTILINE))
-    variables = set(re.findall(r"\$\{(TPU_[A-Z]+)", source)) - {"TPU_POLL"}  # for tests
+    variables = set(re.findall(r"\$\{(TPU_[A-Z_]+)", source)) - {"TPU_POLL_SECONDS"}  # for tests
     listed = re.findall(r"^(-[-a-z]+)", done.stdout, re.MULTILINE)
     assert set(listed) == options - {"--"}
     assert len(options) > 15
-    assert variables == set(re.findall(r"TPU_[A-Z]+", done.stdout))
+    assert variables == set(re.findall(r"TPU_[A-Z_]+", done.stdout))
     assert cloud.run(cloud.script, "train", "--help").stdout == done.stdout
 
 
@@ -543,8 +938,27 @@ def test_help_has_every_option_and_variable(cloud):
         (["create", "--name=a", "--zone=europe"], "--zone=europe is not like"),
         (["create", *TPU, "--project=my project"], "is not a project's id"),
         (["create", *TPU, "--accelerator-type=v5e"], "is not like v5litepod-16"),
-        (["create", *TPU, "--runtime-version="], "is not like v2-alpha-tpuv5-lite"),
-        (["create", *TPU, "--capacity=free"], "spot or on-demand"),
+        (["create", *TPU, "--accelerator-type=v5e-8"], "v5e-8 is named v5litepod-8"),
+        (["create", *TPU, "--accelerator-type=v9x-8"], "which image does a v9x-8 take?"),
+        (["create", *TPU, "--valid-until-duration=soon"], "soon is not like 6h"),
+        (
+            ["create", *TPU, "--create-flag=network=a"],
+            "--create-flag=network=a: a flag of gcloud's",
+        ),
+        (["create", *TPU, "--ssh-flag=-vvv"], "--ssh-flag=-vvv: a flag of gcloud's"),
+        (["create", *TPU, "--release-track=beta"], "--release-track=beta: ga or alpha"),
+        (["create", *TPU, "--node-count=0"], "--node-count=0: a whole number from 1"),
+        (["train", *TPU, "--create-flag=--network=a"], "is an option of create, not of train"),
+        (["keep", *TPU, "--", *FLAGS], "how many hours may the TPU be there? --max-hours=H"),
+        (["keep", *TPU, "--max-hours=soon", "--", *FLAGS], "--max-hours=soon"),
+        (["keep", *TPU, "--max-hours=1", "--retries=x", "--", *FLAGS], "--retries=x: a number"),
+        (["keep", *TPU, "--max-hours=1"], "no earlier run of my-tpu is recorded"),
+        (
+            ["keep", *TPU, "--max-hours=1", "--", FLAGS[0], "--workdir=here"],
+            "keep needs --workdir=gs://",
+        ),
+        (["create", *TPU, "--runtime-version=A b"], "is not like v2-alpha-tpuv5-lite"),
+        (["create", *TPU, "--capacity=free"], "spot, on-demand or reserved"),
         (["create", *TPU, "--zone", "us-west4-a"], "what is '--zone'?"),
         (["create", *TPU, "--spots"], "what is '--spots'?"),
         (["create", *TPU, "there"], "what is 'there'?"),
