@@ -330,6 +330,10 @@ warn_of_changes() {
 
 train() {
   find_run_flags
+  start_run
+}
+
+start_run() {
   # First on all, then on any: a worker that starts beside a stale one waits for it in vain.
   on_all stop "$grace"
   on_all start "${run_flags[@]}"
@@ -402,7 +406,7 @@ keep() {
     wait=1
     create
     setup
-    on_all start "${run_flags[@]}"
+    start_run
     outcome
     delete_queued
     return
@@ -425,7 +429,7 @@ keep() {
     held=$((held + SECONDS - since))
     case $result in
       lost | 143) result="" ;; # 143: somebody sent a SIGTERM, as a machine does that goes down
-      0 | 2 | limit) ;;        # done; flags that are wrong
+      0 | limit) ;;
       *) ((++failures > retries)) || again ;;
     esac
     ((held < limit)) || result=${result:-limit}
