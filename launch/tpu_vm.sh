@@ -111,7 +111,7 @@ describe() { # queued-resources or tpu-vm, its name, and the fields to print
 ask() {
   local errors status=0
   { errors=$(describe "$@" 2>&1 >&3) || status=$?; } 3>&1
-  ((status == 0)) || [[ $errors == *NOT_FOUND* ]] || {
+  ((status == 0)) || [[ $errors == *NOT_FOUND* || $errors == *"/$2' was not found"* ]] || {
     echo "$errors" >&2
     return "$status"
   }
@@ -411,7 +411,8 @@ keep() {
     delete_queued
     return
   fi
-  held=0 # seconds for which the TPU was there, up to `since`
+  POLLS=1000000 # a network that is away for a night is no reason to leave a TPU to itself
+  held=0        # seconds for which the TPU was there, up to `since`
   limit=$(awk -v hours="$max_hours" 'BEGIN { print int(3600 * hours) }')
   guard
   while [[ ! $result ]]; do
