@@ -69,10 +69,10 @@ def prepared(folder, *parts):
 
 
 def blocks(path):
-    """The commands of a document's blocks of bash."""
+    """The commands of a document's blocks of bash, of those lines that begin with ours."""
     text = "".join(re.findall(r"```bash\n(.*?)```", path.read_text(), re.DOTALL))
     for line in text.replace("\\\n", " ").splitlines():
-        words = shlex.split(line, comments=True)
+        words = shlex.split(line, comments=True) if line.startswith(("gcloud", "launch/")) else []
         while words:
             end = words.index("&&") if "&&" in words else len(words)
             yield words[:end]
