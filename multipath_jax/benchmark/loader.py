@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from multipath_jax.benchmark import photographs
-from multipath_jax.benchmark.rows import Row, at_least
+from multipath_jax.benchmark.rows import Part, Row, at_least
 from multipath_jax.benchmark.settings import Settings
 from multipath_jax.benchmark.timing import Clock, Contestant, Times
 from multipath_jax.data import EncodedSplit, open_encoded
@@ -82,23 +82,26 @@ def taking(batches: Iterator, clock: Clock = time.perf_counter) -> Contestant:
     return run
 
 
-def loader(settings: Settings) -> Iterator[Row]:
-    """The images per second of the loader over those of bare decoding, for both sizes."""
+def _loader(settings: Settings, name: str) -> Iterator[Row]:
     count, batch_size = (128, 16) if settings.quick else (1024, 64)
-    for name, (width, height) in SIZES.items():
-        images = photographs.encoded(count, width, height)
-        with tempfile.TemporaryDirectory() as folder:
-            train = open_encoded(photographs.prepare(folder, images), folder, SIDE).train
-            times = _compare(train, images, batch_size, settings)
-        rates = {who: 1e3 * BATCHES * batch_size / times.milliseconds(who) for who in times.seconds}
-        yield Row(
-            f"JPEGs of {name}, {WORKERS} processes",
-            "images/s of the loader / of bare Pillow",
-            times.ratio("bare", "loader"),
-            at_least(0.9),
-            {f"{who} images/s": rate for who, rate in rates.items()}
-            | {"an image kB": sum(map(len, images)) / len(images) / 1e3},
-        )
+    width, height = SIZES[name]
+    images = photographs.encoded(count, width, height)
+    with tempfile.TemporaryDirectory() as folder:
+        train = open_encoded(photographs.prepare(folder, images), folder, SIDE).train
+        times = _compare(train, images, batch_size, settings)
+    rates = {who: 1e3 * BATCHES * batch_size / times.milliseconds(who) for who in times.seconds}
+    yield Row(
+        f"JPEGs of {name}, {WORKERS} processes",
+        "images/s of the loader / of bare Pillow",
+        times.ratio("bare", "loader"),
+        at_least(0.9),
+        {f"{who} images/s": rate for who, rate in rates.items()}
+        | {"an image kB": sum(map(len, images)) / len(images) / 1e3},
+    )
+
+
+# The images per second of the loader over those of bare decoding, for each size.
+LOADER = Part(lambda _: tuple(SIZES), _loader)
 
 
 def _compare(

@@ -14,11 +14,10 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from multipath_jax.benchmark import random_images
-from multipath_jax.benchmark.rows import Row, at_least, at_most
+from multipath_jax.benchmark.rows import Part, Row, at_least, at_most
 from multipath_jax.benchmark.settings import Problem, Settings
 from multipath_jax.benchmark.steps import BATCHES, CompiledStep
 from multipath_jax.benchmark.timing import Clock, Contestant, Times, spread
-from multipath_jax.benchmark.workers import Worker
 from multipath_jax.training.config import default_config
 from multipath_jax.training.devices import split_batch
 from multipath_jax.training.loop import Run, go, never, start_run
@@ -90,31 +89,33 @@ class TurnTaking:
         return Times({name: values[WARM_UP:] for name, values in self.seconds.items()})
 
 
-def loop(settings: Settings) -> Iterator[Row]:
-    """Part 6: the images per second of the loop over those of the bare compiled step."""
+def _loop(settings: Settings, loader: str) -> Iterator[Row]:
     problem = settings.problem(NETWORK)
-    for loader, changes in LOADERS.items():
-        with tempfile.TemporaryDirectory() as folder:
-            random_images.prepare(folder, count=40 * problem.batch)
-            config = default_config()
-            config.update_from_flattened_dict(run_config(problem, folder, **changes))
-            times, lost = _take_turns(config, epath.Path(folder) / "run", settings)
-        rates = {name: problem.batch / (times.milliseconds(name) / 1e3) for name in times.seconds}
-        yield Row(
-            f"{problem.network} batch {problem.batch}, data {loader}",
-            "images/s of the loop / of the bare step",
-            times.ratio("bare", "loop"),
-            at_least(0.97),
-            {f"{name} images/s": rate for name, rate in rates.items()},
-        )
-        epoch = CIFAR_EXAMPLES // problem.batch * times.milliseconds("loop")
-        yield Row(
-            f"{problem.network} batch {problem.batch}, a checkpoint an epoch",
-            "time lost to checkpoints / time of the steps",
-            spread(1e3 * np.asarray(lost) / epoch),
-            at_most(0.01),
-            {"a checkpoint ms": 1e3 * float(np.median(lost)), "epoch s": epoch / 1e3},
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        random_images.prepare(folder, count=40 * problem.batch)
+        config = default_config()
+        config.update_from_flattened_dict(run_config(problem, folder, **LOADERS[loader]))
+        times, lost = _take_turns(config, epath.Path(folder) / "run", settings)
+    rates = {name: problem.batch / (times.milliseconds(name) / 1e3) for name in times.seconds}
+    yield Row(
+        f"{problem.network} batch {problem.batch}, data {loader}",
+        "images/s of the loop / of the bare step",
+        times.ratio("bare", "loop"),
+        at_least(0.97),
+        {f"{name} images/s": rate for name, rate in rates.items()},
+    )
+    epoch = CIFAR_EXAMPLES // problem.batch * times.milliseconds("loop")
+    yield Row(
+        f"{problem.network} batch {problem.batch}, a checkpoint an epoch",
+        "time lost to checkpoints / time of the steps",
+        spread(1e3 * np.asarray(lost) / epoch),
+        at_most(0.01),
+        {"a checkpoint ms": 1e3 * float(np.median(lost)), "epoch s": epoch / 1e3},
+    )
+
+
+# The images per second of the loop over those of the bare compiled step.
+LOOP = Part(lambda _: tuple(LOADERS), _loop)
 
 
 def _take_turns(
@@ -129,7 +130,10 @@ def _take_turns(
         times = turns.times()
         seconds = 2.0 if settings.quick else 10.0  # more than it takes to write one
         steps = math.ceil(1e3 * seconds / times.milliseconds("loop"))
-        lost = [_lost_to_a_checkpoint(run, steps) for _ in range(3 if settings.quick else 9)]
+        lost = []
+        for _ in range(3 if settings.quick else 9):
+            settings.check_time()
+            lost.append(_lost_to_a_checkpoint(run, steps))
     return times, lost
 
 
@@ -155,12 +159,12 @@ def _bare_step(parts: Parts) -> CompiledStep:
         ),
         Batch(parts.data.images, parts.data.labels),
     )
-    return CompiledStep(parts.train_step, parts.fresh_carry(0).state, batches, parts.runner().loop)
+    dispatch = "loop" if parts.runner().loop else 1
+    return CompiledStep(parts.train_step, parts.fresh_carry(0).state, batches, dispatch)
 
 
-def first_step(settings: Settings) -> Iterator[Row]:
-    """Part 8: from the start of a process to the end of its first step, with and without cache."""
-    problem = settings.problem(NETWORK)
+def _first_step(settings: Settings, network: str) -> Iterator[Row]:
+    problem = settings.problem(network)
     with tempfile.TemporaryDirectory() as folder:
         random_images.prepare(folder, count=4 * problem.batch)
 
@@ -168,7 +172,8 @@ def first_step(settings: Settings) -> Iterator[Row]:
             cache = os.path.join(folder, f"cache_{number}")  # empty the first time
             config = run_config(problem, folder, compilation_cache=cache)
             workdir = os.path.join(folder, f"{name}_{number}")
-            with Worker({"kind": "run", "config": config, "workdir": workdir}) as worker:
+            spec = {"kind": "run", "config": config, "workdir": workdir}
+            with settings.worker(spec) as worker:
                 return worker.ready["startup"]
 
         rounds = range(1 if settings.quick else 5)
@@ -180,3 +185,7 @@ def first_step(settings: Settings) -> Iterator[Row]:
         times.ratio("without", "with"),
         figures={f"{name} s": times.milliseconds(name) / 1e3 for name in times.seconds},
     )
+
+
+# From the start of a process to the end of its first step, with and without cache.
+FIRST_STEP = Part(lambda _: (NETWORK,), _first_step)

@@ -1,15 +1,15 @@
-"""Part 7: the same network, batch, precision and machine in PyTorch and in plain Flax."""
+"""The same network, batch, precision and machine in PyTorch and in plain Flax."""
 
 import dataclasses
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 
-from multipath_jax.benchmark.rows import Row, Target, at_least
+from multipath_jax.benchmark.rows import Part, Row, Target, at_least
 from multipath_jax.benchmark.settings import Problem, Settings
 from multipath_jax.benchmark.workers import Worker, WorkerFailed
 
-PEERS = {
+NAMES = {
     "torch": "PyTorch eager (channels_last)",
     "torch.compile": "torch.compile",
     "nn.vmap": "plain Flax (nn.vmap)",
@@ -21,20 +21,9 @@ TARGETS: dict[tuple[str, bool], Target] = {  # by peer and whether it runs on a 
 }
 
 
-def peers(settings: Settings) -> Iterator[Row]:
-    """Steps per second of ours over those of each peer."""
-    networks = settings.choose(
-        ("BaseCNN-2-CC",), ("BaseCNN-2-CC", "ResNet20-2-CC"), ("BaseCNN-4-CC", "ResNet18-2-CC")
-    )
-    # On two CPU cores torch.compile takes as long as all the rest of a quick run.
-    left_out = ("torch.compile",) if settings.quick and settings.on_cpu else ()
-    kinds = [kind for kind in PEERS if kind not in left_out]
-    for network in networks:
-        yield from _compare(settings, settings.problem(network), kinds)
-
-
-def _compare(settings: Settings, problem: Problem, kinds: Sequence[str]) -> Iterator[Row]:
-    subject = f"{problem.network} batch {problem.batch} {problem.dtype}"
+def _peers(settings: Settings, network: str) -> Iterator[Row]:
+    problem = settings.problem(network)
+    kinds = _kinds(settings)
     with ExitStack() as stack:
         workers, reasons = {}, {}
         for kind in ("ours", *kinds):
@@ -47,21 +36,42 @@ def _compare(settings: Settings, problem: Problem, kinds: Sequence[str]) -> Iter
             reasons[kind] = reason
         times = settings.interleave(workers) if "ours" in workers else None
     for kind in kinds:
-        compared, target = f"steps/s of ours / {PEERS[kind]}", TARGETS.get((kind, settings.on_cpu))
+        compared, target = f"steps/s of ours / {NAMES[kind]}", TARGETS.get((kind, settings.on_cpu))
         reason = reasons["ours"] or reasons[kind]
         if reason:
-            yield Row(subject, compared, None, target, note=f"not measured: {reason}")
+            yield Row(str(problem), compared, None, target, note=f"not measured: {reason}")
             continue
         figures = {}
         for name in ("ours", kind):
-            figures[f"{name} ms"] = times.milliseconds(name)
+            figures[f"{name} ms"] = milliseconds = times.milliseconds(name)
+            figures[f"{name} images/s"] = 1e3 * problem.batch / milliseconds
+            figures[f"{name} compile s"] = workers[name].ready["compile"]
             figures[f"{name} start to first step s"] = workers[name].ready["startup"]
-        yield Row(subject, compared, times.ratio(kind, "ours"), target, figures)
+        yield Row(str(problem), compared, times.ratio(kind, "ours"), target, figures)
+
+
+def _kinds(settings: Settings) -> tuple[str, ...]:
+    """Which peers a run has time for."""
+    if not settings.quick:
+        return tuple(NAMES)
+    # On two CPU cores torch.compile takes as long as all the rest of a quick run; elsewhere it is
+    # the one that counts.
+    return ("torch", "nn.vmap") if settings.on_cpu else ("torch.compile",)
+
+
+# Steps per second of ours over those of each peer.
+PEERS = Part(
+    lambda settings: (
+        *settings.main_networks,
+        *settings.choose((), (), ("BaseCNN-4-CC", "ResNet20-2-CC")),
+    ),
+    _peers,
+)
 
 
 def _worker(kind: str, settings: Settings, problem: Problem) -> Worker:
     spec = {"kind": kind, "problem": dataclasses.asdict(problem), "platform": settings.platform}
-    return Worker(spec)
+    return settings.worker(spec)
 
 
 def missing(kind: str, platform: str) -> str | None:

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from multipath_jax import routing
-from multipath_jax.benchmark.rows import Row, at_most, exactly, megabytes
+from multipath_jax.benchmark.networks import compiled
+from multipath_jax.benchmark.rows import Part, Row, at_most, exactly, megabytes
 from multipath_jax.benchmark.settings import Problem, Settings
-from multipath_jax.benchmark.steps import network_step
 from multipath_jax.benchmark.timing import calling
 from multipath_jax.layers import CrossConnect
 from multipath_jax.models import create_model
@@ -92,26 +92,34 @@ def forward_and_backward(function: Callable, xs: tuple, params, dys: tuple) -> t
     return ys, pull(dys)
 
 
-def backward(settings: Settings) -> Iterator[Row]:
-    """Part 4: the custom backward pass over autodiff, in time and compiled memory."""
+WHOLE = {"custom": {}, "autodiff": {"custom_vjp": False}}
+
+
+def _backward_cases(settings: Settings) -> list[RouterShape | str]:
+    """The routers of some networks, and the whole step of one."""
     networks = settings.choose(
         ("BaseCNN-2-CC",),
         ("BaseCNN-2-CC", "BaseCNN-4-CC", "ResNet20-2-CC", "ResNet20-4-CC", "VGG13-2-CC"),
         ("ResNet18-2-CC",),
     )
     shapes = [shape for network in networks for shape in router_shapes(settings.problem(network))]
-    for shape in dict.fromkeys(shapes):
-        yield from _compare_backward(settings, _filling(settings, shape))
-    for network in networks[:1]:
-        problem = settings.problem(network)
-        steps = {name: network_step(problem, **o) for name, o in _WHOLE.items()}
-        times = settings.interleave(steps)
-        sizes = {name: step.bytes for name, step in steps.items()}
-        subject = f"{network} batch {problem.batch}, whole step"
-        yield from _time_and_memory(subject, times, sizes)
+    return [*(_filling(settings, shape) for shape in dict.fromkeys(shapes)), networks[0]]
 
 
-_WHOLE = {"custom": {}, "autodiff": {"custom_vjp": False}}
+def _backward(settings: Settings, case: RouterShape | str) -> Iterator[Row]:
+    if isinstance(case, RouterShape):
+        yield from _compare_backward(settings, case)
+        return
+    problem = settings.problem(case)
+    steps = compiled(settings, {name: (problem, options) for name, options in WHOLE.items()})
+    times = settings.interleave(steps)
+    sizes = {name: step.bytes for name, step in steps.items()}
+    subject = f"{case} batch {problem.batch}, whole step"
+    yield from _time_and_memory(subject, times, sizes)
+
+
+# The custom backward pass over autodiff, in time and compiled memory.
+BACKWARD = Part(_backward_cases, _backward)
 
 
 def _filling(settings: Settings, shape: RouterShape) -> RouterShape:
@@ -152,8 +160,8 @@ def _time_and_memory(subject, times, sizes) -> Iterator[Row]:
     yield Row(subject, "custom / autodiff, memory", memory, at_most(1.0), figures, note)
 
 
-def limit(settings: Settings) -> Iterator[Row]:
-    """Part 5: the router alone over the time of moving its bytes at a copy's bandwidth."""
+def large_routers(settings: Settings) -> list[RouterShape]:
+    """Those of some networks on maps, in batches that no cache holds."""
     networks = settings.choose(
         ("BaseCNN-2-CC",), ("BaseCNN-2-CC", "BaseCNN-4-CC", "ResNet20-3-CC"), ("ResNet18-2-CC",)
     )
@@ -163,11 +171,11 @@ def limit(settings: Settings) -> Iterator[Row]:
         for shape in router_shapes(settings.problem(network))
         if len(shape.features) > 1
     ]
-    for shape in dict.fromkeys(shapes):
-        yield from _against_copy(settings, shape)
+    return list(dict.fromkeys(shapes))
 
 
-def _against_copy(settings: Settings, shape: RouterShape) -> Iterator[Row]:
+def against_copy(settings: Settings, shape: RouterShape) -> Iterator[Row]:
+    """The router alone over the time of moving its bytes at a copy's bandwidth."""
     xs, params, dys = random_router(shape, settings.dtype)
     function = routing.gated_cross_connect
     _, pull = jax.jit(partial(jax.vjp, function))(xs, params)

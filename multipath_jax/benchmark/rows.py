@@ -1,8 +1,10 @@
 """What every part of the benchmark gives: rows, a ratio in front and the figures behind it."""
 
 import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from multipath_jax.benchmark.settings import Settings
 from multipath_jax.benchmark.timing import Spread
 
 
@@ -83,3 +85,15 @@ def megabytes(count: int | None) -> float | None:
 def exactly(ratio: float) -> Spread:
     """A ratio that has no spread, such as one of compiled sizes."""
     return Spread(ratio, ratio, ratio)
+
+
+class Part(NamedTuple):
+    """A part of the benchmark.
+
+    Attributes:
+      cases: what it measures, one after another; ``str`` names each.
+      measure: the rows of one of them.
+    """
+
+    cases: Callable[[Settings], Sequence[Any]]
+    measure: Callable[[Settings, Any], Iterator[Row]]

@@ -1,9 +1,10 @@
 """One training step of a network, compiled, on random data that lie on the device."""
 
+import math
 import time
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -24,6 +25,11 @@ _QUICKLY = {"xla_backend_optimization_level": 0}
 BATCHES = 4  # taken in turn: what depends on one batch alone could be computed once for all steps
 
 
+# How many steps one dispatch takes: a number of them, one after the other in the program, or as
+# many as are asked for, in a loop on the device.
+Dispatch = int | Literal["loop"]
+
+
 class CompiledStep:
     """A compiled training step and what it runs on; called, a `timing.Contestant`.
 
@@ -32,22 +38,27 @@ class CompiledStep:
       bytes: the memory of one step at its peak, or None where the compiler does not tell.
     """
 
-    def __init__(self, step: Callable, state: PyTree, batches: Batch, loop: bool):
+    def __init__(self, step: Callable, state: PyTree, batches: Batch, dispatch: Dispatch):
         """Compiles, and owns ``state`` from then on.
 
         Args:
           batches: `BATCHES` of them, stacked, on the device.
-          loop: whether many steps are one dispatch. `training.step.Runner` says where that pays.
+          dispatch: `training.step.Runner` says where a loop pays.
         """
 
         def one(state, batches, index):
             return step(state, jax.tree.map(lambda array: array[index % BATCHES], batches))[0]
 
+        def some(state, batches, index):
+            for number in range(dispatch):
+                state = one(state, batches, index + number)
+            return state
+
         def many(state, batches, count):
             return jax.lax.fori_loop(0, count, lambda i, s: one(s, batches, i), state)
 
-        self._state, self._batches, self._loop = state, batches, loop
-        function = jax.jit(many if loop else one, donate_argnums=0)
+        self._state, self._batches, self._dispatch = state, batches, dispatch
+        function = jax.jit(many if dispatch == "loop" else some, donate_argnums=0)
         start = time.perf_counter()
         self._compiled = function.lower(state, batches, jnp.int32(0)).compile()
         self.compile_seconds = time.perf_counter() - start
@@ -55,36 +66,43 @@ class CompiledStep:
         self._indices = [jnp.int32(index) for index in range(BATCHES)]
 
     def __call__(self, calls: int) -> float:
-        """Runs so many steps; the seconds that they took together."""
+        """Runs so many steps, or the next whole number of dispatches; the seconds of so many."""
         start = time.perf_counter()
-        if self._loop:
+        taken = calls
+        if self._dispatch == "loop":
             self._state = self._compiled(self._state, self._batches, jnp.int32(calls))
         else:
-            for number in range(calls):
+            taken = math.ceil(calls / self._dispatch) * self._dispatch
+            for number in range(0, taken, self._dispatch):
                 index = self._indices[number % BATCHES]
                 self._state = self._compiled(self._state, self._batches, index)
         jax.block_until_ready(self._state)
-        return time.perf_counter() - start
+        return (time.perf_counter() - start) * calls / taken
+
+
+def training_step(model: nn.Module, problem: Problem) -> tuple[Callable, Step]:
+    """``seed -> state``, and the step by which `multipath_jax.main` trains, nothing augmented."""
+    optimizer = make_optimizer(default_config().optimizer, optax.constant_schedule(1e-3))
+    create = partial(create_state, model, optimizer, problem.image_shape)
+    return create, make_train_step(model, optimizer, lambda state, images: images)
 
 
 def model_step(
-    model: nn.Module, problem: Problem, loop: bool, trials: int | None = None
+    model: nn.Module, problem: Problem, dispatch: Dispatch, trials: int | None = None
 ) -> CompiledStep:
-    """The step by which `multipath_jax.main` trains a network, augmentation left out.
+    """The `training_step` of a network, compiled.
 
     Args:
       trials: so many networks, each from a seed of its own, side by side in one program.
     """
-    optimizer = make_optimizer(default_config().optimizer, optax.constant_schedule(1e-3))
-    create = partial(create_state, model, optimizer, problem.image_shape)
+    create, step = training_step(model, problem)
     on_cpu = jax.default_backend() == "cpu"  # compiles what runs once in a third of the time
     create = jax.jit(create, compiler_options=_QUICKLY if on_cpu else None)
-    step = make_train_step(model, optimizer, lambda state, images: images)
     if trials is not None:
         states = tuple(create(jnp.uint32(seed)) for seed in range(trials))
-        return CompiledStep(_of_each(step), states, random_batches(problem), loop)
+        return CompiledStep(_of_each(step), states, random_batches(problem), dispatch)
     state = create(jnp.uint32(0))
-    return CompiledStep(step, state, random_batches(problem), loop)
+    return CompiledStep(step, state, random_batches(problem), dispatch)
 
 
 def _of_each(step: Step) -> Callable:
@@ -96,21 +114,32 @@ def _of_each(step: Step) -> Callable:
     return steps
 
 
+def make_model(problem: Problem, **options: Any) -> nn.Module:
+    """The network of a problem."""
+    dtype = jnp.dtype(problem.dtype)
+    return create_model(problem.network, problem.num_classes, dtype=dtype, **options)
+
+
 @cache  # several parts measure the same step
 def network_step(
-    problem: Problem, routers: bool = True, trials: int | None = None, **options: Any
+    problem: Problem,
+    routers: bool = True,
+    trials: int | None = None,
+    dispatch: Dispatch | None = None,
+    **options: Any,
 ) -> CompiledStep:
     """The step of a problem's network.
 
     Args:
       routers: False: the same paths without routers between them.
       trials: so many side by side.
+      dispatch: None: as a run would on this backend.
       **options: of the network, such as ``execution`` and ``custom_vjp``.
     """
-    dtype = jnp.dtype(problem.dtype)
-    model = create_model(problem.network, problem.num_classes, dtype=dtype, **options)
+    model = make_model(problem, **options)
     model = model if routers else without_routers(model)
-    return model_step(model, problem, jax.default_backend() != "cpu", trials)
+    usual = 1 if jax.default_backend() == "cpu" else "loop"
+    return model_step(model, problem, dispatch or usual, trials)
 
 
 def random_batches(problem: Problem) -> Batch:

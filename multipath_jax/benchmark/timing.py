@@ -20,6 +20,13 @@ MOST_CALLS = 1000  # in one timing
 FEWEST_ROUNDS = 3
 
 
+class OutOfTime(Exception):
+    """The benchmark's minutes are spent."""
+
+    def __str__(self) -> str:
+        return "the minutes are spent"
+
+
 class Spread(NamedTuple):
     """The median of some numbers and their quartiles."""
 
@@ -80,6 +87,7 @@ def interleave(
     rounds: int,
     at_least: float = 0.0,
     budget: float = math.inf,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> Times:
     """Times the contestants in turn, in alternating order, after a call each to warm up.
 
@@ -87,6 +95,10 @@ def interleave(
       rounds: how often each is timed.
       at_least: seconds that one timing lasts, made of as many calls as that takes.
       budget: seconds that all may last; the rounds become fewer, but not below `FEWEST_ROUNDS`.
+      is_over: asked between two rounds whether the time for all is over; they end then.
+
+    Raises:
+      OutOfTime: before `FEWEST_ROUNDS`.
     """
     for run in contestants.values():
         run(1)
@@ -97,7 +109,16 @@ def interleave(
 
     seconds = {name: [] for name in contestants}
     for number in range(rounds):
-        # Turned round every time: going first, or after the same neighbour, would be a bias.
-        for name in list(contestants)[:: 1 if number % 2 == 0 else -1]:
-            seconds[name].append(contestants[name](calls[name]) / calls[name])
+        try:
+            if is_over():
+                raise OutOfTime
+            # Turned round every time: going first, or after the same neighbour, would be a bias.
+            order = list(contestants)[:: 1 if number % 2 == 0 else -1]
+            taken = {name: contestants[name](calls[name]) / calls[name] for name in order}
+        except OutOfTime:
+            if number < FEWEST_ROUNDS:
+                raise
+            break
+        for name, value in taken.items():
+            seconds[name].append(value)
     return Times(seconds)

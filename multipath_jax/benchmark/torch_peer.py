@@ -115,15 +115,46 @@ class BasicBlock(nn.Module):
         return F.relu(y + self.shortcut(x), inplace=True)
 
 
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions around a shortcut, a projection where the shape changes."""
+
+    def __init__(self, inputs: int, features: int, stride: int):
+        super().__init__()
+        width = features // 4
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, features, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(features)
+        self.shortcut = nn.Identity()
+        if stride != 1 or inputs != features:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, features, 1, stride, bias=False), nn.BatchNorm2d(features)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
+        y = self.bn3(self.conv3(y))
+        return F.relu(y + self.shortcut(x), inplace=True)
+
+
+# Of ImageNet's networks: the block, the features of each stack, and its blocks.
+IMAGENET = {
+    18: (BasicBlock, (64, 128, 256, 512), (2, 2, 2, 2)),
+    50: (Bottleneck, (256, 512, 1024, 2048), (3, 4, 6, 3)),
+}
+
+
 def resnet(depth: int, paths: int, num_classes: int) -> MultiPath:
-    """ResNet18-X-CC for ImageNet, or ResNet{6k+2}-X-CC for CIFAR."""
-    if depth == 18:
-        widths, blocks = (64, 128, 256, 512), 2
-        kernel, stride, ending = 7, 2, [nn.MaxPool2d(3, 2, padding=1)]
+    """ResNet18-X-CC and ResNet50-X-CC for ImageNet, or ResNet{6k+2}-X-CC for CIFAR."""
+    if depth in IMAGENET:
+        block, widths, blocks = IMAGENET[depth]
+        channels, kernel, stride, ending = 64, 7, 2, [nn.MaxPool2d(3, 2, padding=1)]
     else:
-        widths, blocks = (16, 32, 64), (depth - 2) // 6
-        kernel, stride, ending = 3, 1, []
-    channels = widths[0]
+        block, widths, blocks = BasicBlock, (16, 32, 64), ((depth - 2) // 6,) * 3
+        channels, kernel, stride, ending = 16, 3, 1, []
     stem = nn.Sequential(
         nn.Conv2d(3, channels, kernel, stride, padding=kernel // 2, bias=False),
         nn.BatchNorm2d(channels),
@@ -131,9 +162,10 @@ def resnet(depth: int, paths: int, num_classes: int) -> MultiPath:
         *ending,
     )
     layers = [Paths([stem]), CrossConnect(1, paths, channels)]
-    for number, features in enumerate(widths):
+    for number, (features, count) in enumerate(zip(widths, blocks, strict=True)):
         stride = 1 if number == 0 else 2
-        layers.append(Paths(_stack(channels, features, blocks, stride) for _ in range(paths)))
+        stacks = (_stack(block, channels, features, count, stride) for _ in range(paths))
+        layers.append(Paths(stacks))
         layers.append(CrossConnect(paths, paths, features))
         channels = features
     head = (
@@ -143,13 +175,15 @@ def resnet(depth: int, paths: int, num_classes: int) -> MultiPath:
     return MultiPath([*layers, Paths(head)])
 
 
-def _stack(channels: int, features: int, blocks: int, stride: int) -> nn.Sequential:
-    rest = (BasicBlock(features, features, 1) for _ in range(blocks - 1))
-    return nn.Sequential(BasicBlock(channels, features, stride), *rest)
+def _stack(
+    block: type[nn.Module], channels: int, features: int, blocks: int, stride: int
+) -> nn.Sequential:
+    rest = (block(features, features, 1) for _ in range(blocks - 1))
+    return nn.Sequential(block(channels, features, stride), *rest)
 
 
 def create(name: str, num_classes: int) -> MultiPath:
-    """``BaseCNN-X-CC``, ``ResNet18-X-CC`` or ``ResNet{6k+2}-X-CC``. ValueError for another."""
+    """``BaseCNN-X-CC``, or ``ResNetD-X-CC`` as `resnet` knows it. ValueError for another."""
     if match := re.fullmatch(r"BaseCNN-(\d+)-CC", name):
         return base_cnn(int(match[1]), num_classes)
     if match := re.fullmatch(r"ResNet(\d+)-(\d+)-CC", name):

@@ -1,6 +1,6 @@
 """One contestant in a process of its own: ``python -m multipath_jax.benchmark.worker SPEC``.
 
-SPEC is JSON. The first line on the standard output says that the first step is done; then every
+SPEC is JSON. The first line on the standard output says that the first steps are done; then every
 line of the standard input is a number of steps to run, answered by the seconds that they took.
 See `workers`, which starts such processes.
 """
@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
@@ -19,18 +19,31 @@ def main(spec: dict[str, Any]) -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 
-    def ready(compile_seconds: float | None = None) -> None:
-        told = {"startup": time.time() - spec["launched"], "compile": compile_seconds}
+    def since_launch() -> float:
+        return time.time() - spec["launched"]
+
+    def say(**told: float | None) -> None:
         print(json.dumps(told), file=answers)
 
     if spec["kind"] == "run":
-        _first_step_of_a_run(spec, ready)
+        _first_step_of_a_run(spec, lambda: say(startup=since_launch(), compile=None))
         return
-    step = _KINDS[spec["kind"]](spec)
-    step(1)
-    ready(getattr(step, "compile_seconds", None))
-    for line in sys.stdin:
-        print(json.dumps({"seconds": step(int(line))}), file=answers)
+    serve(_KINDS[spec["kind"]](spec), sys.stdin, say, since_launch)
+
+
+def serve(
+    step: Callable[[int], float],
+    orders: Iterable[str],
+    say: Callable[..., None],
+    since_launch: Callable[[], float],
+) -> None:
+    """Takes the first steps, says what they took, and goes on as it is told to."""
+    first, startup, second = step(1), since_launch(), step(1)
+    # Ours is compiled before its first step, PyTorch's within it.
+    compile_seconds = getattr(step, "compile_seconds", 0.0) + max(0.0, first - second)
+    say(startup=startup, compile=compile_seconds)
+    for order in orders:
+        say(seconds=step(int(order)))
 
 
 def _problem(spec: dict[str, Any]) -> Any:
@@ -43,7 +56,7 @@ def _problem(spec: dict[str, Any]) -> Any:
 def _ours(spec: dict[str, Any]) -> Callable[[int], float]:
     from multipath_jax.benchmark.steps import network_step
 
-    return network_step(_problem(spec))
+    return network_step(_problem(spec), dispatch=spec.get("dispatch"), **spec.get("options", {}))
 
 
 def _vmap(spec: dict[str, Any]) -> Callable[[int], float]:
@@ -54,7 +67,7 @@ def _vmap(spec: dict[str, Any]) -> Callable[[int], float]:
 
     problem = _problem(spec)
     model = create(problem.network, problem.num_classes, jnp.dtype(problem.dtype))
-    return model_step(model, problem, loop=False)
+    return model_step(model, problem, dispatch=1)
 
 
 def _torch(spec: dict[str, Any]) -> Callable[[int], float]:

@@ -6,13 +6,18 @@ them has the machine at a time, and they can take turns as functions do. They ti
 """
 
 import json
+import math
 import os
 import re
+import select
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from typing import Any
+
+from multipath_jax.benchmark.timing import OutOfTime
 
 
 class WorkerFailed(RuntimeError):
@@ -27,8 +32,25 @@ class Worker:
         launched) and ``compile`` (seconds, where it is known).
     """
 
-    def __init__(self, spec: dict[str, Any]):
-        """Starts the process and waits for its first step. Raises WorkerFailed."""
+    def __init__(
+        self,
+        spec: dict[str, Any],
+        environment: Mapping[str, str] | None = None,
+        patience: float = math.inf,
+        until: float = math.inf,
+    ):
+        """Starts the process and waits for its first step.
+
+        Args:
+          environment: variables that it has beside, or in place of, those of this process.
+          patience: seconds in which its first step is to be done.
+          until: the reading of `time.monotonic` up to which it is waited for.
+
+        Raises:
+          WorkerFailed: it ended, or took too long.
+          OutOfTime: ``until`` is past.
+        """
+        self._until = until
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (open as long as the worker)
         spec = spec | {"launched": time.time()}
         self._process = subprocess.Popen(
@@ -37,16 +59,22 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            env=_environment(),
+            env=_environment() | dict(environment or {}),
         )
         try:
-            self.ready: dict[str, float | None] = self._read()
-        except WorkerFailed:
+            self.ready: dict[str, float | None] = self._read(patience)
+        except BaseException:
+            self._process.kill()
             self.close()
             raise
 
     def __call__(self, calls: int) -> float:
-        """Lets the worker run so many steps; the seconds that they took. Raises WorkerFailed."""
+        """Lets the worker run so many steps; the seconds that they took.
+
+        Raises:
+          WorkerFailed: it ended.
+          OutOfTime: there was no answer in time.
+        """
         try:
             self._process.stdin.write(f"{calls}\n")
             self._process.stdin.flush()
@@ -54,7 +82,14 @@ class Worker:
             pass  # what it died of is read below
         return self._read()["seconds"]
 
-    def _read(self) -> dict[str, float | None]:
+    def _read(self, patience: float = math.inf) -> dict[str, float | None]:
+        left = min(patience, self._until - time.monotonic())
+        wait = None if left == math.inf else max(0.0, left)
+        if not select.select([self._process.stdout], [], [], wait)[0]:
+            self._process.kill()
+            if left < patience:
+                raise OutOfTime
+            raise WorkerFailed(f"its first step was not done within {patience:.0f} s")
         line = self._process.stdout.readline()
         if not line:
             raise WorkerFailed(self._last_words())

@@ -89,7 +89,7 @@ def _equation(eqn: core.JaxprEqn, inputs: list[int | None]) -> tuple[int, list[i
     if not reached:
         return 0, [None] * len(eqn.outvars)
     if eqn.primitive.name in ("conv_general_dilated", "dot_general"):
-        return _products(eqn), [max(reached) + 1]
+        return products(eqn), [max(reached) + 1]
     bodies = list(core.jaxprs_in_params(eqn.params))
     if bodies:
         # The arguments of a call are those of its body; a loop's condition comes first and has
@@ -107,7 +107,7 @@ def _equation(eqn: core.JaxprEqn, inputs: list[int | None]) -> tuple[int, list[i
     return 0, [depth] * len(eqn.outvars)
 
 
-def _products(eqn: core.JaxprEqn) -> int:
+def products(eqn: core.JaxprEqn) -> int:
     """Multiply-adds of a convolution or a matrix product."""
     left, right = (atom.aval.shape for atom in eqn.invars)
     outputs = eqn.outvars[0].aval.size

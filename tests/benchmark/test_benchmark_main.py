@@ -1,5 +1,6 @@
 """The flags, the table, the JSON file and the picture."""
 
+import itertools
 import json
 
 import pytest
@@ -7,8 +8,9 @@ from command_line import refusal
 
 from multipath_jax.benchmark import __main__ as benchmark
 from multipath_jax.benchmark import report
-from multipath_jax.benchmark.rows import Row, Target, at_least, at_most, exactly
-from multipath_jax.benchmark.timing import Spread
+from multipath_jax.benchmark.rows import Part, Row, Target, at_least, at_most, exactly
+from multipath_jax.benchmark.timing import OutOfTime, Spread
+from multipath_jax.benchmark.workers import WorkerFailed
 
 ROWS = [
     Row("A", "b / c", Spread(1.04, 1.0, 1.1), at_most(1.05), {"b ms": 1234.5, "b peak MB": None}),
@@ -17,9 +19,11 @@ ROWS = [
 ]
 
 
-def failing(settings):
-    yield ROWS[0]
-    raise RuntimeError("broken on purpose")
+def failing(settings, case):
+    if case == "this":
+        yield ROWS[0]
+        raise RuntimeError("broken on purpose")
+    yield ROWS[1]
 
 
 @pytest.fixture
@@ -27,7 +31,11 @@ def parts(monkeypatch):
     monkeypatch.setattr(
         benchmark,
         "PARTS",
-        {"overhead": lambda settings: iter(ROWS), "paths": failing, "limit": lambda _: iter(())},
+        {
+            "overhead": Part(lambda _: ("all",), lambda *_: iter(ROWS)),
+            "paths": Part(lambda _: ("this", "that"), failing),
+            "limit": Part(lambda _: (), None),
+        },
     )
 
 
@@ -43,6 +51,8 @@ def parts(monkeypatch):
         ),
         ("--plot=/", "--plot: / is there already, and a folder"),
         ("--plot=gs://a/b.png", "only paths on this machine"),
+        ("--minutes=0", "--minutes=0 must be positive"),
+        ("--minutes=nan", "--minutes=nan must be positive"),
         ("--plot=picture.xyz", "picture.xyz"),
         ("--plot", "expected one argument"),
         ("something", "unrecognized arguments: something"),
@@ -53,7 +63,7 @@ def test_a_wrong_flag_is_one_line_and_status_2(flag, message, parts, capsys, mon
 
 
 def test_parts_come_in_their_own_order():
-    assert benchmark.parse(["--only=limit, overhead"]).only == ("overhead", "limit")
+    assert benchmark.parse(["--only=overhead, limit"]).only == ("limit", "overhead")
     assert benchmark.parse([]).only == tuple(benchmark.PARTS)
 
 
@@ -92,7 +102,8 @@ def test_a_part_that_fails_does_not_take_the_others_with_it(parts, tmp_path, cap
     path = tmp_path / "figures.json"
     assert benchmark.main([f"--json={path}"]) == 1
     rows = json.loads(path.read_text())["rows"]
-    assert [row["part"] for row in rows] == ["overhead"] * 3 + ["paths"]
+    assert [row["part"] for row in rows] == ["overhead"] * 3 + ["paths"] * 2
+    assert rows[-1]["subject"] == "B"  # nor the other cases of its own
     printed = capsys.readouterr()
     assert "broken on purpose" in printed.err
     assert "limit" in printed.out
@@ -112,3 +123,52 @@ def test_a_target_is_met_missed_or_open():
 )
 def test_numbers_have_three_digits_that_count(value, text):
     assert report.number(value) == text
+
+
+@pytest.fixture
+def minutes(monkeypatch):
+    """A part of three cases, each of two rows, on a clock that its rows move by a second."""
+    now = [0.0]
+
+    def measure(settings, case):
+        for number in (1, 2):
+            settings.check_time()
+            now[0] += 1.0
+            yield Row(f"{case}, row {number}", "b / c", exactly(1.0))
+
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    parts = {name: Part(lambda _: ("one", "two", "three"), measure) for name in ("first", "last")}
+    monkeypatch.setattr(benchmark, "PARTS", parts)
+
+
+def test_what_there_was_no_time_for_is_named(minutes, tmp_path, capsys):
+    path = tmp_path / "figures.json"
+    assert benchmark.main([f"--minutes={2.5 / 60}", f"--json={path}"]) == benchmark.BUDGET_SPENT
+    rows = json.loads(path.read_text())["rows"]
+    measured = [row["subject"] for row in rows if row["ratio"]]
+    assert measured == ["one, row 1", "one, row 2", "two, row 1"]
+    told = "the minutes are spent; not measured: first: two; first: three; last: one; last: two"
+    assert told in capsys.readouterr().out
+    assert {row["note"] for row in rows if not row["ratio"]} == {f"not measured: {OutOfTime()}"}
+    assert benchmark.main(["--minutes=1"]) == 0
+
+
+def test_every_row_is_written_as_it_is_measured(minutes, tmp_path, monkeypatch):
+    path, found = tmp_path / "figures.json", []
+
+    def lines(row):
+        found.append(len(json.loads(path.read_text())["rows"]) if path.exists() else 0)
+        return iter(())
+
+    monkeypatch.setattr(report, "lines", lines)
+    assert benchmark.main(["--minutes=1", f"--json={path}"]) == 0
+    assert found == list(itertools.islice(itertools.count(), 12))
+
+
+def test_a_contestant_that_cannot_run_is_a_row(monkeypatch, capsys):
+    def measure(settings, case):
+        raise WorkerFailed("no memory")
+
+    monkeypatch.setattr(benchmark, "PARTS", {"only": Part(lambda _: ("A",), measure)})
+    assert benchmark.main([]) == 0
+    assert "not measured: no memory" in capsys.readouterr().out

@@ -121,7 +121,7 @@ KINDS = {"stage": "ConvStage", "dense": "Dense", "stack": "ResidualStack"}
 # PyTorch
 
 
-@pytest.mark.parametrize(("name", "size"), NETWORKS)
+@pytest.mark.parametrize(("name", "size"), [*NETWORKS, ("ResNet50-2-CC", 32)])
 @pytest.mark.parametrize("train", [True, False])
 def test_the_torch_peer_gives_the_same_logits(name, size, train):
     torch = pytest.importorskip("torch", reason="PyTorch (the extra [peers]) is not installed")

@@ -19,9 +19,9 @@ def model():
     return MultiPath(layers)
 
 
-@pytest.mark.parametrize("loop", [False, True])
-def test_a_step_trains_and_times_itself(model, loop):
-    step = steps.model_step(model, TINY, loop)
+@pytest.mark.parametrize("dispatch", [1, "loop"])
+def test_a_step_trains_and_times_itself(model, dispatch):
+    step = steps.model_step(model, TINY, dispatch)
     before = jax.device_get(step._state)
     assert step(3) > 0
     after = jax.device_get(step._state)
@@ -32,13 +32,23 @@ def test_a_step_trains_and_times_itself(model, loop):
     assert step.bytes > 2 * parameters  # the momentum too, the batches, the work
 
 
-def test_both_dispatches_take_the_same_steps(model):
+def test_all_dispatches_take_the_same_steps(model):
     found = []
-    for loop in (False, True):
-        step = steps.model_step(model, TINY, loop)
-        step(5)
+    for dispatch in (1, 3, "loop"):
+        step = steps.model_step(model, TINY, dispatch)
+        step(6)
         found.append(jax.device_get(step._state.params))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *found)
+    for other in found[1:]:  # the same operations in another program
+        close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)  # noqa: E731
+        jax.tree.map(close, found[0], other)
+
+
+def test_whole_dispatches_are_taken_and_the_steps_asked_for_timed(model, monkeypatch):
+    step = steps.model_step(model, TINY, 4)
+    ticks = iter([10.0, 18.0])
+    monkeypatch.setattr(steps.time, "perf_counter", lambda: next(ticks))
+    assert step(6) == 6.0  # of the eight seconds that eight steps took
+    assert int(step._state.step) == 8
 
 
 @pytest.mark.parametrize("name", ["BaseCNN-3-CC", "ResNet8-3-CC"])
@@ -56,8 +66,8 @@ def test_without_routers_the_paths_are_left(name):
 
 
 def test_trials_side_by_side_are_networks_of_their_own(model):
-    together = steps.model_step(model, TINY, loop=False, trials=2)
-    alone = steps.model_step(model, TINY, loop=False)
+    together = steps.model_step(model, TINY, 1, trials=2)
+    alone = steps.model_step(model, TINY, 1)
     for step in (together, alone):
         step(3)
     first, second = (state.params["dense_1"]["dense"]["kernel"] for state in together._state)

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from multipath_jax.benchmark.timing import FEWEST_ROUNDS, Times, calling, interleave, spread
+from multipath_jax.benchmark.timing import (
+    FEWEST_ROUNDS,
+    OutOfTime,
+    Times,
+    calling,
+    interleave,
+    spread,
+)
 
 
 class Recorder:
@@ -43,6 +50,28 @@ def test_a_timing_is_made_of_the_calls_that_it_takes():
 def test_a_budget_takes_rounds_away_but_never_all(budget, rounds):
     times = interleave(Recorder(a=1.0, b=2.0).contestants, rounds=20, budget=budget)
     assert len(times.seconds["a"]) == rounds
+
+
+def test_time_that_is_over_ends_the_rounds_or_says_so():
+    recorder = Recorder(a=1.0, b=2.0)
+    over = iter([False] * 5 + [True])
+    times = interleave(recorder.contestants, rounds=20, is_over=lambda: next(over))
+    assert len(times.seconds["a"]) == len(times.seconds["b"]) == 5
+    with pytest.raises(OutOfTime, match="the minutes are spent"):
+        interleave(recorder.contestants, rounds=20, is_over=lambda: True)
+
+
+def test_a_round_that_is_cut_short_does_not_count():
+    turns = iter([1.0] * (2 + FEWEST_ROUNDS))  # warm-up, one measured, rounds
+
+    def contestant(calls):
+        try:
+            return next(turns)
+        except StopIteration:
+            raise OutOfTime from None
+
+    times = interleave({"b": lambda calls: 1.0, "a": contestant}, rounds=20)
+    assert len(times.seconds["a"]) == len(times.seconds["b"]) == FEWEST_ROUNDS
 
 
 def test_the_ratio_is_the_median_of_ratios_within_rounds():

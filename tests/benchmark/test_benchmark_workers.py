@@ -1,8 +1,11 @@
 """A worker runs when it is told to, and says what it died of."""
 
+import time
+
 import pytest
 
 from multipath_jax.benchmark import worker, workers
+from multipath_jax.benchmark.timing import OutOfTime
 
 PROBLEM = {
     "network": "BaseCNN-2-CC",
@@ -56,6 +59,34 @@ def test_a_worker_that_dies_between_turns_says_of_what(fake_worker):
         pytest.raises(workers.WorkerFailed, match="ValueError: too many steps"),
     ):
         contestant(3)
+
+
+SLEEPS = "import sys, time; print('{}', flush=True); input(); time.sleep(600)"
+
+
+@pytest.mark.parametrize(
+    ("limits", "error"),
+    [({"patience": 0.5}, workers.WorkerFailed), ({"until": time.monotonic()}, OutOfTime)],
+)
+def test_a_worker_that_takes_too_long_is_ended(fake_worker, limits, error):
+    fake_worker("import time; time.sleep(600)")
+    with pytest.raises(error, match=r"within 0 s|the minutes are spent"):
+        workers.Worker({"kind": "ours"}, **limits)
+
+
+def test_a_turn_is_cut_short_when_the_time_is_over(fake_worker):
+    fake_worker(SLEEPS)
+    with workers.Worker({"kind": "ours"}, until=time.monotonic() + 5) as contestant:
+        contestant._until = time.monotonic() + 0.2
+        with pytest.raises(OutOfTime):
+            contestant(1)
+    assert contestant._process.returncode == -9  # not waited for
+
+
+def test_what_compiles_within_the_first_step_is_told_apart():
+    seconds, said = iter([7.5, 0.5, 3.0]), []
+    worker.serve(lambda _: next(seconds), ["6"], lambda **told: said.append(told), lambda: 20.0)
+    assert said == [{"startup": 20.0, "compile": 7.0}, {"seconds": 3.0}]
 
 
 def test_the_real_worker_refuses_a_network_that_the_peer_lacks():

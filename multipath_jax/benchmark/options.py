@@ -1,0 +1,129 @@
+"""Which options make a step faster on this machine: each against the step as it is."""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from multipath_jax.benchmark.rows import Part, Row
+from multipath_jax.benchmark.settings import Problem, Settings
+from multipath_jax.benchmark.steps import Dispatch
+from multipath_jax.benchmark.timing import OutOfTime
+from multipath_jax.benchmark.workers import Worker, WorkerFailed
+
+AS_IT_IS = "as it is"
+
+
+class Option(NamedTuple):
+    """What is changed.
+
+    Attributes:
+      dispatch: the steps of a dispatch (`steps.CompiledStep`).
+      network: options of the network.
+      xla: flags of XLA, in place of those of the same names.
+    """
+
+    dispatch: Dispatch | None = None
+    network: Mapping[str, Any] = {}
+    xla: tuple[str, ...] = ()
+
+    def environment(self) -> dict[str, str]:
+        """What the environment of a process has that tries it."""
+        names = {name(flag) for flag in self.xla}
+        kept = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if name(flag) not in names]
+        return {"XLA_FLAGS": " ".join([*kept, *self.xla])}
+
+
+def name(flag: str) -> str:
+    """Of a flag without its value."""
+    return flag.partition("=")[0]
+
+
+def _xla(*flags: str) -> Option:
+    return Option(xla=flags)
+
+
+ANYWHERE = {"grouped paths": Option(network={"execution": "grouped"})}
+# A loop on the device is left out on CPUs: `training.step.Runner` says why.
+ON_CPU = {
+    "4 steps a dispatch": Option(4),
+    "no YNNPACK at all": _xla("--xla_cpu_experimental_ynn_fusion_type="),
+    "oneDNN": _xla("--xla_cpu_use_onednn=true"),
+}
+# jaxlib 0.11 takes all these names; one that another does not know is reported as not measured.
+ON_GPU = {
+    "one step a dispatch": Option(1),
+    "8 steps a dispatch, no loop": Option(8),
+    "command buffers from one kernel on": _xla("--xla_gpu_graph_min_graph_size=1"),
+    "command buffers of loops too": _xla(
+        "--xla_gpu_graph_min_graph_size=1", "--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL"
+    ),
+    "no command buffers": _xla("--xla_gpu_enable_command_buffer="),
+    "autotuning without checks": _xla("--xla_gpu_autotune_level=2"),
+    "no autotuning": _xla("--xla_gpu_autotune_level=0"),
+    "maps as NHWC": _xla("--xla_gpu_force_conv_nhwc=true"),
+    "maps as NCHW": _xla("--xla_gpu_force_conv_nchw=true"),
+    "latency hiding": _xla("--xla_gpu_enable_latency_hiding_scheduler=true"),
+    "loops unrolled": _xla(
+        "--xla_gpu_enable_while_loop_unrolling=WHILE_LOOP_UNROLLING_AUTO_UNROLL"
+    ),
+    "products without Triton": _xla("--xla_gpu_enable_triton_gemm=false"),
+}
+
+
+def _options(settings: Settings) -> dict[str, Option]:
+    """Those that there are on this backend."""
+    own = {"cpu": ON_CPU, "gpu": ON_GPU}
+    return ANYWHERE | own.get(settings.platform, {"one step a dispatch": Option(1)})
+
+
+def _worker(settings: Settings, problem: Problem, option: Option) -> Worker:
+    spec = {
+        "kind": "ours",
+        "problem": dataclasses.asdict(problem),
+        "platform": settings.platform,
+        "dispatch": option.dispatch,
+        "options": dict(option.network),
+    }
+    return settings.worker(spec, option.environment())
+
+
+def _measure(settings: Settings, problem: Problem) -> Iterator[Row]:
+    """A row for each option; the note of the last one names the fastest of all."""
+    fastest, least = AS_IT_IS, 1.0
+    with _worker(settings, problem, Option()) as usual:
+        for words, option in _options(settings).items():
+            subject = f"{problem}: {words}"
+            try:
+                settings.check_time()
+                row = _against(usual, settings, problem, option, subject)
+            except (WorkerFailed, OutOfTime) as error:
+                yield Row(subject, note=f"not measured: {error}; fastest: {fastest}")
+                continue
+            if row.ratio.median < least:
+                fastest, least = words, row.ratio.median
+            yield dataclasses.replace(row, note=f"fastest: {fastest} ({least:.3f})")
+
+
+def _against(
+    usual: Worker, settings: Settings, problem: Problem, option: Option, subject: str
+) -> Row:
+    """Raises WorkerFailed where the option cannot be tried."""
+    with _worker(settings, problem, option) as other:
+        times = settings.interleave({"option": other, "usual": usual})
+        return Row(
+            subject,
+            "time of a step with the option / as it is",
+            times.ratio("option", "usual"),
+            figures={
+                "option ms": times.milliseconds("option"),
+                "usual ms": times.milliseconds("usual"),
+                "option images/s": 1e3 * problem.batch / times.milliseconds("option"),
+                "option compile s": other.ready["compile"],
+                "usual compile s": usual.ready["compile"],
+            },
+        )
+
+
+# Each in a process of its own, for XLA reads its flags once and ends where it does not know one.
+OPTIONS = Part(lambda settings: [*map(settings.problem, settings.main_networks[:3])], _measure)
