@@ -26,7 +26,7 @@ from absl import logging
 from multipath_jax import cli, filesystem
 from multipath_jax.errors import Failure, UserError
 from multipath_jax.models import paper
-from multipath_jax.reproduce import protocol, report, sample
+from multipath_jax.reproduce import pages, protocol, report, sample
 from multipath_jax.reproduce.campaign import Place, train_all
 from multipath_jax.reproduce.ledger import Ledger
 from multipath_jax.training.stopping import Stopping
@@ -110,7 +110,8 @@ def _report(flags: argparse.Namespace) -> int:
     ledger = Ledger(flags.results or "results")
     lines = ledger.lines()
     print(report.text(lines, _rows(flags), flags.recipe))
-    for path in report.write(lines, ledger.path.parent, Path("README.md")):
+    page = Path("docs/results.md")
+    for path in pages.write(lines, ledger.path.parent, Path("README.md"), page):
         print(f"wrote {path}")
     return 0
 

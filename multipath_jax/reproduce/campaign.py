@@ -154,11 +154,23 @@ def train_seeds(
     """Trains neighbouring seeds until their end, or until asked to stop."""
     config = campaign.of_seed(seeds[0])
     config.trials = len(seeds)
-    small = campaign.column != protocol.IMAGENET
-    if small and jax.default_backend() != "cpu" and config.checkpoint_every == EVERY_EPOCH:
-        # An epoch takes about a second there, and a checkpoint a twentieth of one.
-        config.checkpoint_every = "10 epochs"
+    if campaign.column != protocol.IMAGENET and jax.default_backend() != "cpu":
+        _look_up_seldom(config)
     return train_trials(config, place.folder(campaign), should_stop)
+
+
+def _look_up_seldom(config: ConfigDict) -> None:
+    """Evaluates and saves twenty times in a run, unless told otherwise; after 5 epochs at least.
+
+    On an accelerator an epoch of CIFAR takes less than a second. An evaluation takes a twentieth of
+    that, and so may a checkpoint, which also follows every evaluation with a new lowest error.
+    """
+    whole = parse_duration("train_for", config.train_for)
+    if whole.unit != "epochs":
+        return
+    for key in ("eval_every", "checkpoint_every"):
+        if config[key] == EVERY_EPOCH:
+            config[key] = f"{max(5, int(whole.number) // 20)} epochs"
 
 
 def _neighbours(seeds: Sequence[int]) -> list[list[int]]:
@@ -205,10 +217,11 @@ def entry(campaign: Campaign, seed: int, workdir: epath.Path) -> Line:
     """The ledger's line of a trial that has come to its end; the device is that of now."""
     config = config_lib.read_config(workdir / checkpoints.CONFIG_FILE)
     flat, lines = config_lib.flatten(config), read_metrics(workdir)
-    errors, mirrored = (
-        [line[name] for line in lines if line.get(name) is not None]
-        for name in ("test/error", "test/flip_error")
-    )
+    tested = [line for line in lines if line.get("test/error") is not None]
+    errors = [line["test/error"] for line in tested]
+    mirrored = [
+        line["test/flip_error"] for line in lines if line.get("test/flip_error") is not None
+    ]
     size = size_of(config)
     row, column = campaign.row, campaign.column
     # Without what changes no result, such as a folder of this machine.
@@ -224,6 +237,7 @@ def entry(campaign: Campaign, seed: int, workdir: epath.Path) -> Line:
         "final_error": errors[-1],
         "best_error": min(errors),
         "errors": errors,
+        "error_epochs": [line["epoch"] for line in tested],
         "by_column": by_column(lines) if column == protocol.IMAGENET else {},
         **({"flip_error": mirrored[-1]} if mirrored else {}),
         "images_per_second": images_per_second(lines, config.batch_size),

@@ -4,7 +4,6 @@ import dataclasses
 import re
 import statistics
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from multipath_jax import recipes
 from multipath_jax.models import paper
@@ -12,7 +11,6 @@ from multipath_jax.reproduce import plot, protocol
 from multipath_jax.reproduce.ledger import Line, identity
 from multipath_jax.training.progress import duration
 
-PICTURE = "tradeoff.png"
 HEADINGS = (
     ("network", "data", "paper"),
     ("best", "mean", "dev", "lowest", "trials"),
@@ -22,8 +20,8 @@ MIRRORED = "with mirrors"  # beside them, for the fast recipe
 LEGEND = """\
 Test errors in %. best: the lowest of the trials' errors after their last epochs (the paper gives
 the best of three trials on CIFAR; it does not say of which epoch); mean, dev: of the same errors,
-with the sample's standard deviation; lowest: of all epochs of all trials. time: of one trial. open:
-no trial by the {} yet."""
+with the sample's standard deviation; lowest: of all evaluations of all trials. time: of one trial.
+open: no trial by the {} yet."""
 FAST_LEGEND = """
 All were trained by our fast recipe (configs/cifar_fast.py) for {epochs} epochs, the paper's by the
 paper's protocol for 200, residual networks for 350. with mirrors: the mean error where an image
@@ -155,7 +153,7 @@ def text(lines: Sequence[Line], rows: Iterable[paper.Row], recipe: str = protoco
     return "\n\n".join(parts)
 
 
-def _columns(row: paper.Row, recipe: str) -> list[str]:
+def columns(row: paper.Row, recipe: str) -> list[str]:
     """The columns of a row that a recipe gives."""
     return [
         column for column in row.errors if protocol.run_of(column) in protocol.runs(row, recipe)
@@ -167,7 +165,7 @@ def _table(lines: Sequence[Line], rows: Sequence[paper.Row], recipe: str) -> str
     headings = [*HEADINGS[0], *HEADINGS[1], *[MIRRORED] * fast, *HEADINGS[2]]
     cells = [headings]
     for row in rows:
-        for column in _columns(row, recipe):
+        for column in columns(row, recipe):
             found = figures(lines, row, column, recipe)
             own = found.cells() if found else ["open", *[""] * 8]
             mirrored = [found.mirrored if found else ""] * fast
@@ -180,7 +178,7 @@ def _table(lines: Sequence[Line], rows: Sequence[paper.Row], recipe: str) -> str
 def _other_table(lines: Sequence[Line], rows: Sequence[paper.Row], recipe: str) -> str:
     cells = [["network", "data", "trained", *HEADINGS[1], "params (M)", *HEADINGS[2][2:]]]
     for row in rows:
-        for column in _columns(row, recipe):
+        for column in columns(row, recipe):
             for found in others(lines, row, column, recipe):
                 first = [row.network, paper.COLUMNS[column], _how(found.lines[0], row)]
                 cells.append([*first, *found.cells()])
@@ -209,19 +207,7 @@ def aligned(cells: Sequence[Sequence[str]], left: Sequence[int]) -> str:
     )
 
 
-# As files
-
-
-def write(lines: Sequence[Line], results: Path, readme: Path) -> list[Path]:
-    """Draws the picture beside the ledger, and fills the README's section if it has one."""
-    results.mkdir(parents=True, exist_ok=True)
-    picture = results / PICTURE
-    plot.draw(picture, points(lines))
-    written = [picture]
-    if readme.is_file() and SECTION.search(before := readme.read_text()):
-        readme.write_text(SECTION.sub(lambda m: m[1] + section(lines, m[1]) + m[2], before))
-        written.append(readme)
-    return written
+# As a part of the README, and as a picture
 
 
 def section(lines: Sequence[Line], marker: str) -> str:

@@ -90,7 +90,7 @@ def test_a_finished_trial_has_its_line(undisturbed):
     assert "flip_error" not in line
     errors = [line["test/error"] for line in metrics(undisturbed) if "test/error" in line]
     assert line["errors"] == errors
-    assert len(errors) == 3
+    assert line["error_epochs"] == [2.0, 4.0, 6.0]
     assert (line["final_error"], line["best_error"]) == (errors[-1], min(errors))
     # conv 3x3x1x8 + 8, norm 2x8, router 1 on 8 channels to 2, router 2 from 2 paths to 3, head.
     gates = (8 * 16 + 16 + 16 * 2 + 2) + 2 * (8 * 16 + 16 + 16 * 3 + 3)
@@ -279,30 +279,39 @@ def test_a_report_trains_nothing(undisturbed, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(campaign_lib, "train_trials", None)
     pathlib.Path("README.md").write_text("<!-- reproduce: x -->\n<!-- /reproduce -->\n")
     shutil.copytree(undisturbed / "results", "results")
+    pathlib.Path("docs").mkdir()
     assert main(["table3", "--report"]) == 0
     printed = capsys.readouterr().out
     assert "ResNet20-2-CC" in printed
-    assert printed.endswith("wrote results/tradeoff.png\nwrote README.md\n")
+    assert printed.endswith("wrote results/tradeoff.png\nwrote README.md\nwrote docs/results.md\n")
+    assert "](../results/tradeoff.png)" in pathlib.Path("docs/results.md").read_text()
     assert "6 of 200 epochs" in pathlib.Path("README.md").read_text()
 
 
 @pytest.mark.parametrize(
-    ("model", "platform", "cadence"),
+    ("model", "recipe", "platform", "changes", "cadences"),
     [
-        ("BaseCNN", "cpu", "1 epoch"),
-        ("BaseCNN", "gpu", "10 epochs"),
-        ("ResNet18", "gpu", "1 epoch"),
+        ("BaseCNN", "protocol", "cpu", {}, ("1 epoch", "1 epoch")),
+        ("BaseCNN", "protocol", "gpu", {}, ("10 epochs", "10 epochs")),
+        ("ResNet20", "protocol", "gpu", {}, ("17 epochs", "17 epochs")),  # of 350
+        ("BaseCNN", "fast", "gpu", {}, ("5 epochs", "5 epochs")),
+        ("BaseCNN", "protocol", "gpu", {"eval_every": "2 epochs"}, ("2 epochs", "10 epochs")),
+        ("BaseCNN", "protocol", "gpu", {"train_for": "3 steps"}, ("1 epoch", "1 epoch")),
+        ("ResNet18", "protocol", "gpu", {}, ("1 epoch", "1 epoch")),
     ],
 )
-def test_epochs_of_a_second_are_not_all_saved(tmp_path, monkeypatch, model, platform, cadence):
+def test_epochs_of_a_second_are_not_all_evaluated_and_saved(
+    tmp_path, monkeypatch, model, recipe, platform, changes, cadences
+):
     row = paper.rows(model=model)[0]
-    campaign = protocol.campaign(row, protocol.runs(row)[0], {})
+    campaign = protocol.campaign(row, protocol.runs(row)[0], changes, name=recipe)
     seen = []
     monkeypatch.setattr(campaign_lib, "train_trials", lambda config, *_: [seen.append(config)][:0])
     monkeypatch.setattr(campaign_lib.jax, "default_backend", lambda: platform)
     place = campaign_lib.Place(epath.Path(tmp_path), Ledger(tmp_path))
     campaign_lib.train_seeds(campaign, [4, 5], place, lambda: False)
-    assert [(c.checkpoint_every, c.seed, c.trials) for c in seen] == [(cadence, 4, 2)]
+    assert [(c.eval_every, c.checkpoint_every) for c in seen] == [cadences]
+    assert [(c.seed, c.trials) for c in seen] == [(4, 2)]
 
 
 def test_a_trial_by_our_recipe_goes_on_after_a_signal_and_is_entered_apart(

@@ -6,7 +6,7 @@ import pytest
 from made_up import line
 
 from multipath_jax.models import paper
-from multipath_jax.reproduce import report
+from multipath_jax.reproduce import pages, report
 from multipath_jax.reproduce.plot import FAMILIES, family_of
 
 BASE = paper.rows(model="BaseCNN")[0]
@@ -90,18 +90,18 @@ def test_recipes_are_not_mixed(tmp_path, monkeypatch):
     assert report.figures(lines, BASE, "cifar10", "fast").errors == [8.5, 9.5]
     assert report.text(lines, [BASE]) == report.text(THREE, [BASE])
     assert report.points(lines) == report.points(THREE)
-    monkeypatch.setattr(report.plot, "draw", lambda *_: None)  # which takes seconds
+    monkeypatch.setattr(pages.plot, "draw", lambda *_: None)  # which takes seconds
     readme = tmp_path / "README.md"
     readme.write_text(
         "<!-- reproduce: table2 --report -->\n<!-- /reproduce -->\n"
         "<!-- reproduce: table2 --recipe=fast --report -->\nold\n<!-- /reproduce -->\n"
     )
-    report.write(lines, tmp_path, readme)
+    pages.write(lines, tmp_path, readme)
     protocols, ours = readme.read_text().split("<!-- /reproduce -->")[:2]
     assert report.text(THREE, paper.ROWS) in protocols
     assert report.text(FAST, [BASE], "fast") in ours
     assert "WideCNN" not in ours
-    report.write(THREE, tmp_path, readme)
+    pages.write(THREE, tmp_path, readme)
     assert "No network has been trained by it yet." in readme.read_text()
 
 
@@ -166,7 +166,7 @@ def test_a_column_that_a_run_did_not_measure_is_open():
 def test_files(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- reproduce: how -->\nold\n<!-- /reproduce -->\nafter\n")
-    written = report.write(THREE, tmp_path / "results", readme)
+    written = pages.write(THREE, tmp_path / "results", readme)
     assert written == [tmp_path / "results" / "tradeoff.png", readme]
     assert written[0].read_bytes().startswith(b"\x89PNG")
     text = readme.read_text()
@@ -174,10 +174,10 @@ def test_files(tmp_path):
     assert text.endswith("</details>\n<!-- /reproduce -->\nafter\n")
     assert "Tables 2 to 4, 1 have" in text
     assert report.text(THREE, paper.ROWS) in text
-    report.write(THREE, tmp_path / "results", readme)
+    pages.write(THREE, tmp_path / "results", readme)
     assert readme.read_text() == text
     readme.write_text("no markers")
-    assert report.write(THREE, tmp_path / "results", readme) == written[:1]
+    assert pages.write(THREE, tmp_path / "results", readme) == written[:1]
     assert readme.read_text() == "no markers"
 
 

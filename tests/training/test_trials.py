@@ -1,6 +1,7 @@
 """Several seeds of one recipe: each is the run of its seed alone, however they are trained."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -12,6 +13,9 @@ from multipath_jax.trainer import train
 from multipath_jax.training import checkpoints as ckpt
 from multipath_jax.training import config as config_lib
 from multipath_jax.training import loop, trials
+from multipath_jax.training.devices import split_batch
+from multipath_jax.training.parts import Parts
+from multipath_jax.training.step import resident_step
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
 SEEDS = (5, 6)
@@ -98,3 +102,39 @@ def test_another_recipe_in_one_trial_is_refused_before_any_begins(workdir, data_
     with pytest.raises(UserError, match="batch_size: 64 -> 128"):
         trials.train_trials(recipe(data_dir, trials=2), workdir)
     assert not (workdir / "seed_5").exists()
+
+
+def test_a_trial_compiles_nothing_that_the_one_before_it_compiled(workdir, data_dir, monkeypatch):
+    """Neither its step nor anything else, down to the sum of two numbers."""
+    compiled, begun, start = [], [], trials.start_run
+    events = jax.monitoring
+
+    def heard(event, _, **__):
+        compiled.append(event)
+
+    def starting(*arguments):
+        begun.append(compiled.count("/jax/core/compile/backend_compile_duration"))
+        return start(*arguments)
+
+    monkeypatch.setattr(trials, "start_run", starting)
+    events.register_event_duration_secs_listener(heard)
+    try:
+        trials.train_trials(recipe(data_dir, trials=3, side_by_side="off"), workdir)
+    finally:
+        events.unregister_event_duration_listener(heard)
+    first, second, third = begun
+    assert second > first
+    assert third == second == compiled.count("/jax/core/compile/backend_compile_duration")
+
+
+def test_the_program_does_not_depend_on_the_seed(data_dir):
+    """So that a process finds what another one left in the compilation cache."""
+
+    def program(seed):
+        parts = Parts(recipe(data_dir, seed=seed))
+        carry = parts.abstract_carry
+        order = jax.ShapeDtypeStruct((parts.train_size,), jnp.int32)
+        step = jax.jit(resident_step(parts.train_step, 128, 11, split_batch(parts.mesh)))
+        return step.lower(carry, parts.data, order).as_text()
+
+    assert program(5) == program(6)
