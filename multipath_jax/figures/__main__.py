@@ -126,7 +126,7 @@ def _maximize(subject: Subject, path: pathlib.Path) -> list[pathlib.Path]:
     ascent = maximize.Ascent(steps=subject.flags.steps, seed=subject.flags.seed)
     made = maximize.synthesize(subject.run, subject.gates, subject.shape, ascent)
     found = maximize.maxima(subject.observation, subject.gates, made)
-    maximize.draw(path, found, subject.test.images)
+    maximize.draw(path, found, subject.test.images, subject.kind)
     return [path]
 
 
@@ -170,7 +170,7 @@ def _ablation(subject: Subject, path: pathlib.Path) -> list[pathlib.Path]:
         subject.flags.seed,
     )
     print(ablation.table(outcomes))
-    ablation.draw(path, outcomes)
+    ablation.draw(path, outcomes, subject.kind)
     return [path, _json(path, [dataclasses.asdict(outcome) for outcome in outcomes])]
 
 
@@ -179,7 +179,8 @@ def _page(subject: Subject, figures: Iterable[str]) -> pathlib.Path:
     path = subject.folder / page.PAGE_FILE
     explored = None
     if subject.outline.routers:
-        explored = Explored(subject.outline, subject.observation, subject.test, subject.names)
+        seen = subject.observation, subject.test, subject.names, subject.kind
+        explored = Explored(subject.outline, *seen)
     drawn = [subject.folder / f"{name}.png" for name in figures]
     page.write_page(path, subject.run, explored, drawn, subject.flags.html_images)
     return path

@@ -156,8 +156,12 @@ def _cell(outcome: Outcome) -> str:
     return f"{outcome.error:.2f} ({outcome.change:+.2f} ± {outcome.deviation:.2f})"
 
 
-def draw(path: str | os.PathLike, outcomes: Sequence[Outcome]) -> None:
-    """Draws the changes of the error, a mark for each kind, with their standard errors."""
+def draw(path: str | os.PathLike, outcomes: Sequence[Outcome], images: str = "test") -> None:
+    """Draws the changes of the error, a mark for each kind, with their standard errors.
+
+    Args:
+      images: what they are called.
+    """
     base, *rest = outcomes
     places = list(dict.fromkeys(outcome.router for outcome in rest))
     figure = Figure(figsize=(min(style.WIDTH, 2.4 + 1.1 * len(places)), 4), layout="constrained")
@@ -182,7 +186,7 @@ def draw(path: str | os.PathLike, outcomes: Sequence[Outcome]) -> None:
     axes.yaxis.set_major_formatter(lambda change, _: f"{change:+g}" if change else "0")
     lows, highs = ([sign * o.change + o.deviation for o in rest] for sign in (-1, 1))
     axes.set_ylim(-1.3 * max(0.4, *lows), 1.3 * max(0.4, *highs))
-    axes.set_ylabel("change of the test error (percentage points)")
+    axes.set_ylabel(f"change of the {images} error (percentage points)")
     names = ("all routers" if place is None else f"router {place}" for place in places)
     axes.set_xticks(range(len(places)), names)
     axes.grid(axis="y", color="#EEEEEE", zorder=0)

@@ -113,11 +113,14 @@ def of_the_split(text: str) -> bool:
     return any(map(_NUMBERS.fullmatch, _items(text, "--images", "0,7,20-25")))
 
 
-def images(text: str, count: int) -> list[int | pathlib.Path]:
+def images(text: str, count: int, kind: str = "test") -> list[int | pathlib.Path]:
     """Numbers of test images, of which there are ``count``, and picture files.
 
+    Args:
+      kind: what the images are called.
+
     Raises:
-      UserError: the test split has no such image.
+      UserError: there is no such image.
     """
     chosen = []
     for item in _items(text, "--images", "0,7,20-25"):
@@ -127,7 +130,7 @@ def images(text: str, count: int) -> list[int | pathlib.Path]:
             continue
         first, last = int(match[1]), int(match[2] or match[1])
         if not first <= last < count:
-            raise UserError(f"--images: {item} is not within the test split, 0 to {count - 1}")
+            raise UserError(f"--images: {item} is none of the {kind} images, 0 to {count - 1}")
         chosen += range(first, last + 1)
     return chosen
 

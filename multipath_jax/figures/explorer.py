@@ -36,12 +36,14 @@ class Explored:
       observation: what it did with the images of the split.
       split: the images and their labels.
       class_names: in the order of the logits.
+      kind: what the images are called.
     """
 
     outline: Outline
     observation: Observation
     split: Split
     class_names: Sequence[str]
+    kind: str = "test"
 
 
 def pack(explored: Explored, count: int) -> dict[str, Any]:
@@ -70,6 +72,7 @@ def _images(explored: Explored, numbers: Sequence[int]) -> dict[str, Any]:
     probabilities = explored.observation.probabilities[numbers]
     likeliest = np.argsort(-probabilities, axis=1, kind="stable")[:, :LIKELIEST]
     return {
+        "kind": explored.kind,
         "total": len(explored.split.images),
         "numbers": list(numbers),
         "classes": [shown(name) for name in explored.class_names],

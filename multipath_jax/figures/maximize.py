@@ -157,19 +157,26 @@ def maxima(
 
 
 def draw(
-    path: str | os.PathLike, maxima: Sequence[Maximum], images: UInt8[np.ndarray, "b h w c"]
+    path: str | os.PathLike,
+    maxima: Sequence[Maximum],
+    images: UInt8[np.ndarray, "b h w c"],
+    kind: str = "test",
 ) -> None:
-    """Draws a panel for each gate: its extreme images to the left, the made-up one to the right."""
+    """Draws a panel for each gate: its extreme images to the left, the made-up one to the right.
+
+    Args:
+      kind: what the images are called.
+    """
     columns = min(2, len(maxima))
     rows = -(-len(maxima) // columns)
     figure = Figure(figsize=(style.WIDTH / 2 * columns, 2.9 * rows), layout="constrained")
     panels = figure.subfigures(rows, columns, squeeze=False, hspace=0.04, wspace=0.05).flat
     for panel, maximum in zip(panels, maxima, strict=False):
-        _panel(panel, maximum, images)
+        _panel(panel, maximum, images, kind)
     style.save(figure, path)
 
 
-def _panel(panel: SubFigure, maximum: Maximum, images: np.ndarray) -> None:
+def _panel(panel: SubFigure, maximum: Maximum, images: np.ndarray, kind: str) -> None:
     gate = maximum.gate
     panel.suptitle(
         f"{gate.label}: router {gate.router}, input {gate.input} to output {gate.output}",
@@ -187,7 +194,7 @@ def _panel(panel: SubFigure, maximum: Maximum, images: np.ndarray) -> None:
     style.show(axes, maximum.synthesized)
     axes.set_title(
         f"made to open it: score {maximum.score:.2f}\n"
-        f"(the best test image {maximum.highest_score:.2f})",
+        f"(the best {kind} image {maximum.highest_score:.2f})",
         fontsize=8.5,
         pad=3,
     )

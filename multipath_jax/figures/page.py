@@ -64,6 +64,8 @@ def write_page(
     }
     parts = {
         "title": html.escape(title),
+        "images": explored.kind if explored else "test",
+        "Images": (explored.kind if explored else "test").capitalize(),
         "style": _web("style.css"),
         "script": "\n".join(map(_web, SCRIPTS)),
         # "<" occurs in strings only, and written so it can end no script.
@@ -120,8 +122,8 @@ def _augmentation(config: ConfigDict) -> str:
 
 
 def _held_out(dataset: ConfigDict) -> dict[str, str]:
-    held_out = f"{dataset.holdout} training images, held out in place of the test split"
-    return {"test images": held_out} if dataset.holdout else {}
+    held_out = f"{dataset.holdout} training images, in place of the test split"
+    return {"held-out images": held_out} if dataset.holdout else {}
 
 
 def _results(lines: Sequence[Mapping[str, Any]], split: str) -> dict[str, str]:

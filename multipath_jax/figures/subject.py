@@ -57,6 +57,11 @@ class Subject:
         """The layers that parallel paths have each for themselves."""
         return weights.parallel_layers(self.run.variables["params"], self.outline)
 
+    @property
+    def kind(self) -> str:
+        """Of the images in `test`: ``test``, or ``held-out`` if training images were held out."""
+        return SPLITS[evaluated(self.run.config.dataset.holdout)]
+
     @cached_property
     def test(self) -> Split:
         """The test split, or its first images: of one that stays encoded no more than `MOST`."""
@@ -90,13 +95,12 @@ class Subject:
         wanted = self.flags.images
         # Pictures of one's own need no data set.
         count = len(self.test.labels) if choose.of_the_split(wanted) else 0
-        return [self._picture(item) for item in choose.images(wanted, count)]
+        return [self._picture(item) for item in choose.images(wanted, count, self.kind)]
 
     def _picture(self, item: int | pathlib.Path) -> tuple[np.ndarray, str]:
         if isinstance(item, int):
             label = self.names[self.test.labels[item]]
-            kind = SPLITS[evaluated(self.run.config.dataset.holdout)]
-            return self.test.images[item], f"{kind} image {item}: {label}"
+            return self.test.images[item], f"{self.kind} image {item}: {label}"
         try:
             return pictures.read(item, self.run), item.name
         except BadImage as error:

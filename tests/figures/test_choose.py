@@ -44,8 +44,8 @@ def test_images_are_numbers_ranges_and_files():
         (lambda: choose.classes("shp", NAMES), "no class 'shp'; the nearest are ship"),
         (lambda: choose.classes("3", NAMES), "numbers are 0 to 2"),
         (lambda: choose.classes("", NAMES), "has an empty place"),
-        (lambda: choose.images("5", 5), "not within the test split, 0 to 4"),
-        (lambda: choose.images("3-2", 5), "not within the test split"),
+        (lambda: choose.images("5", 5), "5 is none of the test images, 0 to 4"),
+        (lambda: choose.images("3-2", 5), "3-2 is none of the test images"),
         (lambda: choose.layers("stage_3", ["stage_1/conv", "dense"]), "nearest are stage_1/conv"),
     ],
 )

@@ -8,6 +8,8 @@ import pytest
 import subjects
 from command_line import refusal
 from etils import epath
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from multipath_jax.data import Dataset, Split, describe
@@ -104,6 +106,30 @@ def test_all_on_one_page(routed):
     assert len(data["explorer"]["images"]["numbers"]) == 7
 
 
+def test_images_that_were_held_out_are_called_so(routed, capsys, monkeypatch):
+    """Here on the page, in the figures and in errors."""
+    figures.load_run(None, None).config.dataset.holdout = 30
+    written, save = [], Figure.savefig
+
+    def saved(figure, *arguments, **options):
+        written.extend(text.get_text() for text in figure.findobj(Text))
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", saved)
+    run("--only=routes,maximize,ablation", "--steps=1", "--html")
+    assert not [text for text in written if re.search(r"\btest\b", text)]
+    for words in ("held-out image 0: ", "the best held-out image", "change of the held-out error"):
+        assert any(words in text for text in written), words
+    page = (routed / "figures" / "report.html").read_text()
+    assert "Routes of the held-out images" in page
+    assert "<label>Held-out image <" in page
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*)</script>', page)
+    assert json.loads(data)["explorer"]["images"]["kind"] == "held-out"
+    capsys.readouterr()
+    said = refusal(figures, ["--workdir=RUN", "--images=30"], capsys, monkeypatch)
+    assert "30 is none of the held-out images, 0 to 29" in said
+
+
 def test_pictures_of_ones_own_need_no_data(routed, monkeypatch):
     figure = routed / "mine.png"
     Image.fromarray(np.full((20, 30, 3), 200, np.uint8)).save(figure)
@@ -129,7 +155,7 @@ def test_a_network_without_routers_has_what_it_can_have(unrouted, capsys):
         (["--gates=9:1-1"], "of router 9; there are 1 to 2"),
         (["--gates=all"], "'all' is no gate; 2:1-2 is"),
         (["--classes=dog"], "no class 'dog'"),
-        (["--images=30"], "not within the test split, 0 to 29"),
+        (["--images=30"], "30 is none of the test images, 0 to 29"),
         (["--images=nowhere.png"], "nowhere.png cannot be read (No such file"),
         (["--layers=stage_9"], "'stage_9' is no layer"),
         (["--limit=0"], "--limit=0 must be at least 1"),

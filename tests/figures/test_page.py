@@ -330,7 +330,7 @@ def test_facts_of_a_run_on_held_out_images_and_beyond_the_paper(tmp_path):
     )
     lines = [{"epoch": 1.0, "held_out/error": 20.0}, {"epoch": 2.0, "held_out/error": 30.0}]
     found = facts(run, lines)
-    assert found["test images"] == "50 training images, held out in place of the test split"
+    assert found["held-out images"] == "50 training images, in place of the test split"
     assert found["final held-out error"] == "30.00 % (epoch 2)"
     assert found["best held-out error"] == "20.00 % (epoch 1)"
     assert found["learning rate"] == (

@@ -1,4 +1,4 @@
-// The route explorer: one test image is chosen, one gate is picked; everything shows these two.
+// The route explorer: one image is chosen, one gate is picked; everything shows these two.
 
 const NEAREST = 12;
 const STRIP = 40; // thumbnails from the choice on, of those that fit
@@ -26,10 +26,10 @@ class Explorer {
   start() {
     this.offerChoices();
     this.listen();
-    const {count, total} = this.images;
+    const {count, total, kind} = this.images;
     $('scope').textContent = count === total
-      ? `All ${total} test images.`
-      : `${count} of the ${total} test images, evenly spaced; all below is of these.`;
+      ? `All ${total} ${kind} images.`
+      : `${count} of the ${total} ${kind} images, evenly spaced; all below is of these.`;
     if (!this.chooseByAddress()) this.choose(0);
   }
 
@@ -103,7 +103,7 @@ class Explorer {
     if (others.length) this.choose(others[Math.floor(Math.random() * others.length)]);
   }
 
-  /** Chooses by number in the test split, the nearest one that is on the page; whether it could. */
+  /** Chooses by number in the split, the nearest one that is on the page; whether it could. */
   chooseNumber(text) {
     const number = Number.parseInt(text, 10);
     if (Number.isNaN(number)) return false;

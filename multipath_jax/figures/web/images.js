@@ -1,8 +1,8 @@
-// The test images of the page: pictures, labels, what the network made of them.
+// The images of the page: pictures, labels, what the network made of them.
 
 class Images {
-  constructor({total, numbers, classes, labels, likeliest, thumbnails}) {
-    Object.assign(this, {total, numbers, classes, thumbnails});
+  constructor({kind, total, numbers, classes, labels, likeliest, thumbnails}) {
+    Object.assign(this, {kind, total, numbers, classes, thumbnails});
     this.count = numbers.length;
     this.labels = integers(labels);
     this.places = likeliest.count; // of the most probable classes, for each image
@@ -50,7 +50,7 @@ class Images {
   picture(image) {
     const {width, height, tileWidth, tileHeight, columns, perSheet} = this.thumbnails;
     const canvas = html('canvas', {
-      width, height, role: 'img', 'aria-label': `test image ${this.numbers[image]}`,
+      width, height, role: 'img', 'aria-label': `${this.kind} image ${this.numbers[image]}`,
       class: Math.max(width, height) > 64 ? '' : 'pixels', // of small images they are to be seen
     });
     const place = image % perSheet;
