@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from multipath_jax.benchmark.rows import Part, Row
 from multipath_jax.benchmark.settings import Problem, Settings
-from multipath_jax.benchmark.steps import Dispatch
+from multipath_jax.benchmark.steps import KNOWN, Dispatch
 from multipath_jax.benchmark.timing import OutOfTime
 from multipath_jax.benchmark.workers import Worker, WorkerFailed
 
@@ -54,6 +54,7 @@ ON_CPU = {
 ON_GPU = {
     "one step a dispatch": Option(1),
     "8 steps a dispatch, no loop": Option(8),
+    f"{KNOWN} steps a dispatch, a loop of known length": Option("known loop"),
     "command buffers from one kernel on": _xla("--xla_gpu_graph_min_graph_size=1"),
     "command buffers of loops too": _xla(
         "--xla_gpu_graph_min_graph_size=1", "--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL"

@@ -25,9 +25,11 @@ _QUICKLY = {"xla_backend_optimization_level": 0}
 BATCHES = 4  # taken in turn: what depends on one batch alone could be computed once for all steps
 
 
-# How many steps one dispatch takes: a number of them, one after the other in the program, or as
-# many as are asked for, in a loop on the device.
-Dispatch = int | Literal["loop"]
+# How many steps one dispatch takes: a number of them, one after the other in the program; as many
+# as are asked for, in a loop on the device; or so many in a loop whose length the compiler knows,
+# which has no need to look at each turn whether it was the last.
+Dispatch = int | Literal["loop", "known loop"]
+KNOWN = 64
 
 
 class CompiledStep:
@@ -50,6 +52,8 @@ class CompiledStep:
             return step(state, jax.tree.map(lambda array: array[index % BATCHES], batches))[0]
 
         def some(state, batches, index):
+            if dispatch == "known loop":
+                return jax.lax.fori_loop(0, KNOWN, lambda i, s: one(s, batches, index + i), state)
             for number in range(dispatch):
                 state = one(state, batches, index + number)
             return state
@@ -72,8 +76,9 @@ class CompiledStep:
         if self._dispatch == "loop":
             self._state = self._compiled(self._state, self._batches, jnp.int32(calls))
         else:
-            taken = math.ceil(calls / self._dispatch) * self._dispatch
-            for number in range(0, taken, self._dispatch):
+            together = KNOWN if self._dispatch == "known loop" else self._dispatch
+            taken = math.ceil(calls / together) * together
+            for number in range(0, taken, together):
                 index = self._indices[number % BATCHES]
                 self._state = self._compiled(self._state, self._batches, index)
         jax.block_until_ready(self._state)
