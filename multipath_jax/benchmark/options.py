@@ -43,39 +43,41 @@ def _xla(*flags: str) -> Option:
     return Option(xla=flags)
 
 
-ANYWHERE = {"grouped paths": Option(network={"execution": "grouped"})}
+GROUPED = Option(network={"execution": "grouped"})
+# Of each backend, what is likeliest to decide first: a process takes most of a minute to start.
 # A loop on the device is left out on CPUs: `training.step.Runner` says why.
 ON_CPU = {
+    "grouped paths": GROUPED,
     "4 steps a dispatch": Option(4),
     "no YNNPACK at all": _xla("--xla_cpu_experimental_ynn_fusion_type="),
     "oneDNN": _xla("--xla_cpu_use_onednn=true"),
 }
-# jaxlib 0.11 takes all these names; one that another does not know is reported as not measured.
+# jaxlib 0.11 takes all these flags; one that another does not know is reported as not measured.
 ON_GPU = {
-    "one step a dispatch": Option(1),
-    "8 steps a dispatch, no loop": Option(8),
     f"{KNOWN} steps a dispatch, a loop of known length": Option("known loop"),
-    "command buffers from one kernel on": _xla("--xla_gpu_graph_min_graph_size=1"),
     "command buffers of loops too": _xla(
         "--xla_gpu_graph_min_graph_size=1", "--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL"
     ),
+    "one step a dispatch": Option(1),
+    "grouped paths": GROUPED,
+    "8 steps a dispatch, no loop": Option(8),
+    "command buffers from one kernel on": _xla("--xla_gpu_graph_min_graph_size=1"),
     "no command buffers": _xla("--xla_gpu_enable_command_buffer="),
-    "autotuning without checks": _xla("--xla_gpu_autotune_level=2"),
-    "no autotuning": _xla("--xla_gpu_autotune_level=0"),
     "maps as NHWC": _xla("--xla_gpu_force_conv_nhwc=true"),
     "maps as NCHW": _xla("--xla_gpu_force_conv_nchw=true"),
+    "autotuning without checks": _xla("--xla_gpu_autotune_level=2"),
+    "no autotuning": _xla("--xla_gpu_autotune_level=0"),
     "latency hiding": _xla("--xla_gpu_enable_latency_hiding_scheduler=true"),
     "loops unrolled": _xla(
         "--xla_gpu_enable_while_loop_unrolling=WHILE_LOOP_UNROLLING_AUTO_UNROLL"
     ),
     "products without Triton": _xla("--xla_gpu_enable_triton_gemm=false"),
 }
-
-
-def _options(settings: Settings) -> dict[str, Option]:
-    """Those that there are on this backend."""
-    own = {"cpu": ON_CPU, "gpu": ON_GPU}
-    return ANYWHERE | own.get(settings.platform, {"one step a dispatch": Option(1)})
+OPTIONS_OF = {
+    "cpu": ON_CPU,
+    "gpu": ON_GPU,
+    "tpu": {"one step a dispatch": Option(1), "grouped paths": GROUPED},
+}
 
 
 def _worker(settings: Settings, problem: Problem, option: Option) -> Worker:
@@ -93,7 +95,7 @@ def _measure(settings: Settings, problem: Problem) -> Iterator[Row]:
     """A row for each option; the note of the last one names the fastest of all."""
     fastest, least = AS_IT_IS, 1.0
     with _worker(settings, problem, Option()) as usual:
-        for words, option in _options(settings).items():
+        for words, option in OPTIONS_OF[settings.platform].items():
             subject = f"{problem}: {words}"
             try:
                 settings.check_time()
@@ -127,4 +129,7 @@ def _against(
 
 
 # Each in a process of its own, for XLA reads its flags once and ends where it does not know one.
-OPTIONS = Part(lambda settings: [*map(settings.problem, settings.main_networks[:3])], _measure)
+OPTIONS = Part(
+    lambda settings: [*map(settings.problem, settings.main_networks[: 1 if settings.quick else 3])],
+    _measure,
+)

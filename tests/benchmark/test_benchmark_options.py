@@ -1,10 +1,14 @@
 """Options, each in a process of its own, against the step as it is."""
 
+import dataclasses
+from typing import get_args
+
 import pytest
 
 from multipath_jax.benchmark import options
 from multipath_jax.benchmark.options import Option
-from multipath_jax.benchmark.settings import Problem, Settings
+from multipath_jax.benchmark.settings import MAIN, Problem, Settings
+from multipath_jax.benchmark.steps import Dispatch
 from multipath_jax.benchmark.timing import OutOfTime
 from multipath_jax.benchmark.workers import Worker, WorkerFailed
 
@@ -36,7 +40,7 @@ def measured(monkeypatch, seconds):
             raise found
         return StandIn(found)
 
-    monkeypatch.setattr(options, "_options", lambda _: table)
+    monkeypatch.setitem(options.OPTIONS_OF, "cpu", table)
     monkeypatch.setattr(options, "_worker", worker)
     return list(options._measure(SETTINGS, PROBLEM))
 
@@ -65,19 +69,21 @@ def test_flags_are_added_and_replace_those_of_the_same_name(monkeypatch):
     assert changed == {"XLA_FLAGS": "--xla_a=1 --xla_b= --xla_c=3"}
 
 
-def test_every_backend_has_options_of_its_own():
-    """The table of a GPU is whole without one: flags have names and values."""
-    for table in (options.ON_CPU, options.ON_GPU):
+def test_every_option_changes_something():
+    """The table of a GPU is looked at without one."""
+    for table in options.OPTIONS_OF.values():
         for option in table.values():
-            assert option.dispatch or option.xla
+            assert option.dispatch or option.xla or option.network
             assert all(flag.startswith("--xla_") and "=" in flag for flag in option.xla)
-    names = {platform: options._options(settings_of(platform)) for platform in ("cpu", "gpu")}
-    assert "grouped paths" in names["cpu"].keys() & names["gpu"].keys()
-    assert "maps as NHWC" in names["gpu"].keys() - names["cpu"].keys()
+            if isinstance(option.dispatch, str):
+                assert option.dispatch in get_args(get_args(Dispatch)[1])
 
 
-def settings_of(platform):
-    return Settings(platform, True, 3, 0.0, 1.0, 64, 1)
+def test_a_quick_run_looks_at_one_network():
+    many = dataclasses.replace(SETTINGS, platform="gpu", quick=False)
+    few = dataclasses.replace(many, quick=True)
+    found = [[p.network for p in options.OPTIONS.cases(one)] for one in (few, many)]
+    assert found == [[*MAIN[:1]], [*MAIN[:3]]]
 
 
 @pytest.mark.slow
@@ -88,7 +94,7 @@ def test_real_processes_with_flags(monkeypatch):
         "unknown": Option(xla=("--xla_no_such_flag=1",)),
         "known": Option(xla=("--xla_cpu_enable_fast_math=true",)),
     }
-    monkeypatch.setattr(options, "_options", lambda _: table)
+    monkeypatch.setitem(options.OPTIONS_OF, "cpu", table)
     two, unknown, known = options._measure(SETTINGS, PROBLEM)
     assert two.ratio
     assert two.figures["option compile s"] > two.figures["usual compile s"]
