@@ -87,7 +87,7 @@ class Pixels(nn.Module):
     show: object = None
 
     @nn.compact
-    def __call__(self, images, train=False, labels=None):
+    def __call__(self, images, train=False):
         if self.show:
             self.show(images)
         return images.reshape(images.shape[0], -1)

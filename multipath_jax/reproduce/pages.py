@@ -8,7 +8,7 @@ from typing import NamedTuple
 from multipath_jax.models import paper
 from multipath_jax.reproduce import curves, plot, protocol, report
 from multipath_jax.reproduce.ledger import Line
-from multipath_jax.training import protocol as recipes
+from multipath_jax import recipes
 
 TRADEOFF, ERRORS = "tradeoff.png", "errors.png"
 CAPTIONS = {

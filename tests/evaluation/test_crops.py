@@ -55,7 +55,7 @@ def test_softmaxes_are_averaged_not_logits():
 
 class Linear(nn.Module):
     @nn.compact
-    def __call__(self, images, train=False, labels=None):
+    def __call__(self, images, train=False):
         return nn.Dense(CLASSES)(images.reshape(len(images), -1))
 
 

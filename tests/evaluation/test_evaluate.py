@@ -16,7 +16,7 @@ class Linear(nn.Module):
     num_classes: int
 
     @nn.compact
-    def __call__(self, images, train=False, labels=None):
+    def __call__(self, images, train=False):
         x = nn.BatchNorm(use_running_average=not train)(images.reshape(len(images), -1))
         return nn.Dense(self.num_classes)(x)
 

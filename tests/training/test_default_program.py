@@ -1,6 +1,7 @@
 """The step without anything beyond the paper is the plain step, operation by operation."""
 
 from collections import Counter
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,9 @@ import tiny
 from jax.extend import core
 
 from multipath_jax.training.metrics import TrainMetrics, is_wrong, routing_statistics
+from multipath_jax.training.optimizer import is_decayed
 from multipath_jax.training.parts import Parts
-from multipath_jax.training.state import AUGMENT, GATES, is_decayed
+from multipath_jax.training.state import AUGMENT, GATES
 from multipath_jax.training.step import Batch
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
@@ -56,7 +58,8 @@ def plain_step(parts):
     """Sections 6.1 and 6.2 and nothing else: shift, mirror, cross-entropy, SGD with momentum."""
     mean, std = parts.dataset.mean, parts.dataset.std
     sgd = optax.sgd(parts.learning_rate, momentum=0.9)
-    optimizer = optax.chain(optax.add_decayed_weights(5e-4, mask=is_decayed), sgd)
+    mask = partial(is_decayed, without=parts.config.optimizer.no_decay)
+    optimizer = optax.chain(optax.add_decayed_weights(5e-4, mask=mask), sgd)
 
     def prepared(key, images):
         shift_key, flip_key = jax.random.split(key)
@@ -80,13 +83,12 @@ def plain_step(parts):
             variables,
             images,
             train=True,
-            labels=labels,
             mutable=["batch_stats", "intermediates", "losses"],
-            rngs={"gates": key},
+            rngs={"gates": key, "params": key},
         )
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         routing = routing_statistics(updates["intermediates"])
-        loss = 0 + losses.mean()
+        loss = losses.mean() + jnp.float32(0)  # and of what the network records, nothing
         return loss, (updates["batch_stats"], loss, is_wrong(logits, labels), routing)
 
     @jax.jit
@@ -98,13 +100,13 @@ def plain_step(parts):
         gates_key = jax.random.fold_in(jax.random.fold_in(run_key, GATES), state.step)
         gradient = jax.grad(loss_of, has_aux=True)
         grads, (batch_stats, loss, wrong, routing) = gradient(
-            state.params, state.batch_stats, images, batch.labels, gates_key
+            state.params, state.collections["batch_stats"], images, batch.labels, gates_key
         )
         changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
         new = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, changes),
-            batch_stats=batch_stats,
+            collections={"batch_stats": batch_stats},
             opt_state=opt_state,
         )
         metrics = TrainMetrics.single_from_model_output(
