@@ -1,7 +1,6 @@
 """Paths as users write them, and files that are written whole or not at all."""
 
 import contextlib
-import importlib.util
 import os
 import pathlib
 import re
@@ -13,7 +12,7 @@ from etils import epath
 
 from multipath_jax.errors import Failure, UserError
 
-BUCKETS = ("gs", "s3")  # the addresses that Orbax can write checkpoints to
+BUCKETS = ("gs", "s3", "az")  # the addresses that are paths to etils, which TFDS and JAX use
 
 
 def path(name: str, text: str | os.PathLike) -> epath.Path:
@@ -41,8 +40,6 @@ def path(name: str, text: str | os.PathLike) -> epath.Path:
 
 
 def _check_installed(name: str, text: str, kind: str) -> None:
-    if importlib.util.find_spec("tensorflow") is not None:  # which etils.epath prefers
-        return
     try:
         fsspec.get_filesystem_class(kind)
     except ImportError as error:
@@ -95,8 +92,14 @@ def output_file(name: str, text: str | os.PathLike, replace: bool = False) -> pa
     return found
 
 
-def output_folder(name: str, text: str | os.PathLike) -> pathlib.Path:
-    """The path of a folder, made if need be. Raises UserError where it cannot be written."""
+def output_folder(name: str, text: str | os.PathLike) -> pathlib.PurePath:
+    """The path of a folder, made if need be, or the address of one in a bucket.
+
+    Raises:
+      UserError: as `path`; it cannot be written.
+    """
+    if is_address(text):
+        return path(name, text)
     found = local(name, text)
     try:
         found.mkdir(parents=True, exist_ok=True)

@@ -68,8 +68,8 @@ def main(argv: list[str]) -> int:
 def _train() -> int:
     if config_flags.CONFIG.value is None:
         raise UserError(f"say by which recipe to train: {USAGE}")
-    enable_compilation_cache(config_flags.CONFIG.value.compilation_cache)
     config, workdir = config_flags.CONFIG.value, WORKDIR.value
+    enable_compilation_cache(config.compilation_cache, workdir)
     with Stopping() as stopping:
         if config.trials > 1:
             results = train_trials(config, workdir, stopping, RESTART.value)

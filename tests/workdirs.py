@@ -5,6 +5,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from multipath_jax import storage
 from multipath_jax.training import checkpoints as ckpt
 from multipath_jax.training.parts import Parts
 from multipath_jax.training.writers import read_metrics
@@ -28,7 +29,7 @@ def final(workdir, config):
 
 def saved(workdir):
     """The step of the last checkpoint and its numbers by key, read without the package."""
-    folder = ckpt.Folder(workdir).absolute() / ckpt.FOLDER
+    folder = storage.Folder(workdir).absolute() / ckpt.FOLDER
     last = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
     found = {}
     reader = ocp.PyTreeCheckpointer()

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
 from jaxtyping import Float32
 
+from multipath_jax import storage
 from multipath_jax.data.datasets import Dataset, Split
 from multipath_jax.data.encoded import EncodedSplit
 from multipath_jax.errors import UserError
@@ -143,7 +143,7 @@ def read_description(path: str | os.PathLike) -> Description:
       UserError: the file cannot be read or is no such description.
     """
     try:
-        return _from_json(json.loads(epath.Path(path).read_text()))
+        return _from_json(json.loads(storage.read(path)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise UserError(

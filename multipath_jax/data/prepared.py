@@ -14,6 +14,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 
 import tensorflow_datasets as tfds
 from absl import logging
@@ -21,11 +22,13 @@ from etils import epath
 from google.protobuf.json_format import ParseError
 from tensorflow_datasets.core import read_only_builder
 
-from multipath_jax import filesystem
+from multipath_jax import filesystem, storage
 from multipath_jax.data import digits, imagenet
 from multipath_jax.errors import UserError
 
 _DOWNLOADED = ("cifar10", "cifar100")  # prepared here when missing; other sets by their users
+_HERE = "tfds"  # where a set for a bucket is prepared
+_BUCKETS = "gs://"  # the only ones that array_record's reader reads
 _NAME = re.compile(r"\w+(/[\w.-]+)?(:[\d.*]+)?")  # name/config:version
 
 
@@ -36,13 +39,18 @@ def open_prepared(name: str, data_dir: str | os.PathLike | None) -> tfds.core.Da
     data set that is not there, is damaged or holds no ArrayRecord files.
     """
     data_dir = filesystem.path("dataset.data_dir", data_dir or tfds.core.constants.DATA_DIR)
+    if filesystem.is_address(data_dir) and not os.fspath(data_dir).startswith(_BUCKETS):
+        raise UserError(
+            f"dataset.data_dir={data_dir}: array_record reads from this machine and from "
+            f"{_BUCKETS} only; copy the data to one of these"
+        )
     try:
         if not _NAME.fullmatch(name):
             raise UserError(_unknown(name, data_dir))
         builder = _find(name, data_dir) or _prepare(name, data_dir)
     except OSError as error:
         raise UserError(
-            f"{error.filename or data_dir} cannot be read ({error.strerror or error}); mend that, "
+            f"{error.filename or data_dir} cannot be read ({filesystem.reason(error)}); mend that, "
             "or choose another data directory"
         ) from error
     _check_format(builder)
@@ -52,12 +60,13 @@ def open_prepared(name: str, data_dir: str | os.PathLike | None) -> tfds.core.Da
 def _find(name: str, data_dir: epath.Path) -> tfds.core.DatasetBuilder | None:
     """The prepared data set, None where there is none. Raises `UserError` if it is damaged."""
     try:
-        present = _base_name(name) in {path.name for path in data_dir.iterdir()}
+        present = _base_name(name) in storage.contents(data_dir)
     except FileNotFoundError:
         present = False
     except OSError as error:
         raise UserError(
-            f"the data directory {data_dir} cannot be read ({error.strerror}); choose another one"
+            f"the data directory {data_dir} cannot be read ({filesystem.reason(error)}); choose "
+            "another one"
         ) from error
     return _open(name, data_dir) if present else None
 
@@ -78,7 +87,12 @@ def _open(name: str, data_dir: epath.Path) -> tfds.core.DatasetBuilder | None:
 
 
 def _prepare(name: str, data_dir: epath.Path) -> tfds.core.DatasetBuilder:
-    """Prepares a data set that is not there. Raises `UserError` where that cannot be done."""
+    """Prepares a data set that is not there. Raises `UserError` where that cannot be done.
+
+    In a bucket nothing is prepared: the machine that has the room for it need not be this one.
+    """
+    if filesystem.is_address(data_dir):
+        raise UserError(_how_to_get(name, data_dir))
     if name == "digits":
         _prepare_digits(data_dir)
     elif name in _DOWNLOADED and _has_tensorflow():
@@ -167,13 +181,15 @@ def _how_to_get(name: str, data_dir: epath.Path) -> str:
     folder, command = data_dir / base / config, None
     begun = _was_begun(folder) and not _finished(folder)
     if base == imagenet.NAME and config in ("", *imagenet.CONFIGS):
-        command = imagenet.command(config, data_dir)
+        command = _copied(lambda there: imagenet.command(config, there), base, data_dir)
+    elif base == "digits":
+        command = _copied(_digits_command, base, data_dir)
     elif (variants := _finished(data_dir / base)) and not begun:
         return (
             f"{data_dir / base} holds no {name!r}, only {', '.join(variants)}; choose one of these"
         )
     elif base in _registered():
-        command = _prepare_command(name, data_dir)
+        command = _copied(lambda there: _prepare_command(name, there), base, data_dir)
     if begun:
         again = command or f"`tfds build --data_dir={shlex.quote(os.fspath(data_dir))}`"
         again += "" if command else " where its builder is, or as you prepared it"
@@ -229,6 +245,24 @@ def _prepare_command(name: str, data_dir: epath.Path) -> str:
     return f"{install}python -c {shlex.quote(_preparation(name, data_dir))}"
 
 
+def _digits_command(data_dir: str | os.PathLike) -> str:
+    statements = (
+        f"from multipath_jax.data import load_dataset; load_dataset('digits', '{data_dir}')"
+    )
+    return f"python -c {shlex.quote(statements)}"
+
+
+def _copied(
+    command: Callable[[str | os.PathLike], str], base: str, data_dir: str | os.PathLike
+) -> str:
+    """The command that prepares a set in a folder; for a bucket, here and then copied there."""
+    if not filesystem.is_address(data_dir):
+        return command(data_dir)
+    there = shlex.quote(f"{os.fspath(data_dir)}/")
+    return f"{command(_HERE)} && gcloud storage cp --recursive {_HERE}/{base} {there}"
+
+
 def start_again(folder: str | os.PathLike) -> str:
     """What to do about a damaged data set: the next run prepares it, or says how."""
-    return f"remove it with `rm -r {shlex.quote(os.fspath(folder))}` and start again"
+    remove = "gcloud storage rm" if filesystem.is_address(folder) else "rm"
+    return f"remove it with `{remove} -r {shlex.quote(os.fspath(folder))}` and start again"

@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from multipath_jax import cli, filesystem
+from multipath_jax import cli, storage
 from multipath_jax.errors import UserError
 from multipath_jax.figures import (
     ablation,
@@ -116,13 +116,13 @@ def _figures(text: str) -> list[str]:
 # --- The figures ---------------------------------------------------------------------------------
 
 
-def _routes(subject: Subject, path: pathlib.Path) -> list[pathlib.Path]:
+def _routes(subject: Subject, path: pathlib.PurePath) -> list[pathlib.PurePath]:
     images, whats = zip(*subject.pictures, strict=True)
     routes.draw(path, routes.trace(subject.run, np.stack(images), whats, subject.names))
     return [path]
 
 
-def _maximize(subject: Subject, path: pathlib.Path) -> list[pathlib.Path]:
+def _maximize(subject: Subject, path: pathlib.PurePath) -> list[pathlib.PurePath]:
     ascent = maximize.Ascent(steps=subject.flags.steps, seed=subject.flags.seed)
     made = maximize.synthesize(subject.run, subject.gates, subject.shape, ascent)
     found = maximize.maxima(subject.observation, subject.gates, made)
@@ -130,7 +130,7 @@ def _maximize(subject: Subject, path: pathlib.Path) -> list[pathlib.Path]:
     return [path]
 
 
-def _histograms(subject: Subject, path: pathlib.Path) -> list[pathlib.Path]:
+def _histograms(subject: Subject, path: pathlib.PurePath) -> list[pathlib.PurePath]:
     found = histograms.histograms(
         subject.observation, subject.test.labels, subject.names, subject.gates, subject.classes(4)
     )
@@ -138,30 +138,30 @@ def _histograms(subject: Subject, path: pathlib.Path) -> list[pathlib.Path]:
     return [path]
 
 
-def _weights(subject: Subject, path: pathlib.Path) -> list[pathlib.Path]:
+def _weights(subject: Subject, path: pathlib.PurePath) -> list[pathlib.PurePath]:
     found = weights.layer_weights(subject.run, subject.layers, subject.shape, subject.flags.seed)
     weights.draw(path, found)
     return [path, _json(path, [weights.summary(layer) for layer in found])]
 
 
-def _tradeoff(subject: Subject, path: pathlib.Path) -> list[pathlib.Path]:
+def _tradeoff(subject: Subject, path: pathlib.PurePath) -> list[pathlib.PurePath]:
     plot.draw(path, report.points(Ledger(subject.flags.results).lines()))
     return [path]
 
 
-def _classes(subject: Subject, path: pathlib.Path) -> list[pathlib.Path]:
+def _classes(subject: Subject, path: pathlib.PurePath) -> list[pathlib.PurePath]:
     classes.draw(path, classes.class_means(subject.observation, subject.test.labels, subject.names))
     return [path]
 
 
-def _clusters(subject: Subject, path: pathlib.Path) -> list[pathlib.Path]:
+def _clusters(subject: Subject, path: pathlib.PurePath) -> list[pathlib.PurePath]:
     labels = subject.test.labels
     found = clusters.clusters(subject.observation, labels, subject.flags.seed)
     clusters.draw(path, found, labels, subject.names, subject.classes(7))
     return [path, _json(path, [clusters.summary(one) for one in found])]
 
 
-def _ablation(subject: Subject, path: pathlib.Path) -> list[pathlib.Path]:
+def _ablation(subject: Subject, path: pathlib.PurePath) -> list[pathlib.PurePath]:
     outcomes = ablation.ablate(
         subject.run,
         subject.test.images,
@@ -174,7 +174,7 @@ def _ablation(subject: Subject, path: pathlib.Path) -> list[pathlib.Path]:
     return [path, _json(path, [dataclasses.asdict(outcome) for outcome in outcomes])]
 
 
-def _page(subject: Subject, figures: Iterable[str]) -> pathlib.Path:
+def _page(subject: Subject, figures: Iterable[str]) -> pathlib.PurePath:
     """Writes the page, with the figures just drawn."""
     path = subject.folder / page.PAGE_FILE
     explored = None
@@ -186,15 +186,15 @@ def _page(subject: Subject, figures: Iterable[str]) -> pathlib.Path:
     return path
 
 
-def _json(picture: pathlib.Path, numbers: Any) -> pathlib.Path:
+def _json(picture: pathlib.PurePath, numbers: Any) -> pathlib.PurePath:
     """Writes the numbers behind a picture beside it."""
     path = picture.with_suffix(".json")
-    with filesystem.replacing(path) as new:
+    with storage.replacing(path) as new:
         new.write_text(json.dumps(numbers, indent=2) + "\n")
     return path
 
 
-Draw = Callable[[Subject, pathlib.Path], list[pathlib.Path]]
+Draw = Callable[[Subject, pathlib.PurePath], list[pathlib.PurePath]]
 
 FIGURES: dict[str, Draw] = {
     "routes": _routes,

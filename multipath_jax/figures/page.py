@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 from multipath_jax.data.datasets import evaluated
 from multipath_jax.figures import explorer
 from multipath_jax.figures.explorer import Explored
-from multipath_jax.filesystem import replacing
 from multipath_jax.models.complexity import complexity
 from multipath_jax.runs import LoadedRun
+from multipath_jax.storage import read, replacing
 from multipath_jax.training.progress import duration
 from multipath_jax.training.writers import SPLITS, read_metrics, seconds_of
 
@@ -44,7 +44,7 @@ def write_page(
     path: str | os.PathLike,
     run: LoadedRun,
     explored: Explored | None,
-    figures: Iterable[pathlib.Path],
+    figures: Iterable[pathlib.PurePath],
     count: int = IMAGES,
 ) -> None:
     """Writes the page; replaces an older one.
@@ -159,10 +159,10 @@ def _number(key: str) -> int:
     return int(key.rpartition("_")[2])
 
 
-def _figure(path: pathlib.Path) -> dict[str, str]:
+def _figure(path: pathlib.PurePath) -> dict[str, str]:
     """A PNG with its title."""
     title = TITLES.get(path.stem, path.stem)
-    return {"title": title, "source": explorer.data_url("image/png", path.read_bytes())}
+    return {"title": title, "source": explorer.data_url("image/png", read(path))}
 
 
 def _web(name: str) -> str:

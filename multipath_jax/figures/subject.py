@@ -33,7 +33,7 @@ class Subject:
     flags: argparse.Namespace
 
     @cached_property
-    def folder(self) -> pathlib.Path:
+    def folder(self) -> pathlib.PurePath:
         """Where the figures go; made."""
         return filesystem.output_folder("--out", self.flags.out or self.run.workdir / "figures")
 

@@ -1,18 +1,16 @@
 """Checkpoints in a workdir: the two latest and the best, written while training goes on."""
 
 import contextlib
-import fcntl
-import glob
 import json
 import os
 import re
 import shutil
-import socket
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
 from functools import partial
-from typing import Any, NamedTuple, TextIO, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -24,18 +22,18 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import args as ocp_args
 from orbax.checkpoint import checkpoint_managers as policies
 
-from multipath_jax import filesystem
+from multipath_jax import filesystem, storage
 from multipath_jax.data.description import Description, differences, read_description, to_json
 from multipath_jax.errors import Failure, UserError
 from multipath_jax.training import config as config_lib
-from multipath_jax.training import processes
+from multipath_jax.training import processes, progress
+from multipath_jax.training.devices import replicated
 from multipath_jax.training.fingerprint import fingerprint
 from multipath_jax.training.state import TrainState
 from multipath_jax.training.step import Carry
 
 CONFIG_FILE = "config.json"
 DATASET_FILE = "dataset.json"
-LOCK_FILE = ".lock"
 FOLDER = "checkpoints"
 DAMAGED = "damaged"
 EARLIER = "earlier"  # what a restart puts aside
@@ -74,13 +72,6 @@ class WritingFailed(Failure):
     """A checkpoint could not be written, for want of room or rights; those before it are whole."""
 
 
-class Folder(epath.gpath.PosixGPath):
-    """A path whose characters are its own: etils reads ``[x]`` in it as a pattern, in `glob`."""
-
-    def glob(self, pattern: str) -> Iterator["Folder"]:
-        return map(Folder, epath.Path(glob.escape(os.fspath(self))).glob(pattern))
-
-
 class Checkpoints:
     """The checkpoints of one workdir.
 
@@ -89,26 +80,40 @@ class Checkpoints:
     since the last log, and what the average is of), and ``record``: the test error, the numbers of
     all arrays by which damage is seen (`fingerprint`), and the settings of JAX. A checkpoint is
     written beside its place and renamed when complete: a run that is killed leaves either the whole
-    of it or nothing.
+    of it or nothing. Those in a bucket are copied from and to a folder of this machine
+    (`storage.Copied`).
     """
 
     def __init__(self, workdir: epath.PathLike, read_only: bool = False):
-        """Opens the folder; creates it unless ``read_only``."""
+        """Opens the folder; creates it unless ``read_only``. Raises OSError."""
         self._failed = self._proven = False
-        self._folder = Folder(filesystem.path("workdir", workdir)) / FOLDER
+        self._workdir = filesystem.path("workdir", workdir)
+        first = processes.is_first()
+        self._copy = storage.working_copy(self._workdir / FOLDER, first, read_only)
+        self._folder = self._copy.folder  # where Orbax works
+        if not read_only:
+            processes.wait_for_all("made the folder of the checkpoints")
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_Preserved(self),
-            create=not read_only,
+            create=False,
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
+            multiprocessing_options=_together() if self._copy.shared else _each_alone(),
         )
         handlers = {name: ocp.PyTreeCheckpointHandler() for name in ("weights", "training")}
         handlers[RECORD] = ocp.JsonCheckpointHandler(filename=RECORD_FILE)
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
+        self._uploading = futures.ThreadPoolExecutor(1)
+        self._uploaded: futures.Future | None = None
         self._errors: dict[int, float | None] = {}  # in percent; None where it was not measured
         for step in self.steps:
             with contextlib.suppress(Unreadable):
                 self._errors[step] = self._record(step)["error"]
+
+    @property
+    def _place(self) -> epath.Path:
+        """What to say of where they are."""
+        return self._workdir / FOLDER
 
     @property
     def steps(self) -> list[int]:
@@ -156,9 +161,11 @@ class Checkpoints:
         """
         if step == self.latest:
             return
+        self.wait()
         items = _items(carry)
         settings = {name: getattr(jax.config, name) for name in SETTINGS}
         record = {"error": error, "fingerprint": _numbers(items), "settings": settings}
+        items = items if self._copy.shared else _whole_arrays(items)
         args = ocp_args.Composite(
             **{name: ocp_args.PyTreeSave(item) for name, item in items.items()},
             **{RECORD: ocp_args.JsonSave({"record": record, "crc32": _crc32(record)})},
@@ -167,9 +174,15 @@ class Checkpoints:
         with self._failing():
             self._check_room(carry)
             self._manager.save(step, args=args, force=True)
+        self._uploaded = self._uploading.submit(self._finish)
         if not self._proven:
             self.wait()
             self._prove(step)
+
+    def _finish(self) -> None:
+        """In a thread of its own: until all is written, and where it belongs."""
+        self._manager.wait_until_finished()
+        self._copy.publish()
 
     def _prove(self, step: int) -> None:
         """That what was written can be found again: not so on every file system."""
@@ -178,7 +191,7 @@ class Checkpoints:
                 self._saved(step)
         except Unreadable as error:
             self._failed = True
-            raise WritingFailed(f"{error}, though it was just written to {self._folder}") from error
+            raise WritingFailed(f"{error}, though it was just written to {self._place}") from error
         self._proven = True
 
     def restore(self, like: Carry, step: int) -> Carry:
@@ -193,6 +206,8 @@ class Checkpoints:
         self._check_fit(_flat(items), step, RANDOM)
         args = {name: _restore_args(item) for name, item in items.items()}
         with self._reading(step, *GARBLED):
+            for name in items:
+                self._copy.fetch(step, name)
             found = self._manager.restore(step, args=ocp_args.Composite(**args))
             carry = _whole(like, found["weights"], found["training"])
             self._check_numbers(_items(carry), step)
@@ -217,14 +232,14 @@ class Checkpoints:
             said = [f"{damage}; going back to the one before" for damage in damages.values()]
             if damages:
                 said.append(f"what is damaged is now in {self._put_aside(damages)}")
-            return carry, [*said, f"resuming at step {step} of {self._folder.parent}"]
-        workdir = self._folder.parent
+            return carry, [*said, f"resuming at step {step} of {self._workdir}"]
+        workdir = self._workdir
         if damages:
             raise UserError(
                 f"{', '.join(map(str, damages.values()))}, and {workdir} has no other; "
                 "--restart moves them aside and begins afresh"
             )
-        if _names(workdir / DAMAGED):
+        if storage.names(workdir / DAMAGED):
             raise UserError(
                 f"{workdir} has damaged checkpoints, in {workdir / DAMAGED}, and no others; "
                 "--restart moves them aside and begins afresh"
@@ -232,11 +247,11 @@ class Checkpoints:
         return None, []
 
     def _put_aside(self, steps: Mapping[int, Damaged]) -> epath.Path:
-        aside = self._folder.parent / DAMAGED
+        aside = self._workdir / DAMAGED
         if processes.is_first():
-            aside.mkdir(exist_ok=True)
-            for step in steps:
-                (self._folder / str(step)).rename(unused(aside / str(step)))
+            storage.make(aside)
+        for step in steps:
+            self._copy.put_aside(step, unused(aside / str(step)))
         processes.wait_for_all("put aside")
         self._manager.reload()
         return aside
@@ -254,7 +269,7 @@ class Checkpoints:
         steps = {str(step): step for step in self.steps}
         if str(which) not in steps:
             raise UserError(
-                f"{self._folder.parent} has no checkpoint {which!r}; choose best, latest or "
+                f"{self._workdir} has no checkpoint {which!r}; choose best, latest or "
                 f"{' or '.join(steps)}"
             )
         return steps[str(which)]
@@ -274,6 +289,7 @@ class Checkpoints:
         self._check_fit(_flat({"weights": like}), step)
         args = ocp_args.Composite(weights=_restore_args(like, partial_restore=True))
         with self._reading(step, *GARBLED):
+            self._copy.fetch(step, "weights")
             found = {"weights": self._manager.restore(step, args=args)["weights"]}
             self._check_numbers(found, step)
         return found["weights"]
@@ -307,7 +323,7 @@ class Checkpoints:
             lines = [*others.values(), *arrays]
             more = f", and {len(lines) - 3} more differ" if len(lines) > 3 else ""
             raise UserError(
-                f"the checkpoint of step {step} in {self._folder} does not fit this run: "
+                f"the checkpoint of step {step} in {self._place} does not fit this run: "
                 f"{', '.join(lines[:3])}{more}; go on with the settings and the version of this "
                 "program that wrote it, or use another workdir"
             )
@@ -338,8 +354,6 @@ class Checkpoints:
     def _check_access(self, step: int) -> None:
         """Raises Unreadable if a file may not be read, of which Orbax says that it is not there."""
         folder = os.fspath(self._folder / str(step))
-        if "://" in folder:
-            return
         with self._reading(step, FileNotFoundError):
             for path, _, files in os.walk(folder, onerror=_raise):
                 for name in files:
@@ -367,18 +381,21 @@ class Checkpoints:
     def wait(self) -> None:
         """Returns when all is written. Raises WritingFailed."""
         with self._failing():
-            self._manager.wait_until_finished()
+            if self._uploaded:
+                self._uploaded.result()
 
     def close(self) -> None:
         """Waits until all is written. Raises WritingFailed, unless something did before."""
-        if not self._failed:
-            self.wait()
-            self._manager.close()
+        try:
+            if not self._failed:
+                self.wait()
+                self._manager.close()
+        finally:
+            self._uploading.shutdown()
+            self._copy.close()
 
     def _check_room(self, carry: Carry) -> None:
         """Before it is begun: what runs out of room in the middle ends in noise."""
-        if "://" in os.fspath(self._folder):
-            return
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(carry)) + MARGIN
         free = shutil.disk_usage(self._folder).free
         if free < needed:
@@ -389,12 +406,15 @@ class Checkpoints:
         """Orbax writes in other threads, and tells of what went wrong at the next occasion."""
         try:
             yield
+        except Failure:
+            self._failed = True
+            raise
         except Exception as error:  # of many types, with the reason somewhere in the text
             self._failed = True
             reason = re.search(r"(No space left on device|Permission denied)[^\[\n]*", str(error))
             reason = reason[0] if reason else (str(error).splitlines() or [""])[0][:300]
             raise WritingFailed(
-                f"a checkpoint could not be written to {self._folder} ({reason}); those before it "
+                f"a checkpoint could not be written to {self._place} ({reason}); those before it "
                 "are whole, and the same command goes on from them"
             ) from error
 
@@ -409,6 +429,30 @@ class _Preserved(policies.PreservationPolicy):
         steps = [info.step for info in checkpoints]
         kept = self._checkpoints.kept(steps)
         return [step in kept for step in steps]
+
+
+def _together() -> ocp.options.MultiprocessingOptions:
+    """All processes write one checkpoint, each its own part of it."""
+    return ocp.options.MultiprocessingOptions()
+
+
+def _each_alone() -> ocp.options.MultiprocessingOptions:
+    """Each process writes checkpoints of its own, and waits for no other."""
+    if jax.process_count() == 1:
+        return _together()
+    own = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process_{own}"
+    )
+
+
+def _whole_arrays(items: dict[str, PyTree]) -> dict[str, PyTree]:
+    """All of every array on this process, which may have but a part of it."""
+    if jax.process_count() == 1:
+        return items
+    mesh = jax.tree.leaves(items)[0].sharding.mesh
+    found = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(items)
+    return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), found)
 
 
 def _items(carry: Carry) -> dict[str, PyTree]:
@@ -476,21 +520,15 @@ def _restore_args(like: PyTree, **options) -> ocp_args.PyTreeRestore:
     return ocp_args.PyTreeRestore(item=like, restore_args=where, **options)
 
 
-def _names(folder: epath.Path) -> list[str]:
-    """Of what lies in a folder; none if there is none."""
-    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-
-
 def steps_in(workdir: epath.PathLike) -> list[int]:
     """The steps of a workdir's checkpoints, whatever may be wrong with them."""
-    folder = epath.Path(workdir) / FOLDER
-    return sorted(int(name) for name in _names(folder) if name.isdecimal())
+    return storage.steps(epath.Path(workdir) / FOLDER)
 
 
 def unused(path: epath.Path) -> epath.Path:
     """The path, or with ``_2``, ``_3`` and so on at its end the first that is not there."""
     number, free = 1, path
-    while free.exists():
+    while storage.exists(free):
         number += 1
         free = path.with_name(f"{path.name}_{number}")
     return free
@@ -507,10 +545,10 @@ def move_aside(workdir: epath.Path, names: Sequence[str]) -> list[str]:
     """
     said = []
     if processes.is_first():
-        there, aside = sorted({*names} & {*_names(workdir)}), unused(workdir / EARLIER)
+        there, aside = sorted({*names} & {*storage.names(workdir)}), unused(workdir / EARLIER)
         for name in there:
-            aside.mkdir(exist_ok=True)
-            (workdir / name).rename(aside / name)
+            storage.make(aside)
+            storage.move(workdir / name, aside / name)
             said = [f"beginning afresh; what was here is now in {aside}"]
     processes.wait_for_all("move aside")
     return said
@@ -531,11 +569,11 @@ def check_workdir(workdir: epath.Path, config: ConfigDict, restart: bool = False
         raise UserError(
             f"workdir {workdir} has a backslash, which checkpoints take for a slash; use another"
         )
-    if workdir.exists() and not workdir.is_dir():
+    if storage.is_file(workdir):
         raise UserError(f"workdir {workdir} is no folder")
     if restart:
         return
-    if not path.exists():
+    if not storage.exists(path):
         if steps_in(workdir):
             raise UserError(f"workdir {workdir} has checkpoints but no {CONFIG_FILE}; use another")
         return
@@ -560,7 +598,7 @@ def check_data(workdir: epath.Path, description: Description) -> list[str]:
     path = workdir / DATASET_FILE
     # Asked in this order: the first of several processes may be writing both, one after the other.
     trained = steps_in(workdir)
-    if not path.exists() and not trained:
+    if not storage.exists(path) and not trained:
         return []
     found = differences(read_description(path), description)
     tested = found.pop("test", None)
@@ -574,10 +612,7 @@ def check_data(workdir: epath.Path, description: Description) -> list[str]:
 
 @contextlib.contextmanager
 def claimed(workdir: epath.Path) -> Iterator[None]:
-    """The workdir, made if need be, for this run alone.
-
-    The claim is a lock on the file ``.lock``, which the system drops when its process ends, however
-    that may be. Folders in buckets, which know no locks, are not claimed.
+    """The workdir, made if need be, for this run alone; see `storage.claimed`.
 
     Raises:
       UserError: another run has it, or it cannot be written.
@@ -585,34 +620,8 @@ def claimed(workdir: epath.Path) -> Iterator[None]:
     if not processes.is_first():
         yield
         return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        local = "://" not in os.fspath(workdir)
-        lock = open(workdir / LOCK_FILE, "a+") if local else None  # noqa: SIM115
-    except OSError as error:
-        raise UserError(f"workdir {workdir} cannot be written ({error.strerror})") from error
-    try:
-        if lock:
-            _lock(lock, workdir)
+    with storage.claimed(workdir, progress.say):
         yield
-    finally:
-        if lock:
-            lock.close()
-
-
-def _lock(lock: TextIO, workdir: epath.Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.seek(0)
-        owner = lock.read().strip() or "another process"
-        raise UserError(
-            f"workdir {workdir} is in use by {owner}; end that run first, or use another workdir"
-        ) from error
-    lock.seek(0)
-    lock.truncate()
-    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    lock.flush()
 
 
 def write_config(workdir: epath.Path, config: ConfigDict) -> None:
@@ -627,7 +636,7 @@ def write_config(workdir: epath.Path, config: ConfigDict) -> None:
 def write_description(workdir: epath.Path, description: Description) -> None:
     """Stores beside the checkpoints what a run is trained on, as `write_config` does; once."""
     path = workdir / DATASET_FILE
-    if not path.exists():
+    if not storage.exists(path):
         _write(path, to_json(description))
 
 
@@ -635,11 +644,11 @@ def _write(path: epath.Path, text: str) -> None:
     if not processes.is_first():
         return
     try:
-        new = path.with_suffix(".new")
-        new.write_text(text)
-        new.replace(path)
+        storage.write(path, text.encode())
     except OSError as error:
-        raise UserError(f"workdir {path.parent} cannot be written ({error.strerror})") from error
+        raise UserError(
+            f"workdir {path.parent} cannot be written ({filesystem.reason(error)})"
+        ) from error
 
 
 # Starting from another run's weights
@@ -745,9 +754,9 @@ def open_existing(workdir: epath.PathLike) -> Checkpoints:
                 if not steps_in(workdir):
                     break
                 return Checkpoints(workdir, read_only=True)
-        trials = [name for name in _names(workdir) if steps_in(workdir / name)]
+        trials = [name for name in storage.names(workdir) if steps_in(workdir / name)]
     except OSError as error:
-        raise UserError(f"{workdir} cannot be read ({error.strerror or error})") from error
+        raise UserError(f"{workdir} cannot be read ({filesystem.reason(error)})") from error
     hint = f"; its trials do: {', '.join(trials)}" if trials else ""
     raise UserError(f"{workdir} has no checkpoint{hint}")
 

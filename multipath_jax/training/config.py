@@ -8,7 +8,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from multipath_jax import filesystem
+from multipath_jax import filesystem, storage
 from multipath_jax.errors import UserError
 from multipath_jax.names import nearest
 from multipath_jax.training.schedule import parse_duration, parse_durations, parse_window
@@ -169,7 +169,7 @@ def read_config(path: epath.PathLike) -> ConfigDict:
     """
     config = default_config()
     try:
-        stored = json.loads(epath.Path(path).read_text())
+        stored = json.loads(storage.read(path))
         config.update_from_flattened_dict(flatten(stored))
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no config of this program ({error})") from error

@@ -19,7 +19,7 @@ from multipath_jax.training import curves, processes, progress
 from multipath_jax.training.parts import Parts
 from multipath_jax.training.profiler import Profiler
 from multipath_jax.training.step import Carry
-from multipath_jax.training.writers import DROPPED_FILE, METRICS_FILE, Log
+from multipath_jax.training.writers import DROPPED_FILE, METRICS_FILE, TEXT_FILE, Log
 
 # What a run writes into its workdir, but for the traces and TensorBoard's files, which have names
 # of their own each time.
@@ -30,6 +30,7 @@ WRITTEN = (
     ckpt.DATASET_FILE,
     METRICS_FILE,
     DROPPED_FILE,
+    TEXT_FILE,
     curves.CURVES_FILE,
 )
 SECONDS_A_CALL = 1.0  # how often a run looks up: at the clock, the progress bar, a wish to stop
@@ -94,7 +95,7 @@ def start_run(
         said += ckpt.check_data(workdir, parts.description)
         with contextlib.closing(ckpt.Checkpoints(workdir)) as checkpoints:
             run = Run(parts, config, workdir, checkpoints, name)
-            with contextlib.closing(run.log):
+            with run.log:
                 for line in (*said, *run.origin):
                     run.log.say(line)
                 yield run

@@ -1,9 +1,11 @@
 """Where measurements go: metrics.jsonl, the progress line, TensorBoard."""
 
+import contextlib
 import importlib.util
 import json
 import math
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -13,14 +15,15 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from multipath_jax import jsonl
+from multipath_jax import jsonl, storage
 from multipath_jax.data.datasets import HELD_OUT, TEST
-from multipath_jax.errors import UserError
+from multipath_jax.errors import Failure, UserError
 from multipath_jax.training import processes, progress
 from multipath_jax.training.schedule import Plan
 
 METRICS_FILE = "metrics.jsonl"
 DROPPED_FILE = "metrics.dropped.jsonl"
+TEXT_FILE = "train.log"
 TENSORBOARD_NEEDS = ("tensorflow", "tensorboard")  # clu's writer; the one does not bring the other
 
 # What is evaluated, by how the names of its metrics begin (`Dataset.evaluated`).
@@ -56,18 +59,14 @@ class MetricsFile:
             (kept if line and line["step"] <= last_step else dropped).append(text + b"\n")
         self.dropped = len(dropped)
         if dropped:
-            with open(workdir / DROPPED_FILE, "ab") as file:
-                file.writelines(dropped)
-        new = path.with_suffix(".new")
-        new.write_bytes(b"".join(kept))
-        os.replace(new, path)
-        self._file = open(path, "a")  # noqa: SIM115  (open as long as the run)
+            storage.append(workdir / DROPPED_FILE, b"".join(dropped))
+        storage.write(path, b"".join(kept))
+        self._file = storage.Growing(path)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Appends a line; it outlives this process once this returns. Not finite: null."""
         finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
         self._file.write(json.dumps({"step": step, **finite}) + "\n")
-        self._file.flush()
 
     def close(self) -> None:
         self._file.close()
@@ -80,7 +79,7 @@ def read_metrics(workdir: epath.Path) -> list[dict]:
 
 
 def _read(path: epath.Path) -> bytes:
-    return path.read_bytes() if path.exists() else b""
+    return storage.read(path) if storage.exists(path) else b""
 
 
 def _is_measured(line: dict[str, Any]) -> bool:
@@ -128,7 +127,8 @@ class TensorBoard:
 class Log:
     """All of these for one run: a live bar on a terminal, plain lines in a log file.
 
-    Of several processes the first alone writes and prints.
+    What it prints is in the workdir's ``train.log`` too, with the time, over all sittings. Of
+    several processes the first alone writes and prints. A context, which is closed in the end.
     """
 
     def __init__(
@@ -138,9 +138,11 @@ class Log:
         self._name = name
         self._plan, self._batch_size = plan, config.batch_size
         self._first = processes.is_first()
-        self._writers = ()
+        self._writers, self._text = (), None
         dropped = 0
         if self._first:
+            self._text = storage.Growing(workdir / TEXT_FILE)
+            self._note(f"process {os.getpid()} on {socket.gethostname()}")
             tensorboard, metrics = (
                 TensorBoard(workdir, config.tensorboard),
                 MetricsFile(workdir, step),
@@ -212,15 +214,32 @@ class Log:
 
     def say(self, text: str) -> None:
         """Prints lines, above the bar if there is one."""
-        text = f"{self._name}: {text}" if self._name else text
         if not self._first:
             return
+        self._note(text)
+        text = f"{self._name}: {text}" if self._name else text
         if self._bar.disable:
             progress.say(text)
         else:
             self._bar.write(text)
 
+    def _note(self, text: str) -> None:
+        """Adds lines to ``train.log``."""
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        self._text.write("".join(f"{now}  {line}\n" for line in text.splitlines()))
+
     def close(self) -> None:
         self._bar.close()
-        for writer in self._writers:
-            writer.close()
+        for writer in (*self._writers, self._text):
+            if writer:
+                writer.close()
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
+        """Notes the error that ends the run, if one does."""
+        if error is not None and self._first:
+            with contextlib.suppress(OSError, Failure):  # which may be of the same cause
+                self._note(f"ended by {type(error).__name__}: {error}")
+        self.close()

@@ -164,7 +164,7 @@ def test_a_network_without_routers_has_what_it_can_have(unrouted, capsys):
         (["--out=FILE/figures"], "cannot be written"),
         (["--out=/proc"], "--out: /proc cannot be written"),
         (["--out=dangling"], "is a link to gone, which is not there"),
-        (["--out=gs://b/figures"], "only paths on this machine"),
+        (["--out=hf://b/figures"], "no access to hf://"),
         (["--images=~nobody_here/x.png"], "no such home folder"),
         (["--frames=3"], "unrecognized arguments"),
     ],

@@ -9,6 +9,7 @@ from damage import contents, flip
 from etils import epath
 from orbax.checkpoint import CheckpointManager
 
+from multipath_jax import storage
 from multipath_jax.errors import UserError
 from multipath_jax.training import checkpoints as ckpt
 from multipath_jax.training.config import default_config
@@ -259,7 +260,7 @@ def test_a_first_checkpoint_that_cannot_be_found_again_is_an_error_at_once(
     parts, workdir, monkeypatch
 ):
     """Orbax keeps silent when it finds no parts of a checkpoint to put together."""
-    monkeypatch.setattr(ckpt.Folder, "glob", lambda *_: iter(()))
+    monkeypatch.setattr(storage.Folder, "glob", lambda *_: iter(()))
     checkpoints = ckpt.Checkpoints(workdir)
     with pytest.raises(ckpt.WritingFailed, match=r"step 1 is damaged .*it was just written to"):
         checkpoints.save(1, parts.fresh_carry(0), error=None)

@@ -19,6 +19,7 @@ from damage import contents, empty, files, flip, remove, truncate
 from etils import epath
 from workdirs import final, lines
 
+from multipath_jax import storage
 from multipath_jax.errors import UserError
 from multipath_jax.trainer import train
 from multipath_jax.training import checkpoints as ckpt
@@ -92,7 +93,7 @@ def test_a_run_begins_afresh_only_if_it_is_told_to(data_dir, workdir, stopped, w
     train(recipe(data_dir), workdir, restart=True)
     assert "beginning afresh; what was here is now in" in capsys.readouterr().out
     after = contents(workdir)
-    lock = workdir / ckpt.LOCK_FILE
+    lock = workdir / storage.LOCK_FILE
     for path, content in before.items():
         moved = workdir / ckpt.EARLIER / path.relative_to(workdir)
         assert path == lock or after[moved] == content

@@ -16,7 +16,7 @@ from workdirs import lines
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "data"))
 import photos
 
-from multipath_jax import main
+from multipath_jax import main, storage
 from multipath_jax.errors import UserError
 from multipath_jax.runs import load_run
 from multipath_jax.trainer import train
@@ -81,7 +81,7 @@ def trained(run, folder, workdir):
 def kept(workdir):
     """All that the run wrote, by name; the lock says who asked last."""
     paths = pathlib.Path(workdir).rglob("*")
-    return {p: p.read_bytes() for p in paths if p.is_file() and p.name != ckpt.LOCK_FILE}
+    return {p: p.read_bytes() for p in paths if p.is_file() and p.name != storage.LOCK_FILE}
 
 
 def one_more_class(folder):
