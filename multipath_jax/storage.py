@@ -247,8 +247,8 @@ class InPlace:
         if first and not read_only:
             make(folder)
 
-    def fetch(self, step: int, item: str) -> None:
-        """All of an item of a checkpoint is in ``folder`` once this returns. Raises OSError."""
+    def fetch(self, step: int) -> None:
+        """All of a checkpoint is in ``folder`` once this returns. Raises OSError."""
 
     def publish(self) -> None:
         """What is in ``folder`` is where it belongs once this returns. Raises OSError."""
@@ -289,10 +289,9 @@ class Copied:
             if NUMBERS not in name.split("/")[:-1]
         )
 
-    def fetch(self, step: int, item: str) -> None:
+    def fetch(self, step: int) -> None:
         """As `InPlace.fetch`."""
-        names = (name for name in self._known.get(step, ()) if name.startswith(f"{item}/"))
-        self._download(f"{step}/{name}" for name in names)
+        self._download(f"{step}/{name}" for name in self._known.get(step, ()))
 
     def _download(self, names: Iterator[str]) -> None:
         missing = [name for name in names if not (self.folder / name).exists()]
@@ -579,13 +578,16 @@ def _files_in(folder: str | os.PathLike) -> list[str]:
 
 
 def _marker_last(found: list[str]) -> list[str]:
-    return sorted(found, key=lambda name: (os.path.basename(name) == MARKER, name))
+    """Sorted so; the items of a checkpoint have such objects too, which come before its own."""
+    return sorted(
+        found, key=lambda name: (os.path.basename(name) == MARKER, -name.count("/"), name)
+    )
 
 
 def _upload(files: fsspec.AbstractFileSystem, folder: str, found: list[str], key: str) -> None:
     """Uploads these files of a folder; the marker, when the others are seen to be there."""
-    others = [name for name in found if os.path.basename(name) != MARKER]
-    for part in (others, found[len(others) :]):
+    last = found[-1:] if MARKER in found else []
+    for part in (found[: len(found) - len(last)], last):
         if not part:
             continue
         files.put([f"{folder}/{name}" for name in part], [f"{key}/{name}" for name in part])

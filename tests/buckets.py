@@ -5,8 +5,10 @@ to, an object is there whole or not at all, and a client keeps the lists that it
 is told not to.
 """
 
+import contextlib
 import os
 import pathlib
+import sys
 import tempfile
 from urllib.parse import quote, unquote
 
@@ -115,6 +117,18 @@ class Buckets(fsspec.AbstractFileSystem):
         if mode not in ("rb", "wb"):
             raise NotImplementedError(f"objects are not opened with {mode!r}")
         return Object(self, path, mode, block_size or 2**20)
+
+
+@contextlib.contextmanager
+def registered():
+    """Within, this process takes them for the real services."""
+    register()
+    try:
+        yield
+    finally:
+        for kind in Buckets.protocol:
+            del sys.modules["fsspec.registry"]._registry[kind]
+        Buckets.clear_instance_cache()
 
 
 def register():

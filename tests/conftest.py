@@ -75,6 +75,18 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """The address of an empty bucket, for this process and those that it starts."""
+    import buckets
+
+    folder = tmp_path / "buckets"
+    (folder / "bucket").mkdir(parents=True)
+    monkeypatch.setenv(buckets.ROOT, str(folder))
+    with buckets.registered():
+        yield "gs://bucket"
+
+
+@pytest.fixture
 def x64():
     """Float64 for one test: derivatives are compared to 1e-10 there."""
     with jax.enable_x64(True):

@@ -206,8 +206,6 @@ class Checkpoints:
         self._check_fit(_flat(items), step, RANDOM)
         args = {name: _restore_args(item) for name, item in items.items()}
         with self._reading(step, *GARBLED):
-            for name in items:
-                self._copy.fetch(step, name)
             found = self._manager.restore(step, args=ocp_args.Composite(**args))
             carry = _whole(like, found["weights"], found["training"])
             self._check_numbers(_items(carry), step)
@@ -289,7 +287,6 @@ class Checkpoints:
         self._check_fit(_flat({"weights": like}), step)
         args = ocp_args.Composite(weights=_restore_args(like, partial_restore=True))
         with self._reading(step, *GARBLED):
-            self._copy.fetch(step, "weights")
             found = {"weights": self._manager.restore(step, args=args)["weights"]}
             self._check_numbers(found, step)
         return found["weights"]
@@ -330,6 +327,8 @@ class Checkpoints:
 
     def _saved(self, step: int) -> dict[str, PyTree]:
         """The shapes of all that was saved, as trees of dicts and lists. Raises Unreadable."""
+        with self._reading(step):
+            self._copy.fetch(step)
         self._check_access(step)
         names = self._record(step)["fingerprint"].keys()
         # Small text files, whose readers stumble in many ways over what was not written so.

@@ -1,15 +1,23 @@
 """Several processes, on one host or many, that train one network through JAX's own runtime."""
 
+import os
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import jax
 import numpy as np
+from jax._src import cloud_tpu_init  # whether this is a TPU VM, as JAX itself asks
 from jax.experimental import multihost_utils
 
 from multipath_jax.errors import UserError
 
 OFF, AUTO = "off", "auto"
+TOGETHER, MARGIN = 300, 60  # seconds in which all processes have to come; JAX waits longer
+# The port of process 0 on TPU VMs. The firewall rule that Google makes for them opens 8476, JAX's
+# own port until 0.8.0; since then JAX takes 8482, and the others wait in vain (jax issue 35905).
+TPU_PORT = "8476"
 
 
 def initialize(distributed: str, process_id: int | None, num_processes: int | None) -> None:
@@ -21,7 +29,8 @@ def initialize(distributed: str, process_id: int | None, num_processes: int | No
       process_id, num_processes: with an address.
 
     Raises:
-      UserError: the flags do not fit together, or the others cannot be reached.
+      UserError: the flags do not fit together, or the others cannot be reached. Where they are
+        not there within `TOGETHER` seconds, this process ends with a line that says so.
     """
     numbered = process_id is not None or num_processes is not None
     if distributed in (OFF, AUTO):
@@ -40,14 +49,41 @@ def initialize(distributed: str, process_id: int | None, num_processes: int | No
             "coordinator_address": distributed,
             "process_id": process_id,
             "num_processes": num_processes,
+            # Within srun or mpirun JAX would look for devices of its own choice besides.
+            "cluster_detection_method": "deactivate",
         }
     if distributed == OFF:
         return
+    if distributed == AUTO and cloud_tpu_init.running_in_cloud_tpu_vm:
+        os.environ.setdefault("JAX_COORDINATOR_PORT", TPU_PORT)
+    watch = threading.Timer(TOGETHER, _give_up, [distributed, num_processes])
+    watch.daemon = True
+    watch.start()
     try:
-        jax.distributed.initialize(**arguments)
+        jax.distributed.initialize(**arguments, initialization_timeout=TOGETHER + MARGIN)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--distributed={distributed} fails: {reason}") from error
+    finally:
+        watch.cancel()
+
+
+def _give_up(distributed: str, num_processes: int | None) -> None:
+    """Ends this process with what to look at. JAX's own end would be an abort with a C++ stack."""
+    if distributed == AUTO:
+        wanted, port = "the same command runs on every host", "JAX_COORDINATOR_PORT"
+        port += f"={os.environ[port]}" if port in os.environ else ""
+    else:
+        wanted = f"all {num_processes} run, each with a --process_id of its own"
+        port = f"port {distributed.rpartition(':')[2]}"
+    print(
+        f"error: --distributed={distributed}: the processes did not come together within "
+        f"{TOGETHER} s; check that {wanted}, and that no firewall keeps them from {port} of the "
+        "first",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(2)
 
 
 def is_first() -> bool:

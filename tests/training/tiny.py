@@ -1,7 +1,8 @@
 """A routed network small enough to train whole runs in tests.
 
-As a program it is `multipath_jax.main` with that network in place of every other; SECONDS_A_STEP
-in its environment slows it down, so that a signal finds it in the middle.
+As a program it is `multipath_jax.main` with that network in place of every other. In its
+environment SECONDS_A_STEP slows it down, so that a signal finds it in the middle; BUCKETS names the
+folder of `buckets`, and CLAIM the seconds of claims there.
 """
 
 import os
@@ -65,8 +66,14 @@ def slow_down(seconds):
 
 
 if __name__ == "__main__":
-    from multipath_jax import main
+    from multipath_jax import main, storage
 
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    import buckets
+
+    buckets.register()
+    if claim := os.environ.get("CLAIM"):
+        storage.RENEWAL, storage.STALE, storage.SETTLING = map(float, claim.split())
     parts.create_model = create_model
     if seconds := os.environ.get("SECONDS_A_STEP"):
         slow_down(float(seconds))

@@ -1,0 +1,91 @@
+"""A run in a bucket, and all that one does with it afterwards."""
+
+import json
+import os
+import pathlib
+
+import numpy as np
+import pytest
+import tiny
+from buckets import Buckets
+from workdirs import assert_same_end
+
+from multipath_jax import export, filesystem, storage
+from multipath_jax.figures import __main__ as figures
+from multipath_jax.runs import load_run
+from multipath_jax.training import checkpoints as ckpt
+from multipath_jax.training import loop
+
+pytestmark = pytest.mark.usefixtures("tiny_model")
+CHANGES = {"train_for": "6 steps", "schedule.drops": "", "checkpoint_every": "2 steps"}
+
+
+@pytest.fixture
+def run(bucket, data_dir):
+    workdir = f"{bucket}/run"
+    loop.train(tiny.tiny_config(data_dir, **CHANGES), workdir)
+    return workdir
+
+
+def local_copy(address, folder):
+    Buckets(use_listings_cache=False).get(f"{address}/", f"{folder}/", recursive=True)
+    return folder
+
+
+def test_it_goes_on_restarts_and_is_evaluated(bucket, data_dir, tmp_path, capsys):
+    config, workdir = tiny.tiny_config(data_dir, **CHANGES), f"{bucket}/run"
+    looked = iter([False, True])
+    assert loop.train(config, workdir, should_stop=lambda: next(looked)).step < 6
+    loop.train(config, workdir)
+    assert f"of {workdir}" in capsys.readouterr().out.partition("resuming at step")[2]
+    loop.train(config, tmp_path / "whole")
+    before = local_copy(workdir, tmp_path / "before")
+    assert_same_end(before, tmp_path / "whole")
+
+    loop.train(config, workdir, restart=True)
+    assert f"what was here is now in {workdir}/earlier" in capsys.readouterr().out
+    after = local_copy(workdir, tmp_path / "after")
+    assert_same_end(after, before)
+    assert_same_end(after / "earlier", before)
+    assert {*os.listdir(after)} == {*os.listdir(before), "earlier"}
+    assert {*os.listdir(after / "earlier")} == {*os.listdir(before)}
+    here, there = load_run(tmp_path / "whole"), load_run(workdir)
+    assert here.evaluate() == there.evaluate()
+
+
+def test_what_comes_after_reads_from_there(run, tmp_path, capsys):
+    out = tmp_path / "exported.jax"
+    assert export.main([f"--workdir={run}", f"--out={out}"]) == 0
+    assert out.stat().st_size > 0
+    figures.main([f"--workdir={run}", "--limit=40", "--only=routes,classes", "--html"])
+    assert f"wrote {run}/figures/routes.png" in capsys.readouterr().out
+    assert storage.read(f"{run}/figures/routes.png").startswith(b"\x89PNG")
+    assert b"data:image/png" in storage.read(f"{run}/figures/report.html")
+
+
+def test_a_damaged_checkpoint_is_put_aside_in_the_bucket(run, data_dir, capsys):
+    config = tiny.tiny_config(data_dir, **CHANGES | {"train_for": "6 steps"})
+    newest = storage.steps(f"{run}/checkpoints")[-1]
+    folder = f"{run}/checkpoints/{newest}"
+    record = json.loads(storage.read(f"{folder}/record/record.json"))
+    storage.write(f"{folder}/record/record.json", json.dumps(record | {"crc32": 0}).encode())
+    loop.train(config, run)
+    said = capsys.readouterr().out
+    assert f"the checkpoint of step {newest} is damaged" in said
+    assert storage.names(f"{run}/damaged") == [str(newest)]
+    assert storage.steps(f"{run}/checkpoints")[-1] == newest  # made anew
+
+
+def test_what_is_not_whole_is_no_checkpoint_and_goes(run, data_dir):
+    steps = storage.steps(f"{run}/checkpoints")
+    storage.write(f"{run}/checkpoints/5/weights/manifest.ocdbt", b"half of it")
+    assert storage.steps(f"{run}/checkpoints") == steps
+    with ckpt.claimed(filesystem.path("workdir", run)):
+        found = ckpt.Checkpoints(run)
+        assert found.steps == steps
+        folder = pathlib.Path(found._folder)
+        (step := folder / str(steps[0])).rename(folder.parent / f"{folder.name}.gone")
+        found._copy.publish()
+        found.close()
+    np.testing.assert_array_equal(storage.names(f"{run}/checkpoints"), [*map(str, steps[1:])])
+    assert not step.exists()
