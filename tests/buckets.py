@@ -6,10 +6,13 @@ is told not to.
 """
 
 import contextlib
+import http.server
 import os
 import pathlib
+import re
 import sys
 import tempfile
+import threading
 from urllib.parse import quote, unquote
 
 import fsspec
@@ -136,3 +139,52 @@ def register():
     if ROOT in os.environ:
         for kind in Buckets.protocol:
             fsspec.register_implementation(kind, Buckets, clobber=True)
+
+
+def upload(folder, address):
+    """Copies the files of a folder into a bucket."""
+    files = Buckets()
+    for path in map(pathlib.Path, pathlib.Path(folder).rglob("*")):
+        if path.is_file():
+            files.put_file(path, f"{address}/{path.relative_to(folder)}")
+
+
+class _Downloads(http.server.BaseHTTPRequestHandler):
+    """The one request of Google's JSON interface that readers of records make."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        asked = re.fullmatch(r"/storage/v1/b/([^/]+)/o/([^/?]+)\?alt=media", self.path)
+        file = asked and pathlib.Path(os.environ[ROOT], asked[1], quote(unquote(asked[2]), safe=""))
+        if not file or not file.is_file():
+            self.send_error(404)
+            return
+        content = file.read_bytes()
+        first, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")
+        start = int(first) if first else max(0, len(content) - int(last))
+        end = int(last) + 1 if first and last else len(content)
+        part = content[start:end]
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {start}-{start + len(part) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        self.wfile.write(part)
+
+    def handle(self):
+        with contextlib.suppress(ConnectionError):  # of a reader that has what it wants
+            super().handle()
+
+    def log_message(self, *_):
+        pass
+
+
+@contextlib.contextmanager
+def downloads():
+    """The address of a service from which libraries in C++ download objects."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Downloads) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()

@@ -9,6 +9,7 @@ from buckets import Buckets
 from workdirs import assert_same_end
 
 from multipath_jax import storage
+from multipath_jax.training import writers
 
 # Claims are renewed, taken for dead and settled in so many seconds; programs compiled once are kept
 # where other runs keep them.
@@ -38,7 +39,8 @@ def test_kills_change_nothing(program, bucket, tmp_path, kind, kills):
     Buckets(use_listings_cache=False).get(f"{workdir}/", f"{tmp_path}/killed/", recursive=True)
     found = tmp_path / "killed"
     assert_same_end(found, tmp_path / "whole")
-    assert {*os.listdir(found)} == {*os.listdir(tmp_path / "whole")} - {storage.LOCK_FILE}
+    names = {*os.listdir(tmp_path / "whole")} - {storage.LOCK_FILE}
+    assert {*os.listdir(found)} - {writers.DROPPED_FILE} == names
     text = (found / "train.log").read_text()
     assert text.count("  process ") == len(kills) + 1  # all sittings
     assert "step 24/24" in text

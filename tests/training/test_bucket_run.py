@@ -4,13 +4,14 @@ import json
 import os
 import pathlib
 
+import buckets
 import numpy as np
 import pytest
 import tiny
-from buckets import Buckets
+from PIL import Image
 from workdirs import assert_same_end
 
-from multipath_jax import export, filesystem, storage
+from multipath_jax import export, filesystem, predict, storage
 from multipath_jax.figures import __main__ as figures
 from multipath_jax.runs import load_run
 from multipath_jax.training import checkpoints as ckpt
@@ -28,7 +29,7 @@ def run(bucket, data_dir):
 
 
 def local_copy(address, folder):
-    Buckets(use_listings_cache=False).get(f"{address}/", f"{folder}/", recursive=True)
+    buckets.Buckets(use_listings_cache=False).get(f"{address}/", f"{folder}/", recursive=True)
     return folder
 
 
@@ -53,10 +54,18 @@ def test_it_goes_on_restarts_and_is_evaluated(bucket, data_dir, tmp_path, capsys
     assert here.evaluate() == there.evaluate()
 
 
-def test_what_comes_after_reads_from_there(run, tmp_path, capsys):
+def test_what_comes_after_reads_from_there(bucket, digits_run, tmp_path, capsys):
+    buckets.upload(digits_run, run := f"{bucket}/run")
     out = tmp_path / "exported.jax"
     assert export.main([f"--workdir={run}", f"--out={out}"]) == 0
     assert out.stat().st_size > 0
+    picture = tmp_path / "seven.png"
+    Image.fromarray(np.full((8, 8), 128, np.uint8)).save(picture)
+    answers = []
+    for workdir in (run, digits_run):
+        assert predict.main([f"--workdir={workdir}", "--json", str(picture)]) == 0
+        answers.append(capsys.readouterr().out.splitlines()[-1])
+    assert answers[0] == answers[1]
     figures.main([f"--workdir={run}", "--limit=40", "--only=routes,classes", "--html"])
     assert f"wrote {run}/figures/routes.png" in capsys.readouterr().out
     assert storage.read(f"{run}/figures/routes.png").startswith(b"\x89PNG")
