@@ -240,7 +240,7 @@ def _folders(parent: epath.Path) -> list[str]:
     return sorted(name for name in names if not name.startswith("incomplete."))
 
 
-def _prepare_command(name: str, data_dir: epath.Path) -> str:
+def _prepare_command(name: str, data_dir: str | os.PathLike) -> str:
     install = "" if _has_tensorflow() else "pip install tensorflow && "
     return f"{install}python -c {shlex.quote(_preparation(name, data_dir))}"
 
