@@ -127,7 +127,7 @@ def _prepare_with_tensorflow(name: str, data_dir: epath.Path) -> None:
     subprocess.run(command, env=env, check=False)
 
 
-def _preparation(name: str, data_dir: os.PathLike) -> str:
+def _preparation(name: str, data_dir: str | os.PathLike) -> str:
     """The Python statements that download and prepare a data set of TFDS."""
     name, folder = json.dumps(name), json.dumps(os.fspath(data_dir))  # in double quotes
     return (

@@ -17,12 +17,11 @@ from multipath_jax.runs import load_run
 from multipath_jax.training import checkpoints as ckpt
 from multipath_jax.training import loop
 
-pytestmark = pytest.mark.usefixtures("tiny_model")
 CHANGES = {"train_for": "6 steps", "schedule.drops": "", "checkpoint_every": "2 steps"}
 
 
 @pytest.fixture
-def run(bucket, data_dir):
+def run(bucket, data_dir, tiny_model):
     workdir = f"{bucket}/run"
     loop.train(tiny.tiny_config(data_dir, **CHANGES), workdir)
     return workdir
@@ -33,6 +32,7 @@ def local_copy(address, folder):
     return folder
 
 
+@pytest.mark.usefixtures("tiny_model")
 def test_it_goes_on_restarts_and_is_evaluated(bucket, data_dir, tmp_path, capsys):
     config, workdir = tiny.tiny_config(data_dir, **CHANGES), f"{bucket}/run"
     looked = iter([False, True])
