@@ -269,7 +269,7 @@ class Copied:
     deletes by a third library, each with credentials, retries and lists of its own; to s3:// and
     others it cannot write at all. So it writes to this machine, as it does for local runs, and a
     checkpoint that is whole there is uploaded as whole objects, its `MARKER` the last. Of several
-    processes each works in a folder of its own, and the first uploads.
+    processes each reads in a folder of its own, and the first writes.
 
     Small files of all checkpoints are downloaded at once, the numbers when they are asked for.
     """

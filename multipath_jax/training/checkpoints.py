@@ -91,18 +91,27 @@ class Checkpoints:
         first = processes.is_first()
         self._copy = storage.working_copy(self._workdir / FOLDER, first, read_only)
         self._folder = self._copy.folder  # where Orbax works
+        # Processes that do not share that folder read each for itself, and the first alone writes.
+        self._saves = self._copy.shared or first
+        together = ocp.options.MultiprocessingOptions() if self._copy.shared else _alone()
         if not read_only:
             processes.wait_for_all("made the folder of the checkpoints")
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_Preserved(self),
             create=False,
-            read_only=read_only,
-            cleanup_tmp_directories=not read_only,
-            multiprocessing_options=_together() if self._copy.shared else _each_alone(),
+            read_only=read_only or not self._saves,
+            cleanup_tmp_directories=not read_only and self._saves,
+            multiprocessing_options=together,
         )
-        handlers = {name: ocp.PyTreeCheckpointHandler() for name in ("weights", "training")}
-        handlers[RECORD] = ocp.JsonCheckpointHandler(filename=RECORD_FILE)
+        handlers = {
+            name: ocp.PyTreeCheckpointHandler(multiprocessing_options=together)
+            for name in ("weights", "training")
+        }
+        handlers[RECORD] = ocp.JsonCheckpointHandler(
+            filename=RECORD_FILE, multiprocessing_options=together
+        )
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
+        self._newest = self.latest  # the same for all processes, whichever of them saves
         self._uploading = futures.ThreadPoolExecutor(1)
         self._uploaded: futures.Future | None = None
         self._errors: dict[int, float | None] = {}  # in percent; None where it was not measured
@@ -159,8 +168,9 @@ class Checkpoints:
         Raises:
           WritingFailed: this one or the one before could not be written.
         """
-        if step == self.latest:
+        if step == self._newest:
             return
+        self._newest = step
         self.wait()
         items = _items(carry)
         settings = {name: getattr(jax.config, name) for name in SETTINGS}
@@ -171,6 +181,8 @@ class Checkpoints:
             **{RECORD: ocp_args.JsonSave({"record": record, "crc32": _crc32(record)})},
         )
         self._errors[step] = error
+        if not self._saves:
+            return
         with self._failing():
             self._check_room(carry)
             self._manager.save(step, args=args, force=True)
@@ -252,6 +264,7 @@ class Checkpoints:
             self._copy.put_aside(step, unused(aside / str(step)))
         processes.wait_for_all("put aside")
         self._manager.reload()
+        self._newest = self.latest
         return aside
 
     def find(self, which: str | int) -> int:
@@ -430,15 +443,10 @@ class _Preserved(policies.PreservationPolicy):
         return [step in kept for step in steps]
 
 
-def _together() -> ocp.options.MultiprocessingOptions:
-    """All processes write one checkpoint, each its own part of it."""
-    return ocp.options.MultiprocessingOptions()
-
-
-def _each_alone() -> ocp.options.MultiprocessingOptions:
-    """Each process writes checkpoints of its own, and waits for no other."""
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """This process reads or writes by itself, and waits for no other."""
     if jax.process_count() == 1:
-        return _together()
+        return ocp.options.MultiprocessingOptions()
     own = jax.process_index()
     return ocp.options.MultiprocessingOptions(
         primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process_{own}"

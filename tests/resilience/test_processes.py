@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -9,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from buckets import Buckets
 from runs import ROOT, Program
 from workdirs import lines, saved
 
@@ -83,6 +85,19 @@ def test_several_processes_are_one_run(together, one, tmp_path, count):
         assert status == 0
         assert "step 4/12" not in said
         assert "wrote" not in said
+
+
+def test_several_processes_are_one_run_in_a_bucket(together, one, bucket, tmp_path):
+    """Killed in the middle, and gone on from; the first writes, all read."""
+    runs = together(f"{bucket}/run", 2, log_every="1 step", seconds_a_step=0.3)
+    runs[0].wait_for("step 9/12")
+    for run in runs:
+        run.process.kill()
+    assert [run.end()[0] for run in runs] == [-signal.SIGKILL] * 2
+    said = ended(together(f"{bucket}/run", 2))
+    assert re.search(r"resuming at step [48] of gs://bucket/run", said)
+    Buckets(use_listings_cache=False).get(f"{bucket}/run/", f"{tmp_path}/run/", recursive=True)
+    assert_close(tmp_path / "run", one)
 
 
 @pytest.mark.slow
