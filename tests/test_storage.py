@@ -2,8 +2,11 @@
 
 import fcntl
 import json
+import os
+import pathlib
 import time
 
+import buckets
 import fsspec
 import pytest
 from etils import epath
@@ -45,11 +48,19 @@ def test_files_and_folders_move(folder):
     for name in ("b/1.txt", "b/c/2.txt"):
         storage.make((folder / name).parent)
         storage.write(folder / name, name.encode())
+    assert storage.names(folder / "b") == ["1.txt", "c"]
     storage.make(folder / "d")
     storage.move(folder / "b", folder / "d" / "b")
     storage.move(folder / "d" / "b" / "1.txt", folder / "1.txt")
     assert storage.names(folder) == ["1.txt", "d"]
     assert storage.read(folder / "d" / "b" / "c" / "2.txt") == b"b/c/2.txt"
+
+
+def test_what_others_write_is_seen(bucket):
+    storage.write(f"{bucket}/run/1", b"")
+    assert storage.names(f"{bucket}/run") == ["1"]
+    (pathlib.Path(os.environ[buckets.ROOT]) / "bucket" / "run%2F2").touch()
+    assert storage.names(f"{bucket}/run") == ["1", "2"]
 
 
 def test_whole_files_and_filled_folders_arrive(folder):

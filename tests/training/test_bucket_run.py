@@ -85,7 +85,7 @@ def test_a_damaged_checkpoint_is_put_aside_in_the_bucket(run, data_dir, capsys):
     assert storage.steps(f"{run}/checkpoints")[-1] == newest  # made anew
 
 
-def test_what_is_not_whole_is_no_checkpoint_and_goes(run, data_dir):
+def test_what_is_not_whole_is_no_checkpoint_and_goes(run, tmp_path):
     steps = storage.steps(f"{run}/checkpoints")
     storage.write(f"{run}/checkpoints/5/weights/manifest.ocdbt", b"half of it")
     assert storage.steps(f"{run}/checkpoints") == steps
@@ -93,7 +93,7 @@ def test_what_is_not_whole_is_no_checkpoint_and_goes(run, data_dir):
         found = ckpt.Checkpoints(run)
         assert found.steps == steps
         folder = pathlib.Path(found._folder)
-        (step := folder / str(steps[0])).rename(folder.parent / f"{folder.name}.gone")
+        (step := folder / str(steps[0])).rename(tmp_path / "gone")
         found._copy.publish()
         found.close()
     np.testing.assert_array_equal(storage.names(f"{run}/checkpoints"), [*map(str, steps[1:])])

@@ -55,13 +55,24 @@ def cache_settings():
 
 @pytest.mark.usefixtures("cache_settings")
 def test_the_compilation_cache_is_in_the_users_folder(monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    devices.enable_compilation_cache("auto")
+    devices.enable_compilation_cache("auto", "runs/a")
     assert jax.config.jax_compilation_cache_dir == "/somewhere/multipath_jax/xla"
     devices.enable_compilation_cache("/elsewhere")
     assert jax.config.jax_compilation_cache_dir == "/elsewhere"
     devices.enable_compilation_cache("")
     assert jax.config.jax_compilation_cache_dir is None
+
+
+@pytest.mark.usefixtures("cache_settings", "bucket")
+def test_the_compilation_cache_of_a_run_in_a_bucket_is_there(monkeypatch, tmp_path):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    devices.enable_compilation_cache("auto", "gs://bucket/run/")
+    assert jax.config.jax_compilation_cache_dir == "gs://bucket/run/xla_cache"
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    devices.enable_compilation_cache("auto", "gs://bucket/run/")
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path)
 
 
 @pytest.mark.parametrize(
