@@ -110,7 +110,8 @@ def test_every_runnable_module_ends_so():
         text = path.read_text()
         if '__name__ == "__main__"' in text and path.name != "worker.py":
             ending = text.partition('__name__ == "__main__"')[2]
-            assert re.search(r"\b(cli\.run|recipe\.run)\(main|^    run\(\)$", ending, re.M), path
+            begun = r"\b(cli|config_flags)\.run\(main|^    run\(\)$"
+            assert re.search(begun, ending, re.MULTILINE), path
 
 
 # Paths

@@ -410,7 +410,7 @@ def test_jax_hessian_works():
 @cases
 def test_forward_mode_alone_is_refused(case):
     layer, _, arguments = case("float32", 2, 3)
-    with pytest.raises(TypeError, match=r"forward-mode .* use custom_vjp=False .* cross_connect"):
+    with pytest.raises(TypeError, match=r"forward-mode .* use custom_vjp=False .*cross_connect"):
         jax.jvp(layer, arguments, arguments)
 
 

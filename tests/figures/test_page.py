@@ -73,7 +73,7 @@ def as_run(trained, workdir):
     config.model.name, config.dataset.name = "Tiny", "<noise>"
     shape, none = (8, 8, 2), Examples(0, "")
     description = Description(
-        "noise", CLASSES, shape, shape, subjects.MEAN, subjects.STD, none, none
+        "noise", CLASSES, shape, shape, "uint8", subjects.MEAN, subjects.STD, none, none
     )
     lines = (json.dumps(measured(epoch)) + "\n" for epoch in range(1, 5))
     (workdir / METRICS_FILE).write_text("".join(lines))

@@ -14,8 +14,8 @@ from workdirs import assert_same_end
 from multipath_jax import export, filesystem, predict, storage
 from multipath_jax.figures import __main__ as figures
 from multipath_jax.runs import load_run
+from multipath_jax.trainer import train
 from multipath_jax.training import checkpoints as ckpt
-from multipath_jax.training import loop
 
 CHANGES = {"train_for": "6 steps", "schedule.drops": "", "checkpoint_every": "2 steps"}
 
@@ -23,7 +23,7 @@ CHANGES = {"train_for": "6 steps", "schedule.drops": "", "checkpoint_every": "2 
 @pytest.fixture
 def run(bucket, data_dir, tiny_model):
     workdir = f"{bucket}/run"
-    loop.train(tiny.tiny_config(data_dir, **CHANGES), workdir)
+    train(tiny.tiny_config(data_dir, **CHANGES), workdir)
     return workdir
 
 
@@ -36,14 +36,14 @@ def local_copy(address, folder):
 def test_it_goes_on_restarts_and_is_evaluated(bucket, data_dir, tmp_path, capsys):
     config, workdir = tiny.tiny_config(data_dir, **CHANGES), f"{bucket}/run"
     looked = iter([False, True])
-    assert loop.train(config, workdir, should_stop=lambda: next(looked)).step < 6
-    loop.train(config, workdir)
+    assert train(config, workdir, should_stop=lambda: next(looked)).step < 6
+    train(config, workdir)
     assert f"of {workdir}" in capsys.readouterr().out.partition("resuming at step")[2]
-    loop.train(config, tmp_path / "whole")
+    train(config, tmp_path / "whole")
     before = local_copy(workdir, tmp_path / "before")
     assert_same_end(before, tmp_path / "whole")
 
-    loop.train(config, workdir, restart=True)
+    train(config, workdir, restart=True)
     assert f"what was here is now in {workdir}/earlier" in capsys.readouterr().out
     after = local_copy(workdir, tmp_path / "after")
     assert_same_end(after, before)
@@ -78,7 +78,7 @@ def test_a_damaged_checkpoint_is_put_aside_in_the_bucket(run, data_dir, capsys):
     folder = f"{run}/checkpoints/{newest}"
     record = json.loads(storage.read(f"{folder}/record/record.json"))
     storage.write(f"{folder}/record/record.json", json.dumps(record | {"crc32": 0}).encode())
-    loop.train(config, run)
+    train(config, run)
     said = capsys.readouterr().out
     assert f"the checkpoint of step {newest} is damaged" in said
     assert storage.names(f"{run}/damaged") == [str(newest)]

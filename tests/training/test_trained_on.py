@@ -215,7 +215,7 @@ def test_the_program_says_that_it_evaluates_other_images(
     config = None if where == "mine" else recipe(tmp_path / where)
     for flag, value in {"WORKDIR": os.fspath(trained), "CHECKPOINT": "best"}.items():
         monkeypatch.setattr(main, flag, types.SimpleNamespace(value=value))
-    monkeypatch.setattr(main.recipe, "CONFIG", types.SimpleNamespace(value=config))
+    monkeypatch.setattr(main.config_flags, "CONFIG", types.SimpleNamespace(value=config))
     assert main._evaluate() == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"best checkpoint of {trained}, step 4, {tmp_path / where} test split"
