@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from multipath_jax import recipes
 from multipath_jax.models import paper
 from multipath_jax.reproduce import curves, plot, protocol, report
 from multipath_jax.reproduce.ledger import Line
-from multipath_jax import recipes
 
 TRADEOFF, ERRORS = "tradeoff.png", "errors.png"
 CAPTIONS = {
