@@ -14,7 +14,7 @@ from multipath_jax.errors import UserError
 from multipath_jax.models.adapter import adapt
 from multipath_jax.training import checkpoints as ckpt
 from multipath_jax.training.config import OWN
-from multipath_jax.training.loop import Result, go, never, say_what_was_found, start_run
+from multipath_jax.training.loop import Result, never, run_steps, say_what_was_found, start_run
 from multipath_jax.training.losses import LossFn
 from multipath_jax.training.parts import Hook, Parts
 from multipath_jax.training.schedule import parse_duration
@@ -104,7 +104,7 @@ class Trainer:
             overview = parameter_overview.get_parameter_overview
             run.log.say(overview(run.carry.state.params, include_stats=False))
             begun = run.step
-            go([run], should_stop, until=end)
+            run_steps(run, should_stop, until=end)
             if begun < run.step == end < plan.total:
                 run.stop()
                 run.measure()

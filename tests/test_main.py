@@ -138,7 +138,6 @@ VALUES = {
     "seed=-1": "from 0 to 4294967295",
     "dtype=float16": "none of auto, float32, bfloat16",
     "dispatch=scan": "none of auto, loop, step",
-    "side_by_side=yes": "none of auto, on, off",
     "tensorboard=yes": "none of auto, on, off",
     "profile=5": "write '100-110'",
     "profile=1-99999": "reaches past the",

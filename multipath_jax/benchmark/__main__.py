@@ -44,7 +44,6 @@ PARTS: dict[str, Part] = {  # what says most comes first
     "overhead": networks.OVERHEAD,
     "execution": networks.EXECUTION,
     "loop": loop.LOOP,
-    "trials": networks.TRIALS,
     "paths": networks.PATHS,
     "backward": routers.BACKWARD,
     "first_step": loop.FIRST_STEP,

@@ -20,7 +20,7 @@ from multipath_jax.benchmark.steps import BATCHES, CompiledStep
 from multipath_jax.benchmark.timing import Clock, Contestant, Times, spread
 from multipath_jax.training.config import default_config
 from multipath_jax.training.devices import split_batch
-from multipath_jax.training.loop import Run, go, never, start_run
+from multipath_jax.training.loop import Run, never, run_steps, start_run
 from multipath_jax.training.parts import Parts
 from multipath_jax.training.step import Batch
 
@@ -126,7 +126,7 @@ def _take_turns(
     with quiet, start_run(Parts(config), config, workdir) as run:
         rounds = 5 if settings.quick else settings.rounds
         turns = TurnTaking(lambda: run.step, _bare_step(run.parts), rounds)
-        go([run], turns)
+        run_steps(run, turns)
         times = turns.times()
         seconds = 2.0 if settings.quick else 10.0  # more than it takes to write one
         steps = math.ceil(1e3 * seconds / times.milliseconds("loop"))
@@ -144,7 +144,7 @@ def _lost_to_a_checkpoint(run: Run, steps: int, clock: Clock = time.perf_counter
         begun = clock()
         if saved:
             run.save(None)
-        go([run], never, until=run.step + steps)
+        run_steps(run, never, until=run.step + steps)
         taken.append(clock() - begun)
     run.checkpoints.wait()
     return taken[1] - taken[0]
@@ -157,9 +157,9 @@ def _bare_step(parts: Parts) -> CompiledStep:
         lambda array: jax.device_put(
             array[:count].reshape(BATCHES, -1, *array.shape[1:]), split_batch(parts.mesh, axis=1)
         ),
-        Batch(parts.data.images, parts.data.labels),
+        Batch(parts.dataset.train.images, parts.dataset.train.labels),
     )
-    dispatch = "loop" if parts.runner().loop else 1
+    dispatch = "loop" if parts.runner.loop else 1
     return CompiledStep(parts.train_step, parts.fresh_carry(0).state, batches, dispatch)
 
 

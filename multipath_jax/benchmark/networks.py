@@ -81,27 +81,6 @@ def _paths(settings: Settings, family: str) -> Iterator[Row]:
 # The step and its peak memory for a growing number of paths.
 PATHS = Part(lambda settings: settings.choose(("BaseCNN",), ("BaseCNN", "ResNet20")), _paths)
 
-TRIALS_TOGETHER = 3  # as many as the tables take the best of
-
-
-def _trials(settings: Settings, network: str) -> Iterator[Row]:
-    problem = settings.problem(network)
-    asked = {"together": (problem, {"trials": TRIALS_TOGETHER}), "one": (problem, {})}
-    steps = compiled(settings, asked)
-    times = settings.interleave(steps)
-    yield Row(
-        f"{network} batch {problem.batch}",
-        f"{TRIALS_TOGETHER} trials side by side / one after another",
-        times.ratio("together", "one", scale=1 / TRIALS_TOGETHER),
-        figures=_figures(times, steps),
-    )
-
-
-# The step of three trials in one program over three steps of one.
-TRIALS = Part(
-    lambda settings: settings.choose(("BaseCNN-2-CC",), ("BaseCNN-2-CC", "ResNet20-2-CC")), _trials
-)
-
 
 def _execution(settings: Settings, network: str) -> Iterator[Row]:
     problem, forms = settings.problem(network), get_args(Execution)

@@ -92,31 +92,13 @@ def training_step(model: nn.Module, problem: Problem) -> tuple[Callable, Step]:
     return create, make_train_step(model, optimizer, lambda state, images: images)
 
 
-def model_step(
-    model: nn.Module, problem: Problem, dispatch: Dispatch, trials: int | None = None
-) -> CompiledStep:
-    """The `training_step` of a network, compiled.
-
-    Args:
-      trials: so many networks, each from a seed of its own, side by side in one program.
-    """
+def model_step(model: nn.Module, problem: Problem, dispatch: Dispatch) -> CompiledStep:
+    """The `training_step` of a network, compiled."""
     create, step = training_step(model, problem)
     on_cpu = jax.default_backend() == "cpu"  # compiles what runs once in a third of the time
     create = jax.jit(create, compiler_options=_QUICKLY if on_cpu else None)
-    if trials is not None:
-        states = tuple(create(jnp.uint32(seed)) for seed in range(trials))
-        return CompiledStep(_of_each(step), states, random_batches(problem), dispatch)
     state = create(jnp.uint32(0))
     return CompiledStep(step, state, random_batches(problem), dispatch)
-
-
-def _of_each(step: Step) -> Callable:
-    """The step of several networks on one batch."""
-
-    def steps(states: tuple, batch: Batch) -> tuple:
-        return tuple(step(state, batch)[0] for state in states), None
-
-    return steps
 
 
 def make_model(problem: Problem, **options: Any) -> nn.Module:
@@ -129,7 +111,6 @@ def make_model(problem: Problem, **options: Any) -> nn.Module:
 def network_step(
     problem: Problem,
     routers: bool = True,
-    trials: int | None = None,
     dispatch: Dispatch | None = None,
     **options: Any,
 ) -> CompiledStep:
@@ -137,14 +118,13 @@ def network_step(
 
     Args:
       routers: False: the same paths without routers between them.
-      trials: so many side by side.
       dispatch: None: as a run would on this backend.
       **options: of the network, such as ``execution`` and ``custom_vjp``.
     """
     model = make_model(problem, **options)
     model = model if routers else without_routers(model)
     usual = 1 if jax.default_backend() == "cpu" else "loop"
-    return model_step(model, problem, dispatch or usual, trials)
+    return model_step(model, problem, dispatch or usual)
 
 
 def random_batches(problem: Problem) -> Batch:

@@ -33,7 +33,6 @@ FREE_KEYS = (
     "mesh.data",
     "mesh.path",
     "dispatch",
-    "side_by_side",
     "compilation_cache",
     "tensorboard",
 )
@@ -45,7 +44,6 @@ CHOICES = {
     "dataset.on_bad": ("stop", "replace"),
     "dtype": ("auto", "float32", "bfloat16"),
     "dispatch": ("auto", "loop", "step"),
-    "side_by_side": ("auto", "on", "off"),
     "tensorboard": ("auto", "on", "off"),
     "schedule.kind": ("step", "cosine", "linear"),
     "dataset.shift_mode": ("zeros", "reflect"),
@@ -137,7 +135,6 @@ def default_config() -> ConfigDict:
     config.mesh.data = -1  # devices that share a batch; -1: all that are left
     config.mesh.path = 1  # devices that share the paths
     config.dispatch = "auto"  # steps on the device: one a dispatch (step), many (loop), auto
-    config.side_by_side = "auto"  # whether trials share one program: on, off, auto
     config.compilation_cache = "auto"  # a folder; auto: in the user's cache folder; "": none
     return config.lock()
 

@@ -4,11 +4,10 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import jax
 from etils import epath
-from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from multipath_jax.cpu import convolutions_in_use
@@ -101,63 +100,51 @@ def start_run(
                 yield run
 
 
-def go(runs: Sequence["Run"], should_stop: Callable[[], bool], until: int | None = None) -> None:
+def run_steps(run: "Run", should_stop: Callable[[], bool], until: int | None = None) -> None:
     """Trains to the end, or to the step ``until``, or until asked to stop.
 
-    Args:
-      runs: of the same parts, at the same step; several are trained by one program. A checkpoint
-        is the last thing that each of them does, unless it is to go on.
+    A checkpoint is the last thing that it does, unless the run is to go on.
     """
-    parts, first = runs[0].parts, runs[0]
+    parts = run.parts
     end = parts.plan.total if until is None else until
-    if first.step == parts.plan.total:
-        for run in runs:
-            run.has_ended()
-    if first.step >= end:
+    if run.step == parts.plan.total:
+        run.has_ended()
+    if run.step >= end:
         return
     if said := convolutions_in_use():
-        first.log.say(said)
-    runner, pace = parts.runner(len(runs)), Pace()
-    cost = runner.compile(tuple(r.carry for r in runs), parts.data, tuple(r.order() for r in runs))
-    if cost:
-        first.log.say(f"compiled the training step: {cost}")
+        run.log.say(said)
+    runner, pace = parts.runner, Pace()
+    if cost := runner.compile(run.carry):
+        run.log.say(f"compiled the training step: {cost}")
     with (
-        contextlib.closing(runner),
-        Profiler(first.workdir, parts.plan.profile, first.log.say) as profiler,
+        contextlib.closing(parts.source),
+        Profiler(run.workdir, parts.plan.profile, run.log.say) as profiler,
     ):
-        profiler.at(first.step)
-        while first.step < end:
-            _advance(runs, pace, end)
-            profiler.at(first.step)
-            for run in runs:
-                run.hooks()
-            if first.step < end and processes.any_wishes(should_stop()):
-                for run in runs:
-                    run.stop()
+        profiler.at(run.step)
+        while run.step < end:
+            _advance(run, pace, end)
+            profiler.at(run.step)
+            run.hooks()
+            if run.step < end and processes.any_wishes(should_stop()):
+                run.stop()
                 return
 
 
-def _advance(runs: Sequence["Run"], pace: "Pace", end: int) -> None:
+def _advance(run: "Run", pace: "Pace", end: int) -> None:
     """About a second's worth of steps, no further than the next epoch or hook."""
     begun = time.monotonic()
-    parts, step = runs[0].parts, runs[0].step
+    parts, step = run.parts, run.step
     count = pace.steps(min(end, parts.plan.next_stop(step)) - step)
-    carries = tuple(run.carry for run in runs)
-    orders = tuple(run.order() for run in runs)
-    runner = parts.runner(len(runs))
-    replaced = runner.replaced
+    replaced = parts.source.replaced
     with (
         jax.profiler.StepTraceAnnotation("train", step_num=step),  # seen in a profile
         progress.at_work(f"step {step + 1}/{parts.plan.total}"),  # of large networks on a CPU
     ):
-        carries = runner(carries, parts.data, orders, count)
-        for run, carry in zip(runs, carries, strict=True):
-            run.take(carry, count)
-    runs[0].replaced += runner.replaced - replaced
+        run.take(parts.runner(run.carry, step, count), count)
+    run.replaced += parts.source.replaced - replaced
     seconds = time.monotonic() - begun
     pace.measured(count, seconds)
-    for run in runs:
-        run.log.advance(run.step, count, seconds, run.loss)
+    run.log.advance(run.step, count, seconds, run.loss)
 
 
 class Run:
@@ -185,7 +172,6 @@ class Run:
         self.test: dict[str, float] = {}
         best = checkpoints.best_error
         self._best_error = math.inf if best is None else best  # of the checkpoints
-        self._order: tuple[int, Array] | None = None  # of an epoch
         self.replaced = 0  # pictures that could not be read, since the last log
         self.log = Log(config, self.plan, workdir, self.step, name)
 
@@ -205,13 +191,6 @@ class Run:
             ]
             carry = carry._replace(state=state)
         return carry, lines
-
-    def order(self) -> Array:
-        """The order of the training split in this epoch (`Parts.draw_order`), drawn once."""
-        epoch = self.step // self.plan.steps_per_epoch
-        if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, self.parts.draw_order(self.carry.state.rng, epoch))
-        return self._order[1]
 
     def take(self, carry: Carry, count: int) -> None:
         """Goes on from what ``count`` more steps gave; waits for them.

@@ -8,21 +8,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from multipath_jax.data import (
     Dataset,
     Description,
     EncodedSplit,
-    ResidentData,
-    Split,
     batches_per_epoch,
     describe,
-    epoch_order,
     load_dataset,
     open_encoded,
-    place,
 )
 from multipath_jax.errors import UserError
 from multipath_jax.evaluation.evaluate import Evaluator, Views, make_evaluator
@@ -33,21 +28,11 @@ from multipath_jax.training.config import parse_options, validate
 from multipath_jax.training.losses import LossFn, make_loss_fn
 from multipath_jax.training.metrics import TrainMetrics, zeros_like
 from multipath_jax.training.optimizer import make_optimizer
-from multipath_jax.training.step import (
-    Batch,
-    Carry,
-    Runner,
-    counted,
-    make_prepare,
-    make_train_step,
-    resident_step,
-    side_by_side,
-)
-from multipath_jax.training.stream import LoaderRunner, StreamRunner
+from multipath_jax.training.sources import Encoded, Resident, Source, Streamed
+from multipath_jax.training.step import Batch, Carry, Runner, make_prepare, make_train_step
 
 # Called with the step and the metrics of a line of the log.
 Hook = Callable[[int, dict[str, float]], Any]
-AnyRunner = Runner | StreamRunner | LoaderRunner
 
 
 class Parts:
@@ -134,7 +119,6 @@ class Parts:
             accumulate=config.accumulate,
             unroll=devices.on_cpu(self.mesh),
         )
-        self._runners: dict[int, AnyRunner] = {}
 
     @cached_property
     def description(self) -> Description:
@@ -158,35 +142,20 @@ class Parts:
         return make_evaluator(self.placement, self.dataset, size, self.mesh, None, views, workers)
 
     @cached_property
-    def data(self) -> ResidentData | Split | EncodedSplit:
-        """The training split: on the devices or, if it is streamed, in host memory or encoded."""
-        train = self.dataset.train
-        on_host = self.encoded or self.config.dataset.streamed
-        return train if on_host else place(train, self.everywhere)
+    def source(self) -> Source:
+        """Of the training batches."""
+        train, size = self.dataset.train, self.config.batch_size
+        if self.encoded:
+            return Encoded(train, size, self.mesh, self.config.dataset.workers)
+        return (Streamed if self.config.dataset.streamed else Resident)(train, size, self.mesh)
 
-    def runner(self, trials: int = 1) -> AnyRunner:
-        """Runs many steps over `data`, of a tuple of so many runs side by side; made once."""
-        if trials not in self._runners:
-            self._runners[trials] = self._make_runner(trials)
-        return self._runners[trials]
-
-    def _make_runner(self, trials: int) -> AnyRunner:
-        split = devices.split_batch(self.mesh)
-        size, per_epoch = self.config.batch_size, self.plan.steps_per_epoch
-        where = (self.placement.sharding(self.abstract_carry),) * trials
-        if self.encoded or self.config.dataset.streamed:
-            step = counted(self.train_step)
-
-            def steps(carries, batches):
-                return tuple(map(step, carries, batches))
-
-            if self.encoded:
-                return LoaderRunner(steps, where, split, size, self.config.dataset.workers)
-            return StreamRunner(steps, where, split, size, per_epoch)
-        step = resident_step(self.train_step, size, per_epoch, split)
+    @cached_property
+    def runner(self) -> Runner:
+        """Runs many steps; compiled once, whatever runs it serves."""
+        where = self.placement.sharding(self.abstract_carry)
         auto = not devices.on_cpu(self.mesh)
         loop = {"loop": True, "step": False, "auto": auto}[self.config.dispatch]
-        return Runner(side_by_side(step), where, loop)
+        return Runner(self.train_step, self.source, where, loop)
 
     @cached_property
     def _create(self):
@@ -236,21 +205,6 @@ class Parts:
     @cached_property
     def _all_finite(self):
         return self._once(state.all_finite)
-
-    @cached_property
-    def draw_order(self) -> Callable[[Array, int], Array]:
-        """The order of the training split in an epoch, from a run's key and the epoch.
-
-        int32 ``[n]``; of a split that stays encoded, the seed ``[]`` of the orders of all epochs.
-        """
-
-        def draw(rng, epoch):
-            key = state.stream(rng, state.ORDER)
-            if self.encoded:
-                return jax.random.bits(key, dtype=jnp.uint32)
-            return epoch_order(key, epoch, self.train_size)
-
-        return jax.jit(draw, out_shardings=self.everywhere)
 
 
 def _read(config: ConfigDict) -> Dataset:

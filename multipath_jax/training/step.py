@@ -1,5 +1,6 @@
 """One training step, and many of them over data that lie on the device."""
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -7,14 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Sharding
 from jaxtyping import Array, Float, Int, Num, PyTree
 
 from multipath_jax.data import (
-    ResidentData,
     alternately_mirrored,
     augment,
-    batch_at,
     mix,
     normalize,
     random_crop,
@@ -176,88 +174,56 @@ def make_train_step(
     return train_step
 
 
-def counted(train_step: Step) -> Callable[[Carry, Batch], Carry]:
-    """The step of a carry: adds up the metrics."""
-
-    def step(carry: Carry, batch: Batch) -> Carry:
-        state, metrics = train_step(carry.state, batch)
-        return Carry(state, carry.metrics.merge(metrics))
-
-    return step
-
-
-def resident_step(
-    train_step: Step, batch_size: int, steps_per_epoch: int, sharding: Sharding
-) -> Callable[[Carry, ResidentData, Array], Carry]:
-    """The same step over resident data: cuts its batch from the epoch and adds up the metrics.
-
-    Args:
-      sharding: of a batch.
-    """
-
-    def step(carry: Carry, data: ResidentData, order: Int[Array, " n"]) -> Carry:
-        index = carry.state.step % steps_per_epoch
-        batch = Batch(*batch_at(data, order, index, batch_size))
-        batch = jax.lax.with_sharding_constraint(batch, sharding)
-        return counted(train_step)(carry, batch)
-
-    return step
-
-
-def side_by_side(step: Callable) -> Callable:
-    """The step of several runs over the same data: every carry with an order of its own."""
-
-    def steps(carries: tuple, data: ResidentData, orders: tuple) -> tuple:
-        return tuple(step(c, data, order) for c, order in zip(carries, orders, strict=True))
-
-    return steps
-
-
 class Runner:
     """Runs many steps of one epoch with one call, and donates the carry that it is given.
 
-    Where the program is compiled for an accelerator the steps are one dispatch, a loop on the
-    device whose length is an argument, so that one program serves every length and no result
-    depends on where a dispatch begins. On a CPU they are dispatched one by one, without waiting:
-    XLA compiles the weight gradient of a convolution inside a loop to naive code, 50 times slower
-    (its pass ConvCanonicalization looks at a module's entry computation only; jaxlib 0.10.2).
+    Where the program is compiled for an accelerator, steps over data on the devices are one
+    dispatch, a loop on the device whose length is an argument, so that one program serves every
+    length and no result depends on where a dispatch begins. Else they are dispatched one by one,
+    without waiting. On a CPU always: XLA compiles the weight gradient of a convolution inside a
+    loop to naive code, 50 times slower (its pass ConvCanonicalization looks at a module's entry
+    computation only; jaxlib 0.10.2).
     """
 
-    replaced = 0  # as in `stream.LoaderRunner`: resident data are whole
+    def __init__(self, train_step: Step, source: Any, sharding: PyTree, loop: bool):
+        """Nothing is compiled yet.
 
-    def __init__(self, step: Callable, sharding: PyTree, loop: bool):
-        """``sharding``: of the carry, or of each of its leaves."""
-        self.loop = loop
-        self.compiled = False
-        jitted = partial(jax.jit, donate_argnums=0, out_shardings=sharding)
-        if loop:
-
-            def many(carry, data, order, count):
-                return jax.lax.fori_loop(0, count, lambda _, c: step(c, data, order), carry)
-
-            self._function = jitted(many)
-        else:
-            self._function = jitted(step)
-
-    def compile(self, *args: PyTree) -> Cost | None:
-        """Compiles for arguments like these, ``(carry, data, order)``, without running.
-
-        None if that was done before.
+        Args:
+          train_step: as `make_train_step` gives it.
+          source: of the batches, a `sources.Source`.
+          sharding: of the carry, or of each of its leaves.
+          loop: whether many steps may be one dispatch.
         """
+        self.loop = loop and source.same_all_epoch
+        self.source = source
+        self.compiled = False
+
+        def one(carry: Carry, given: PyTree) -> Carry:
+            batch = source.batch(given, carry.state.step)
+            state, metrics = train_step(carry.state, batch)
+            return Carry(state, carry.metrics.merge(metrics))
+
+        def many(carry: Carry, given: PyTree, count: Int[Array, ""]) -> Carry:
+            return jax.lax.fori_loop(0, count, lambda _, c: one(c, given), carry)
+
+        function = many if self.loop else one
+        self._function = jax.jit(function, donate_argnums=0, out_shardings=sharding)
+
+    def compile(self, carry: Carry) -> Cost | None:
+        """Compiles for a carry like this, without running; None if that was done before."""
         if self.compiled:
             return None
         self.compiled = True
         count = (jnp.int32(0),) if self.loop else ()
-        self._function, cost = compiled(self._function, *args, *count)
+        self._function, cost = compiled(self._function, carry, self.source.like(), *count)
         return cost
 
-    def __call__(self, carry: PyTree, data: ResidentData, order: PyTree, count: int) -> PyTree:
-        """The carry (or those of several runs, see `side_by_side`) after ``count`` more steps."""
+    def __call__(self, carry: Carry, step: int, count: int) -> Carry:
+        """The carry after ``count`` more steps from ``step`` on, which are of one epoch."""
+        epoch, first = divmod(step, self.source.steps_per_epoch)
+        batches = self.source.batches(carry.state.rng, epoch, first)
         if self.loop:
-            return self._function(carry, data, order, jnp.int32(count))
-        for _ in range(count):
-            carry = self._function(carry, data, order)
+            return self._function(carry, next(batches), jnp.int32(count))
+        for given in itertools.islice(batches, count):
+            carry = self._function(carry, given)
         return carry
-
-    def close(self) -> None:
-        """Nothing runs between two calls."""

@@ -62,11 +62,10 @@ def main() -> None:
         parts_lib.create_model = lambda name, classes, **options: preactivation(classes)
     parts = Parts(config)
     carry = parts.fresh_carry(0)
-    order = parts.draw_order(carry.state.rng, 0)
-    runner = parts.runner()
-    runner.compile((carry,), parts.data, (order,))
+    runner = parts.runner
+    runner.compile(carry)
     program = runner._function.as_text()
-    (carry,) = runner((carry,), parts.data, (order,), STEPS)
+    carry = runner(carry, 0, STEPS)
     state, metrics = jax.device_get((carry.state, carry.metrics))
     # Momentum is the sum of the gradients: an error in one of them shows in it unscaled.
     found = {"params": state.params, "stats": state.collections, "momentum": momentum(state)}

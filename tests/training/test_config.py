@@ -60,7 +60,6 @@ def test_every_key_is_read_by_something():
         ("dataset.ten_crop", True, "needs dataset.crop"),
         ("dtype", "float16", "none of auto, float32, bfloat16"),
         ("dispatch", "scan", "none of"),
-        ("side_by_side", "yes", "none of"),
         ("trials", 0, "at least 1"),
         ("profile", "100", "write '100-110'"),
         ("profile", "110-100", "write '100-110'"),

@@ -5,11 +5,10 @@ import pathlib
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 import tiny
-from workdirs import assert_same_end, final, lines
+from workdirs import assert_same_end, lines
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "data"))
 import photos
@@ -20,7 +19,7 @@ from multipath_jax.trainer import train
 from multipath_jax.training import checkpoints as ckpt
 from multipath_jax.training import loop, trials
 from multipath_jax.training.parts import Parts
-from multipath_jax.training.stream import LoaderRunner
+from multipath_jax.training.sources import Encoded
 from multipath_jax.training.writers import METRICS_FILE
 
 TRAIN, TEST, BATCH, TOTAL = 42, 13, 8, 60  # twelve epochs of five batches
@@ -69,7 +68,7 @@ def undisturbed(photo_dir, tmp_path_factory):
 
 def test_a_run_learns_and_measures_both_ways(undisturbed):
     workdir, config, result = undisturbed
-    assert isinstance(Parts(config).runner(), LoaderRunner)
+    assert isinstance(Parts(config).source, Encoded)
     logged = lines(workdir)
     losses = [line["train/loss"] for line in logged if "train/loss" in line]
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
@@ -159,19 +158,6 @@ def test_a_bad_record_stops_the_run_and_may_be_replaced_when_it_goes_on(tmp_path
     assert 1 <= sum(counts) <= TOTAL // 5
 
 
-@pytest.mark.slow
-def test_trials_side_by_side_have_orders_of_their_own(undisturbed, photo_dir, tmp_path):
-    _, config, _ = undisturbed
-    together = recipe(photo_dir, trials=2, side_by_side="on", train_for="6 steps")
-    trials.train_trials(together, tmp_path)
-    alone = tmp_path / "alone"
-    train(recipe(photo_dir, seed=1, train_for="6 steps"), alone)
-    found, expected = (final(folder, config) for folder in (tmp_path / "seed_1", alone))
-    # One program for both adds up in another order.
-    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)  # noqa: E731
-    jax.tree.map(close, found.state.params, expected.state.params)
-
-
 @pytest.mark.parametrize("count", [1, 2])
 def test_what_a_folder_holds_is_said_once_and_its_names_are_kept(tmp_path, capsys, count):
     source, strange = tmp_path / "images", os.fsdecode(b"caf\xe9")
@@ -181,7 +167,7 @@ def test_what_a_folder_holds_is_said_once_and_its_names_are_kept(tmp_path, capsy
             (source / name / f"{index}.jfif").write_bytes(photos.jpeg(index, label))
     (source / ".hidden.jpg").write_bytes(b"")
     changes = {"dataset.source": str(source), "train_for": "1 step", "eval_every": "1 step"}
-    config = recipe("nowhere", trials=count, side_by_side="on", **changes)
+    config = recipe("nowhere", trials=count, **changes)
     workdir = tmp_path / "run"
     (trials.train_trials if count > 1 else train)(config, workdir)
     said = capsys.readouterr().out.splitlines()

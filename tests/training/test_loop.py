@@ -134,7 +134,7 @@ def test_a_weight_that_is_not_finite_is_never_saved(data_dir, workdir, monkeypat
         return carry._replace(state=carry.state.replace(params=params))
 
     monkeypatch.setattr(Parts, "fresh_carry", broken)
-    monkeypatch.setattr(loop, "_advance", lambda runs, *_: setattr(runs[0], "step", 1))
+    monkeypatch.setattr(loop, "_advance", lambda run, *_: setattr(run, "step", 1))
     config = tiny.tiny_config(data_dir, checkpoint_every="1 step", log_every="60 steps")
     with pytest.raises(loop.TrainingFailed, match=r"weight after step 1 .*no checkpoint"):
         train(config, workdir)

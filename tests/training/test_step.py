@@ -10,13 +10,14 @@ import pytest
 import tiny
 
 from multipath_jax import create_model
-from multipath_jax.data import ResidentData, epoch_order, mix
+from multipath_jax.data import ResidentData, Split, mix
 from multipath_jax.training import step as step_lib
 from multipath_jax.training.config import default_config
 from multipath_jax.training.devices import make_mesh, replicated, split_batch
 from multipath_jax.training.metrics import zeros_like
 from multipath_jax.training.optimizer import make_optimizer
-from multipath_jax.training.state import MIX, ORDER, create_state, stream
+from multipath_jax.training.sources import Resident
+from multipath_jax.training.state import MIX, create_state
 
 BATCH, EXAMPLES, CLASSES = 8, 44, 10
 
@@ -63,12 +64,8 @@ def fresh_carry(sharding):
 
 
 def runner(mesh, loop):
-    step = step_lib.resident_step(train_step(), BATCH, EXAMPLES // BATCH, split_batch(mesh))
-    return step_lib.Runner(step, replicated(mesh), loop)
-
-
-def ordered(state):
-    return epoch_order(stream(state.rng, ORDER), 0, EXAMPLES)
+    source = Resident(Split(*jax.device_get(data())), BATCH, mesh)
+    return step_lib.Runner(train_step(), source, replicated(mesh), loop)
 
 
 def assert_equal(a, b):
@@ -182,48 +179,24 @@ def test_two_devices_compute_what_one_does():
 def test_no_result_depends_on_where_a_call_begins(loop):
     mesh = make_mesh(default_config())
     run = runner(mesh, loop)
-    order = ordered(fresh())
-    whole = run(fresh_carry(replicated(mesh)), data(), order, 5)
-    parts = fresh_carry(replicated(mesh))
+    whole = run(fresh_carry(replicated(mesh)), 0, 5)
+    parts, step = fresh_carry(replicated(mesh)), 0
     for count in (1, 3, 1):
-        parts = run(parts, data(), order, count)
+        parts = run(parts, step, count)
+        step += count
     assert whole.state.step == 5
     assert_equal(parts, whole)
 
 
 def test_a_loop_on_the_device_takes_the_same_steps():
     mesh = make_mesh(default_config())
-    order = ordered(fresh())
     looped, stepped = (
-        runner(mesh, loop)(fresh_carry(replicated(mesh)), data(), order, 5)
-        for loop in (True, False)
+        runner(mesh, loop)(fresh_carry(replicated(mesh)), 0, 5) for loop in (True, False)
     )
     # Two programs: XLA adds up the same numbers in another order.
     assert_close(looped.state.params, stepped.state.params, 1e-5)
     assert_equal(looped.state.step, stepped.state.step)
     assert_equal(looped.metrics.error, stepped.metrics.error)
-
-
-def test_an_epoch_sees_every_batch_once(monkeypatch):
-    """Index 0 to 4 of the order, then index 0 again."""
-    mesh, seen = make_mesh(default_config()), []
-
-    def spy(state, batch):
-        jax.debug.callback(lambda labels: seen.append(labels.tolist()), batch.labels)
-        return state.replace(step=state.step + 1), metrics
-
-    state = fresh()
-    metrics = fresh_carry(replicated(mesh)).metrics
-    step = step_lib.resident_step(spy, BATCH, EXAMPLES // BATCH, replicated(mesh))
-    labelled = ResidentData(data().images, jnp.arange(EXAMPLES, dtype=jnp.int32))
-    order = ordered(state)
-    carry = step_lib.Carry(state, metrics)
-    for _ in range(6):
-        carry = step(carry, labelled, order)
-    jax.effects_barrier()
-    batches = order[: 5 * BATCH].reshape(5, BATCH).tolist()
-    assert seen == [*batches, batches[0]]
-    assert len({label for batch in batches for label in batch}) == 5 * BATCH
 
 
 def test_a_step_on_mixed_images_descends_the_mixed_loss():

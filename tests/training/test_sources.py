@@ -7,9 +7,9 @@ import tiny
 from workdirs import final
 
 from multipath_jax.trainer import train
-from multipath_jax.training import loop, trials
+from multipath_jax.training import loop
 from multipath_jax.training.parts import Parts
-from multipath_jax.training.stream import StreamRunner
+from multipath_jax.training.sources import Streamed
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
 
@@ -30,7 +30,7 @@ def resident(data_dir, tmp_path_factory):
 
 def test_a_streamed_run_is_the_resident_one(data_dir, workdir, resident):
     config = recipe(data_dir, True)
-    assert isinstance(Parts(config).runner(), StreamRunner)
+    assert isinstance(Parts(config).source, Streamed)
     train(config, workdir)
     jax.tree.map(np.testing.assert_array_equal, final(workdir, config), resident)
 
@@ -43,21 +43,33 @@ def test_a_run_may_change_from_one_to_the_other(data_dir, workdir, resident, mon
     jax.tree.map(np.testing.assert_array_equal, final(workdir, recipe(data_dir, True)), resident)
 
 
-@pytest.mark.slow
-def test_trials_side_by_side_have_orders_of_their_own(data_dir, workdir, resident):
-    config = recipe(data_dir, True, trials=2, side_by_side="on")
-    trials.train_trials(config, workdir)
-    found = final(workdir / "seed_0", recipe(data_dir, True))
-    # One program for both adds up in another order; 33 steps at rate 0.5 carry that on.
-    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)  # noqa: E731
-    jax.tree.map(close, found.state.params, resident.state.params)
+def batches(source, rng, epoch, first_step):
+    """All that the steps from one on train on."""
+    return [
+        source.batch(given, source.steps_per_epoch * epoch + first_step + number)
+        for number, given in enumerate(source.batches(rng, epoch, first_step))
+    ]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_epoch_has_every_example_once_in_an_order_of_its_own(data_dir, streamed):
+    parts = Parts(recipe(data_dir, streamed))
+    rng = parts.fresh_carry(0).state.rng
+    first, second = (batches(parts.source, rng, epoch, 0) for epoch in (0, 1))
+    assert len(first) == len(second) == 1442 // 128
+    images = np.concatenate([batch.images for batch in first])
+    known = {image.tobytes() for image in parts.dataset.train.images}
+    assert len({image.tobytes() for image in images} & known) > 0.99 * len(images)  # some are alike
+    assert any(np.any(a.labels != b.labels) for a, b in zip(first, second, strict=True))
+    rest = batches(parts.source, rng, 1, 7)
+    jax.tree.map(np.testing.assert_array_equal, rest, second[7:])
 
 
 def test_the_host_sends_only_what_the_order_names(data_dir):
-    parts = Parts(recipe(data_dir, True))
-    runner = parts.runner()
-    order = np.arange(parts.train_size, dtype=np.int32)[::-1]
-    (batch,) = runner._cut(parts.data, [order], 1)
-    expected = parts.dataset.train.images[order[128:256]]
+    source = Parts(recipe(data_dir, True)).source
+    rng = jax.random.key_data(jax.random.key(3))
+    batch = next(source.batches(rng, 0, 1))
+    order = np.asarray(source._order(rng, 0))
+    expected = source._split.images[order[128:256]]
     np.testing.assert_array_equal(batch.images, expected)
     assert [shard.data.shape[0] for shard in batch.images.addressable_shards] == [64, 64]
