@@ -5,7 +5,7 @@ Command:   python -m multipath_jax.main --config=cifar:BaseCNN-2-CC --workdir=ru
 Protocol:  plain CNNs: batch 128, 200 epochs, rate 0.1 divided by 10 after epochs 80 and 150; with
            epochs=350 (the tables' dagger) after 150 and 250. Residual networks: batch 64, 350
            epochs. Shift of up to 4 pixels each way, random mirror images.
-Time:      6 minutes an epoch of BaseCNN-2-CC on 2 CPU cores; not measured on a GPU yet
+Time:      4 minutes an epoch of BaseCNN-2-CC on 2 CPU cores; not measured on a GPU yet
 Error:     in the paper, of BaseCNN-2-CC 7.03 % (6.53 % with epochs=350), of the others Tables 2
            and 3; here, of BaseCNN-2-CC after epochs 1 and 2, 59.4 and 45.3 %; no full run yet
 """

@@ -15,7 +15,7 @@ NAMES = {
     "nn.vmap": "plain Flax (nn.vmap)",
 }
 TARGETS: dict[tuple[str, bool], Target] = {  # by peer and whether it runs on a CPU
-    ("torch", True): at_least(0.7),
+    ("torch", True): at_least(1.0),
     ("nn.vmap", True): at_least(8.0),
     ("torch.compile", False): at_least(1.5),
 }
