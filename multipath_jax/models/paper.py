@@ -1,6 +1,6 @@
 """The rows of Tables 2, 3 and 4: what the paper says of every network, beside our name for it.
 
-Errors are percentages. Summary, reproduction, README and tests read this table and no other.
+Errors are percentages. Summary, reproduction, pages and tests read this table and no other.
 """
 
 import dataclasses

@@ -110,8 +110,7 @@ def _report(flags: argparse.Namespace) -> int:
     ledger = Ledger(flags.results or "results")
     lines = ledger.lines()
     print(report.text(lines, _rows(flags), flags.recipe))
-    page = Path("docs/results.md")
-    for path in pages.write(lines, ledger.path.parent, Path("README.md"), page):
+    for path in pages.write(lines, ledger.path.parent, Path("docs/results.md")):
         print(f"wrote {path}")
     return 0
 

@@ -1,4 +1,4 @@
-"""What ``--report`` writes: pictures beside the ledger, the README's section, and a page."""
+"""What ``--report`` writes: pictures beside the ledger, and a page."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,20 +24,19 @@ Test errors in %, written by `python -m multipath_jax.reproduce table2 --report`
 `results/ledger.jsonl`. By the paper's protocol: 200 epochs, 350 of residual networks or where it is
 said. By the fast recipe of ours (`configs/cifar_fast.py`): {epochs} epochs. **best** is the lowest
 of the trials' errors after their last epochs, as the paper gives the best of three; **mean** is of
-the same errors, with the deviation of several. Shortened and altered trials are in the pictures and
-the ledger alone.
+the same errors, with the deviation of several. Shortened and altered trials are not counted; they
+stand apart, in the last section.
 
 {pictures}
 
 {tables}"""
 
 
-def write(
-    lines: Sequence[Line], results: Path, readme: Path, page_file: Path | None = None
-) -> list[Path]:
-    """Draws the pictures into ``results``, fills the README's section and writes the page.
+def write(lines: Sequence[Line], results: Path, page_file: Path) -> list[Path]:
+    """Draws the pictures into ``results`` and writes the page, if the folder for it is there.
 
-    The README is left alone if it has no section, and the page if its folder is not there.
+    Returns:
+      The files that were written.
     """
     results.mkdir(parents=True, exist_ok=True)
     plot.draw(results / TRADEOFF, report.points(lines))
@@ -45,14 +44,8 @@ def write(
     if panels := error_curves(lines):
         curves.draw(results / ERRORS, panels)
         written.append(results / ERRORS)
-    places = [*written]
-    if readme.is_file() and report.SECTION.search(before := readme.read_text()):
-        readme.write_text(
-            report.SECTION.sub(lambda m: m[1] + report.section(lines, m[1]) + m[2], before)
-        )
-        written.append(readme)
-    if page_file and page_file.parent.is_dir():
-        pictures = {path.name: os.path.relpath(path, page_file.parent) for path in places}
+    if page_file.parent.is_dir():
+        pictures = {path.name: os.path.relpath(path, page_file.parent) for path in written}
         page_file.write_text(page(lines, pictures))
         written.append(page_file)
     return written
@@ -117,10 +110,12 @@ def page(lines: Sequence[Line], pictures: Mapping[str, str]) -> str:
       pictures: the paths of those that there are, by name.
     """
     shown = [f"![{CAPTIONS[name]}]({pictures[name]})" for name in CAPTIONS if name in pictures]
+    sections = [_table(lines, table) for table in (2, 3, 4)]
+    sections += filter(None, (_others(lines, recipe) for recipe in protocol.RECIPES))
     return PAGE.format(
         epochs=recipes.FAST_EPOCHS,
         pictures="\n\n".join(shown),
-        tables="\n".join(_table(lines, table) for table in (2, 3, 4)),
+        tables="\n".join(sections),
     )
 
 
@@ -137,6 +132,13 @@ def _table(lines: Sequence[Line], table: int) -> str:
     written = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
     head = f"## Table {table}\n\nOf {len(pairs)} errors we have {' and '.join(have)}."
     return f"{head}\n\n{written}\n"
+
+
+def _others(lines: Sequence[Line], recipe: str) -> str:
+    """The trials that do not count, as ``--report`` prints them."""
+    table = report.other_table(lines, paper.ROWS, recipe)
+    head = f"## Shortened or altered trials, {CALLED[recipe]}"
+    return f"{head}\n\n```text\n{table}\n```\n" if table else ""
 
 
 def _cells(found: report.Figures | None) -> list[str]:

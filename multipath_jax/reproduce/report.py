@@ -1,7 +1,6 @@
-"""Our figures beside the paper's: as text, in the README, and as a picture."""
+"""Our figures beside the paper's: as text, and as the points of a picture."""
 
 import dataclasses
-import re
 import statistics
 from collections.abc import Iterable, Sequence
 
@@ -26,7 +25,6 @@ FAST_LEGEND = """
 All were trained by our fast recipe (configs/cifar_fast.py) for {epochs} epochs, the paper's by the
 paper's protocol for 200, residual networks for 350. with mirrors: the mean error where an image
 and its mirror image are classified together; it is part of no other column."""
-SECTION = re.compile(r"(<!-- reproduce: [^\n]*? -->\n).*?(<!-- /reproduce -->)", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +146,7 @@ def text(lines: Sequence[Line], rows: Iterable[paper.Row], recipe: str = protoco
     if fast:
         legend += FAST_LEGEND.format(epochs=recipes.FAST_EPOCHS)
     parts = [f"{legend}\n\n{_table(lines, rows, recipe)}"]
-    if rest := _other_table(lines, rows, recipe):
+    if rest := other_table(lines, rows, recipe):
         parts.append(f"NOT {whose} figures: shortened or altered trials\n\n{rest}")
     return "\n\n".join(parts)
 
@@ -175,7 +173,8 @@ def _table(lines: Sequence[Line], rows: Sequence[paper.Row], recipe: str) -> str
     return aligned(cells, left=(0, 1, len(headings) - 1))
 
 
-def _other_table(lines: Sequence[Line], rows: Sequence[paper.Row], recipe: str) -> str:
+def other_table(lines: Sequence[Line], rows: Sequence[paper.Row], recipe: str) -> str:
+    """The trials of the rows that were shortened or altered; empty if there are none."""
     cells = [["network", "data", "trained", *HEADINGS[1], "params (M)", *HEADINGS[2][2:]]]
     for row in rows:
         for column in columns(row, recipe):
@@ -207,30 +206,7 @@ def aligned(cells: Sequence[Sequence[str]], left: Sequence[int]) -> str:
     )
 
 
-# As a part of the README, and as a picture
-
-
-def section(lines: Sequence[Line], marker: str) -> str:
-    """What stands between two markers of the README, the first of which names the command."""
-    if f"--recipe={protocol.FAST}" in marker:
-        return _fast_section(lines)
-    pairs = [(row, column) for row in paper.ROWS for column in row.errors]
-    done = sum(figures(lines, *pair) is not None for pair in pairs)
-    return (
-        f"Of the {len(pairs)} errors in Tables 2 to 4, {done} have been measured here by the "
-        "paper's protocol so far.\n\n"
-        "<details><summary>Every error, the paper's and ours</summary>\n\n"
-        f"```text\n{text(lines, paper.ROWS)}\n```\n\n</details>\n"
-    )
-
-
-def _fast_section(lines: Sequence[Line]) -> str:
-    """The rows that were trained by the fast recipe."""
-    trained = {line["model"] for line in lines if line["recipe"] == protocol.FAST}
-    rows = [row for row in paper.ROWS if row.model in trained]
-    if not rows:
-        return "No network has been trained by it yet.\n"
-    return f"```text\n{text(lines, rows, protocol.FAST)}\n```\n"
+# As a picture
 
 
 def points(lines: Sequence[Line]) -> dict[str, list[plot.Point]]:

@@ -1,11 +1,16 @@
 """The page and the errors by epoch, from lines that nobody trained."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from made_up import line
 
 from multipath_jax.models import paper
 from multipath_jax.reproduce import curves, pages
+from multipath_jax.reproduce.ledger import Ledger
+
+ROOT = Path(__file__).parents[2]
 
 
 def with_errors(model, seed, errors, epochs=None, **more):
@@ -76,7 +81,7 @@ def test_the_page_has_both_recipes_beside_the_paper(tmp_path, monkeypatch):
     monkeypatch.setattr(pages.plot, "draw", lambda *_: None)  # which takes seconds
     page = tmp_path / "docs" / "results.md"
     page.parent.mkdir()
-    written = pages.write([BASE, OTHER, *FAST], tmp_path / "results", tmp_path / "no", page)
+    written = pages.write([BASE, OTHER, *FAST], tmp_path / "results", page)
     assert [path.name for path in written] == ["tradeoff.png", "errors.png", "results.md"]
     assert written[1].read_bytes().startswith(b"\x89PNG")
     text = page.read_text()
@@ -96,8 +101,24 @@ def test_the_page_has_both_recipes_beside_the_paper(tmp_path, monkeypatch):
 def test_a_page_without_trials_has_no_picture_of_errors(tmp_path, monkeypatch):
     monkeypatch.setattr(pages.plot, "draw", lambda *_: None)
     page = tmp_path / "results.md"
-    pages.write([], tmp_path / "results", tmp_path / "no", page)
+    pages.write([], tmp_path / "results", page)
     assert "errors.png" not in page.read_text()
-    assert pages.write([], tmp_path / "results", tmp_path / "no", tmp_path / "no" / "page") == [
-        tmp_path / "results" / "tradeoff.png"
-    ]
+    assert "Shortened" not in page.read_text().partition("## Table 2")[2]
+
+
+def test_trials_that_do_not_count_stand_apart_by_recipe():
+    page = pages.page([BASE, short(), short(recipe="fast")], {})
+    tables, protocols, fasts = page.split("## Shortened or altered trials, ")
+    assert "9.00" in tables
+    assert "WideCNN | CIFAR-10 | 8.96 |  |" in tables
+    for section, name, whole in ((protocols, "protocol", 200), (fasts, "fast recipe", 30)):
+        assert section.startswith(f"{name}\n\n```text\n")
+        assert f"5 of {whole} epochs" in section
+        assert "BaseCNN " not in section
+
+
+def test_the_page_is_that_of_the_ledger():
+    """Of this repository; ``--report`` writes both."""
+    lines = Ledger(ROOT / "results").lines()
+    pictures = {name: f"../results/{name}" for name in (pages.ERRORS, pages.TRADEOFF)}
+    assert (ROOT / "docs/results.md").read_text() == pages.page(lines, pictures)

@@ -83,26 +83,13 @@ FAST = [
 ]
 
 
-def test_recipes_are_not_mixed(tmp_path, monkeypatch):
-    """Neither in a table nor in the picture; each has a part of the README of its own."""
+def test_recipes_are_not_mixed():
+    """Neither in a table nor in the picture."""
     lines = [*THREE, *FAST]
     assert report.figures(lines, BASE, "cifar10").errors == [9.5, 9.0, 9.25]
     assert report.figures(lines, BASE, "cifar10", "fast").errors == [8.5, 9.5]
     assert report.text(lines, [BASE]) == report.text(THREE, [BASE])
     assert report.points(lines) == report.points(THREE)
-    monkeypatch.setattr(pages.plot, "draw", lambda *_: None)  # which takes seconds
-    readme = tmp_path / "README.md"
-    readme.write_text(
-        "<!-- reproduce: table2 --report -->\n<!-- /reproduce -->\n"
-        "<!-- reproduce: table2 --recipe=fast --report -->\nold\n<!-- /reproduce -->\n"
-    )
-    pages.write(lines, tmp_path, readme)
-    protocols, ours = readme.read_text().split("<!-- /reproduce -->")[:2]
-    assert report.text(THREE, paper.ROWS) in protocols
-    assert report.text(FAST, [BASE], "fast") in ours
-    assert "WideCNN" not in ours
-    pages.write(THREE, tmp_path, readme)
-    assert "No network has been trained by it yet." in readme.read_text()
 
 
 def test_our_recipes_table_has_the_errors_with_mirror_images_apart():
@@ -164,21 +151,11 @@ def test_a_column_that_a_run_did_not_measure_is_open():
 
 
 def test_files(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- reproduce: how -->\nold\n<!-- /reproduce -->\nafter\n")
-    written = pages.write(THREE, tmp_path / "results", readme)
-    assert written == [tmp_path / "results" / "tradeoff.png", readme]
+    page = tmp_path / "docs" / "results.md"
+    written = pages.write(THREE, tmp_path / "results", page)
+    assert written == [tmp_path / "results" / "tradeoff.png"]
     assert written[0].read_bytes().startswith(b"\x89PNG")
-    text = readme.read_text()
-    assert text.startswith("before\n<!-- reproduce: how -->\nOf the 94 errors")
-    assert text.endswith("</details>\n<!-- /reproduce -->\nafter\n")
-    assert "Tables 2 to 4, 1 have" in text
-    assert report.text(THREE, paper.ROWS) in text
-    pages.write(THREE, tmp_path / "results", readme)
-    assert readme.read_text() == text
-    readme.write_text("no markers")
-    assert pages.write(THREE, tmp_path / "results", readme) == written[:1]
-    assert readme.read_text() == "no markers"
+    assert not page.parent.exists()
 
 
 def test_the_picture_has_the_papers_points_and_ours():
