@@ -4,12 +4,12 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 # What is linted; a user's own folders, notebooks and packages are left alone.
-CODE   := configs examples multipath_jax tests
+CODE   := configs docs examples multipath_jax tests
 
 # `python -m` would import what a user keeps here, such as types.py, in place of a package.
 export PYTHONSAFEPATH = 1
 
-.PHONY: train test test-slow reproduce-smoke lint format constraints clean
+.PHONY: train test test-slow docs reproduce-smoke lint format constraints clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,10 @@ test: $(READY) lint  ## formatting, lint and the default suite
 
 test-slow: $(READY)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(READY)  ## the site of docs/ and the docstrings, in build/site
+	$(BIN)/mkdocs build --strict --quiet
 
 reproduce-smoke: export JAX_PLATFORMS = cpu
 reproduce-smoke: $(READY)  ## three steps of every row of Tables 2 and 3; DATA_DIR=DIR has CIFAR-10

@@ -15,7 +15,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 # Before JAX: libtpu would look for the slice that this machine is part of.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -172,5 +172,10 @@ def lines(found: dict[str, Any], topology: str, gigabytes: int) -> list[str]:
     return text
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """The entry point."""
     config_flags.run(main)
+
+
+if __name__ == "__main__":
+    run()

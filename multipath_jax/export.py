@@ -12,6 +12,7 @@ Exit status: 0; 1 if there is no room to write; 2 for bad input.
 
 import pathlib
 from collections.abc import Sequence
+from typing import NoReturn
 
 import jax
 from jax import export as jax_export
@@ -77,5 +78,10 @@ def _usage(run: LoadedRun, out: pathlib.Path) -> list[str]:
     ]
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """The entry point."""
     cli.run(main)
+
+
+if __name__ == "__main__":
+    run()

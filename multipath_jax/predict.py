@@ -15,7 +15,7 @@ import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import jax
 import numpy as np
@@ -152,5 +152,10 @@ class Table:
         return "   ".join([f"{shown(str(answer.path)):<{self._path}}", *cells])
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """The entry point."""
     cli.run(main, only_prints=True)
+
+
+if __name__ == "__main__":
+    run()

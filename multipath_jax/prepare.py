@@ -23,7 +23,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from typing import get_args
+from typing import NoReturn, get_args
 
 import tensorflow_datasets as tfds
 from tqdm import tqdm
@@ -168,5 +168,10 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """The entry point."""
     cli.run(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -10,7 +10,7 @@ Nothing is computed or allocated: shapes alone are evaluated. Exit status: 0; 2 
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import flax.linen as nn
 import jax
@@ -160,5 +160,10 @@ def _shape(leaf) -> str:
     return "x".join(map(str, leaf.shape)) or "scalar"
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """The entry point."""
     cli.run(main, only_prints=True)
+
+
+if __name__ == "__main__":
+    run()

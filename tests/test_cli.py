@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -105,13 +106,20 @@ def test_devices_that_are_not_there_are_one_line(platforms, message):
 
 
 def test_every_runnable_module_ends_so():
-    """They all run through `cli.run`, the benchmark's own worker apart."""
+    """They all run through `cli.run`, the benchmark's own worker apart, and have a command."""
+    modules = set()
     for path in PACKAGE.rglob("*.py"):
         text = path.read_text()
         if '__name__ == "__main__"' in text and path.name != "worker.py":
-            ending = text.partition('__name__ == "__main__"')[2]
-            begun = r"\b(cli|config_flags)\.run\(main|^    run\(\)$"
-            assert re.search(begun, ending, re.MULTILINE), path
+            entry = text.partition("def run() -> NoReturn:\n")[2]
+            assert re.search(r"^    (cli|config_flags)\.run\(main\b.*\)$", entry, re.M), path
+            assert entry.endswith('\n\nif __name__ == "__main__":\n    run()\n'), path
+            modules.add(".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts))
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    assert {f"{module}:run" for module in modules} == set(project["scripts"].values())
+    for command, entry in project["scripts"].items():
+        name = re.fullmatch(r"multipath_jax\.(\w+)(\.__main__)?:run", entry)[1]
+        assert command == f"multipath-{'train' if name == 'main' else name.replace('_', '-')}"
 
 
 # Paths

@@ -14,6 +14,7 @@ FOLDERS = (".", "data", "data/tests", "models", "notebooks", "runs", "tqdm")
 FILES = ("conftest.py", "notebook.ipynb", "queue.py", "test_mine.py", "tqdm.py", "__init__.py")
 OURS = {
     "configs/digits.py": "def get_config():\n    return None\n",
+    "docs/hooks.py": "import runs\n\nprint(runs)\n",
     "examples/own.py": "import runs\nimport tqdm\n\nprint(runs, tqdm)\n",
     "multipath_jax/__init__.py": "",
     "tests/runs.py": "import queue\n\nQueue = queue.Queue\n",
@@ -50,7 +51,7 @@ def make(folder, target):
 def test_lint_and_tests(folder):
     done = make(folder, "test")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "5 files already formatted" in done.stdout
+    assert "6 files already formatted" in done.stdout
     assert "\n1 passed" in done.stdout
 
 

@@ -36,9 +36,8 @@ def relative(folder, pattern):
 @pytest.mark.slow
 def test_every_file_travels_and_no_other(installed):
     package = installed / "multipath_jax"
-    assert {path.name for path in installed.glob("*") if "dist-info" not in path.name} == {
-        "multipath_jax"
-    }
+    folders = {path.name for path in installed.glob("*") if "dist-info" not in path.name}
+    assert folders == {"multipath_jax", "bin"}
     recipes = {pathlib.Path("configs", path.name) for path in (ROOT / "configs").glob("*.py")}
     assert relative(package, "*.py") == relative(ROOT / "multipath_jax", "*.py") | recipes
     for pattern in ("*.js", "*.css", "*.html"):
@@ -68,3 +67,16 @@ def test_its_recipes_are_found_from_any_folder(installed, tmp_path, config, stat
     )
     assert (done.returncode, done.stderr.count("\n")) == (status, 1), done.stderr
     assert said in done.stderr
+
+
+@pytest.mark.slow
+def test_its_commands_are_those_of_its_modules(installed):
+    done = subprocess.run(
+        [installed / "bin" / "multipath-summary", "--tabel=2"],
+        env=os.environ | {"PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "python -m multipath_jax.summary --help" in done.stderr

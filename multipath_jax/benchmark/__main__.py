@@ -15,6 +15,7 @@ import os
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from absl import logging
 
@@ -141,7 +142,12 @@ def measured(part: Part, settings: Settings) -> Iterator[Row | None]:
             yield None
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """The entry point."""
     # Worker processes share the accelerator with this one; memory is taken as it is needed.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     cli.run(main)
+
+
+if __name__ == "__main__":
+    run()

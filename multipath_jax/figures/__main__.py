@@ -30,7 +30,7 @@ import difflib
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from absl import logging
@@ -231,5 +231,10 @@ def _drawn(subject: Subject, only: list[str] | None) -> dict[str, Draw]:
     return {name: FIGURES[name] for name in asked if name not in refused}
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """The entry point."""
     cli.run(main)
+
+
+if __name__ == "__main__":
+    run()

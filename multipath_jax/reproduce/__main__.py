@@ -20,6 +20,7 @@ import signal
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from absl import logging
 
@@ -157,5 +158,10 @@ def _place(workdir: os.PathLike | str, results: os.PathLike | str) -> Place:
     return Place(filesystem.path("--workdir", workdir), Ledger(results))
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """The entry point."""
     cli.run(main)
+
+
+if __name__ == "__main__":
+    run()
