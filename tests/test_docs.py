@@ -47,14 +47,24 @@ def at_home(digits_run, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, name, MagicMock())
 
 
-@pytest.mark.parametrize("name", ["api", "networks", "own_images", "training", "using"])
+@pytest.mark.parametrize("name", ["api", "networks", "own_images", "training"])
 def test_python_runs(name, at_home, monkeypatch):
     documents.train_shortly(monkeypatch)
-    names = documents.run(DOCS / f"{name}.md")
-    if name == "using":
-        assert names["logits"].shape == (8, 10)
-        assert names["gates"].shape == (2, 8, 2)
-        assert 0 <= names["metrics"]["error"] <= 100
+    assert "mp" in documents.run(DOCS / f"{name}.md")
+
+
+@pytest.mark.slow  # ten seconds, most of them to compile the evaluation
+def test_a_trained_network_is_used(at_home):
+    names = documents.run(DOCS / "using.md")
+    assert names["logits"].shape == (8, 10)
+    assert names["gates"].shape == (2, 8, 2)
+    assert 0 <= names["metrics"]["error"] <= 100
+
+
+def test_all_python_is_run():
+    pages = {page.stem for page in PAGES if documents.python(page)}
+    models = {"README", "CONTRIBUTING", "nnx", "own_network", "own_router", "using"}
+    assert pages == models | {"api", "networks", "own_images", "training"}
 
 
 def test_a_network_is_trained(at_home, monkeypatch):
