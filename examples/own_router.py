@@ -5,7 +5,6 @@ python examples/own_router.py
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 import multipath_jax as mp
 
@@ -27,7 +26,7 @@ class Network(nn.Module):
         xs = mp.layers.Parallel(mp.layers.ConvNorm(16))(xs, train=train)
         xs = MaxRouter(2, name="router_2")(xs)
         xs = mp.layers.Parallel(mp.layers.ConvNorm(32))(xs, train=train)
-        return nn.Dense(10)(jnp.mean(xs, axis=(0, 2, 3)))
+        return nn.Dense(10)(xs.mean(axis=0).reshape(len(images), -1))
 
 
 config = mp.recipes.digits()
