@@ -58,7 +58,8 @@ def draw(path: str | os.PathLike, panels: Mapping[str, Sequence[Curve]]) -> None
     """Draws the panels side by side, in the format that the name's ending says."""
     # No pyplot: a figure of its own draws into files with Agg and asks for no display.
     figure = Figure(figsize=(7.6 * len(panels), 5.4), layout="constrained")
-    figure.legend(handles=_legend(), loc="outside lower center", ncols=4, frameon=False)
+    ncols = 4 if len(panels) > 1 else 2  # one panel is narrower than all names in a row
+    figure.legend(handles=_legend(), loc="outside lower center", ncols=ncols, frameon=False)
     for axes, (title, curves) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
