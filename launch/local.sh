@@ -157,13 +157,16 @@ wait_for_all() {
     mapfile -t left < <(printf '%s\n' "${left[@]}" | grep -vx "$ended" || true)
     ((status != 0 && first == 0)) || continue
     first=$status
+    ((${#left[@]})) || break
     [[ $signalled ]] || signal_all TERM
     set -m # its sleep is in its process group, and ends with it
     (sleep "$grace" && signal_all KILL) &
     killer=$!
+    disown "$killer" # or the shell tells that it was killed
     set +m
   done
-  [[ ! $killer ]] || kill -- "-$killer" 2>/dev/null || true
+  # KILL, since a TERM that arrives before the new process has dropped our traps is lost.
+  [[ ! $killer ]] || kill -KILL -- "-$killer" 2>/dev/null || true
   return "$first"
 }
 
@@ -185,7 +188,9 @@ main() {
   set -m
   trap 'forward INT' INT
   trap 'forward TERM' TERM
-  for ((i = 0; i < count; i++)); do start "$i" "$port"; done
+  for ((i = 0; i < count; i++)); do
+    [[ $signalled ]] || start "$i" "$port"
+  done
   set +m # or the shell tells of each job that a signal ends
   wait_for_all || status=$?
   wait "${printers[@]}" || true # their last lines
