@@ -14,8 +14,8 @@ Error:     that of your images; 30.20 % for those
 
 from ml_collections import ConfigDict
 
+from multipath_jax.config.keys import FOLDER, default_config
 from multipath_jax.models.registry import family_of
-from multipath_jax.training.config import FOLDER, default_config
 
 
 def get_config(name: str = "ResNet18-2-CC") -> ConfigDict:
@@ -29,7 +29,7 @@ def get_config(name: str = "ResNet18-2-CC") -> ConfigDict:
     config.dataset.flip = True
     config.batch_size = 64
     config.train_for = "90 epochs"
-    config.schedule.rate = 0.025
+    config.schedule.learning_rate = 0.025
     config.schedule.kind = "cosine"
     config.schedule.warmup = "1 epoch"
     config.optimizer.weight_decay = 1e-4

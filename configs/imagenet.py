@@ -4,7 +4,7 @@ Command:   python -m multipath_jax.main --config=imagenet:ResNet34 --workdir=run
            imagenet:NAME[,subset] for any name of list_models(), and
            --config.dataset.data_dir=DIR where the prepared images are not in TFDS's own folder
 Protocol:  batch 256, 120 epochs (subset: 90), rate 0.1 divided by 10 every 30 epochs. Images of
-           256x256, random crops of 224x224 and mirror images; evaluated on the centre crop, and in
+           256x256, random crops of 224x224 and mirror images; evaluated on the center crop, and in
            the end on ten crops. bfloat16 on accelerators.
 Time:      not measured yet
 Error:     in the paper, Table 4: of ResNet18-2-CC 26.48 % (ten crops 24.5 %), and on the subset of

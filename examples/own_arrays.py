@@ -15,7 +15,7 @@ dataset = mp.data.from_arrays(x[:1500], y[:1500], x[1500:], y[1500:])
 config = mp.recipes.digits()  # its augmentation and learning rates
 config.model.name = "BaseCNN-2-CC"
 config.train_for = "3 epochs"
-config.schedule.drops = "2 epochs"
+config.schedule.boundaries = "2 epochs"
 
 trainer = mp.Trainer(config, dataset=dataset)
 result = trainer.fit("runs/own_arrays")

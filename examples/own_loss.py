@@ -17,8 +17,8 @@ def squared_hinge(logits, labels):
 
 config = mp.recipes.digits()
 config.train_for = "3 epochs"
-config.schedule.rate = 0.01
-config.schedule.drops = "2 epochs"
+config.schedule.learning_rate = 0.01
+config.schedule.boundaries = "2 epochs"
 
 result = mp.Trainer(config, loss_fn=squared_hinge).fit("runs/own_loss")
 print(f"error {result.test['error']:.2f} %")

@@ -31,7 +31,7 @@ class Network(nn.Module):
 
 config = mp.recipes.digits()
 config.train_for = "3 epochs"
-config.schedule.drops = "2 epochs"
+config.schedule.boundaries = "2 epochs"
 
 result = mp.Trainer(config, model=Network()).fit("runs/own_router")
 print(f"error {result.test['error']:.2f} %")

@@ -9,12 +9,12 @@ RATES = (0.01, 0.05, 0.2)
 
 config = mp.recipes.digits()
 config.train_for = "2 epochs"
-config.schedule.drops = ""
+config.schedule.boundaries = ""
 config.dataset.holdout = 300
 
 rows = []
 for rate in RATES:
-    config.schedule.rate = rate
+    config.schedule.learning_rate = rate
     result = mp.Trainer(config).fit(f"runs/sweep/rate={rate}")  # run again, it is only read
     rows.append((rate, result.test["loss"], result.test["error"]))
 

@@ -5,8 +5,8 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 from multipath_jax import layers, routing
-from multipath_jax.cpu import use_fast_convolutions as use_fast_cpu_convolutions
 from multipath_jax.models import create_model, list_models
+from multipath_jax.utils.cpu import use_fast_convolutions as use_fast_cpu_convolutions
 
 if TYPE_CHECKING:
     from multipath_jax import data, recipes

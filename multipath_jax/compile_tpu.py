@@ -27,13 +27,14 @@ import numpy as np
 from absl import flags
 from jax.experimental import topologies
 
-from multipath_jax import config_flags, filesystem
+from multipath_jax.config import flags as config_flags
 from multipath_jax.data import Dataset, Split
 from multipath_jax.errors import UserError
-from multipath_jax.training.cost import peak_bytes
-from multipath_jax.training.devices import placed, split_batch
-from multipath_jax.training.parts import Parts
+from multipath_jax.parallel.compilation import peak_bytes
+from multipath_jax.parallel.devices import placed, split_batch
+from multipath_jax.training.setup import Setup
 from multipath_jax.training.step import Batch
+from multipath_jax.utils import filesystem
 
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x4", "A slice, such as v5e:4x4 or v4:2x2x4.")
 JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
@@ -104,19 +105,19 @@ def measure(config: Any, devices: Sequence[jax.Device]) -> dict[str, Any]:
     """What one chip does for one training step, by the compiler's account."""
     if config.dtype == "auto":
         config.dtype = "bfloat16"
-    parts = Parts(config, described(config.dataset.name), devices)
-    state = parts.abstract_carry.state
-    size, split = config.batch_size, split_batch(parts.mesh)
+    setup = Setup(config, described(config.dataset.name), devices)
+    state = setup.abstract_carry.state
+    size, split = config.batch_size, split_batch(setup.mesh)
     batch = Batch(
-        jax.ShapeDtypeStruct((size, *parts.dataset.image_shape), jnp.uint8),
+        jax.ShapeDtypeStruct((size, *setup.dataset.image_shape), jnp.uint8),
         jax.ShapeDtypeStruct((size,), jnp.int32),
     )
     batch = placed(batch, Batch(split, split))
-    where = parts.placement.sharding(state)
+    where = setup.placement.sharding(state)
     step = jax.jit(
-        lambda state, batch: parts.train_step(state, batch),
+        lambda state, batch: setup.train_step(state, batch),
         donate_argnums=0,
-        out_shardings=(where, parts.everywhere),
+        out_shardings=(where, setup.everywhere),
     )
     begun = time.monotonic()
     compiled = step.lower(state, batch).compile()
@@ -126,7 +127,7 @@ def measure(config: Any, devices: Sequence[jax.Device]) -> dict[str, Any]:
         "network": config.model.name,
         "dtype": config.dtype,
         "batch_size": size,
-        "mesh": dict(parts.mesh.shape),
+        "mesh": dict(setup.mesh.shape),
         "compile_seconds": round(seconds, 1),
         "memory": peak_bytes(compiled),
         "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)),

@@ -17,9 +17,9 @@ from typing import NoReturn
 import jax
 from jax import export as jax_export
 
-from multipath_jax import cli, filesystem
+from multipath_jax.checkpoints import DATASET_FILE
 from multipath_jax.runs import LoadedRun, load_run
-from multipath_jax.training.checkpoints import DATASET_FILE
+from multipath_jax.utils import cli, filesystem
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

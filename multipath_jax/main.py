@@ -21,18 +21,20 @@ from typing import NoReturn
 
 from absl import flags
 
-from multipath_jax import config_flags, filesystem
+from multipath_jax import checkpoints
+from multipath_jax.config import flags as config_flags
+from multipath_jax.config import keys as config_lib
 from multipath_jax.data.datasets import TEST
 from multipath_jax.errors import UserError
+from multipath_jax.parallel import processes
+from multipath_jax.parallel.compilation import enable_compilation_cache
 from multipath_jax.runs import load_run
 from multipath_jax.trainer import train
-from multipath_jax.training import checkpoints, processes
-from multipath_jax.training import config as config_lib
-from multipath_jax.training.devices import enable_compilation_cache
+from multipath_jax.training.hooks import SPLITS
 from multipath_jax.training.loop import Result
-from multipath_jax.training.stopping import Stopping
-from multipath_jax.training.trials import train_trials
-from multipath_jax.training.writers import SPLITS
+from multipath_jax.trials import train_trials
+from multipath_jax.utils import filesystem
+from multipath_jax.utils.stopping import Stopping
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and logs go.")
 DISTRIBUTED = flags.DEFINE_string(

@@ -21,14 +21,15 @@ import jax
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from multipath_jax import cli, filesystem, pictures
+from multipath_jax import gates, pictures
 from multipath_jax.data.files import LeftOut
 from multipath_jax.data.images import BadImage
 from multipath_jax.errors import UserError
-from multipath_jax.figures import observe, routes
-from multipath_jax.names import shown
+from multipath_jax.figures import routes
+from multipath_jax.parallel.compilation import enable_compilation_cache
 from multipath_jax.runs import LoadedRun, load_run
-from multipath_jax.training.devices import enable_compilation_cache
+from multipath_jax.utils import cli, filesystem
+from multipath_jax.utils.names import shown
 
 BATCH = 64  # pictures at a time, so that a folder of any size fits into memory
 TOP = 5
@@ -121,7 +122,7 @@ def _drawing(run: LoadedRun, name: str) -> pathlib.Path:
     """Where routes are to be drawn. Raises UserError where there is nothing to draw or no place."""
     if not name.endswith((".png", ".pdf", ".svg")):
         raise UserError(f"--routes={name} is no picture's name; let it end in .png, .pdf or .svg")
-    if not observe.outline(run, run.description.image_shape).routers:
+    if not gates.outline(run, run.description.image_shape).routers:
         raise UserError(f"--routes: {run.config.model.name} has no routers; leave the flag out")
     return filesystem.output_file("--routes", name)
 

@@ -28,11 +28,11 @@ from typing import NoReturn, get_args
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from multipath_jax import cli, filesystem
-from multipath_jax.data import imagenet
-from multipath_jax.data.preparation import LEFT_OUT, Preparation, claim, is_prepared
-from multipath_jax.data.shards import OnBad
+from multipath_jax.data.imagenet import dataset as imagenet
+from multipath_jax.data.imagenet.preparation import LEFT_OUT, Preparation, claim, is_prepared
+from multipath_jax.data.imagenet.shards import OnBad
 from multipath_jax.errors import UserError
+from multipath_jax.utils import cli, filesystem
 
 SECONDS_A_LINE = 60.0  # of progress, where there is no terminal
 LINE = "{n_fmt} of {total_fmt} images after {elapsed}, {remaining} left"

@@ -2,12 +2,12 @@
 
 from ml_collections import ConfigDict
 
+from multipath_jax.config.keys import default_config
 from multipath_jax.errors import UserError
-from multipath_jax.training.config import default_config
 
 # Names of residual networks begin so; every other network follows the plain CNNs' protocol.
 RESIDUAL = ("ResNet", "SEResNet", "WRN", "HyperWRN", "BlockDrop", "ConvNet-AIG", "SkipNet")
-DROPS = {200: (80, 150), 350: (150, 250)}  # epochs of training: epochs before which the rate falls
+BOUNDARIES = {200: (80, 150), 350: (150, 250)}  # epochs of training: where the rate falls
 DATASETS = ("cifar10", "cifar100")
 FAST_EPOCHS = 30
 # Networks with a loss of their own in place of the cross-entropy, whose labels stay as they are.
@@ -27,9 +27,9 @@ def cifar(name: str, epochs: int | None = None, dataset: str = "cifar10") -> Con
     """
     residual = name.startswith(RESIDUAL)
     epochs = epochs or (350 if residual else 200)
-    if epochs not in DROPS or dataset not in DATASETS:
+    if epochs not in BOUNDARIES or dataset not in DATASETS:
         raise UserError(
-            f"the paper trains for {' or '.join(map(str, DROPS))} epochs on "
+            f"the paper trains for {' or '.join(map(str, BOUNDARIES))} epochs on "
             f"{' or '.join(DATASETS)}, not for {epochs} on {dataset}"
         )
     config = default_config()
@@ -39,8 +39,8 @@ def cifar(name: str, epochs: int | None = None, dataset: str = "cifar10") -> Con
     config.dataset.flip = True
     config.batch_size = 64 if residual else 128
     config.train_for = f"{epochs} epochs"
-    config.schedule.rate = 0.1
-    config.schedule.drops = ", ".join(f"{drop} epochs" for drop in DROPS[epochs])
+    config.schedule.learning_rate = 0.1
+    config.schedule.boundaries = ", ".join(f"{epoch} epochs" for epoch in BOUNDARIES[epochs])
     # The paper names no weight decay; these are customary.
     config.optimizer.weight_decay = 1e-4 if residual else 5e-4
     return config
@@ -75,7 +75,7 @@ def fast(name: str, epochs: int = FAST_EPOCHS, dataset: str = "cifar10") -> Conf
     config.batch_size = 128
     config.train_for = f"{epochs} epochs"
     config.schedule.kind = "linear"
-    config.schedule.rate = 0.1
+    config.schedule.learning_rate = 0.1
     config.schedule.warmup = "2 epochs"
     config.optimizer.nesterov = True
     config.optimizer.weight_decay = 5e-4
@@ -92,8 +92,8 @@ def digits() -> ConfigDict:
     config.dataset.shift = 1  # of 8 pixels; digits have no mirror images
     config.batch_size = 64
     config.train_for = "15 epochs"
-    config.schedule.rate = 0.05
-    config.schedule.drops = "9 epochs, 13 epochs"
+    config.schedule.learning_rate = 0.05
+    config.schedule.boundaries = "9 epochs, 13 epochs"
     return config
 
 
@@ -114,7 +114,7 @@ def imagenet(name: str, subset: bool = False) -> ConfigDict:
     config.batch_size = 256
     epochs = 90 if subset else 120
     config.train_for = f"{epochs} epochs"
-    config.schedule.rate = 0.1
-    config.schedule.drops = ", ".join(f"{drop} epochs" for drop in range(30, epochs, 30))
+    config.schedule.learning_rate = 0.1
+    config.schedule.boundaries = ", ".join(f"{epoch} epochs" for epoch in range(30, epochs, 30))
     config.optimizer.weight_decay = 1e-4  # the paper names none; this is customary
     return config

@@ -20,17 +20,17 @@ from flax import nnx, traverse_util
 from jaxtyping import Array, Float, Num, PyTree
 from ml_collections import ConfigDict
 
-from multipath_jax import filesystem
+from multipath_jax import checkpoints
+from multipath_jax.config.keys import OWN, read_config
 from multipath_jax.data import Dataset, Description, EncodedSplit, Split, describe, normalize
 from multipath_jax.data.description import differences, read_description
 from multipath_jax.errors import UserError
-from multipath_jax.evaluation.crops import centre_crop
+from multipath_jax.evaluation.crops import center_crop
 from multipath_jax.evaluation.evaluate import Views, make_evaluator
 from multipath_jax.models.adapter import adapt
-from multipath_jax.training import checkpoints
-from multipath_jax.training.config import OWN, read_config
-from multipath_jax.training.devices import evaluation_mesh, replicated
-from multipath_jax.training.parts import make_model, read_dataset
+from multipath_jax.parallel.devices import evaluation_mesh, replicated
+from multipath_jax.training.setup import make_model, read_dataset
+from multipath_jax.utils import filesystem
 
 Images = Num[Array, "b h w c"] | Num[np.ndarray, "b h w c"]
 
@@ -90,11 +90,11 @@ class LoadedRun:
         return [other[key] for key in ("train", "test") if key in other]
 
     def test(self, limit: int | None = None) -> Split:
-        """The test split, or its first images, as the network sees them: their centre crops."""
+        """The test split, or its first images, as the network sees them: their center crops."""
         split = self.dataset.test
         count = min(limit or len(split), len(split))
         if isinstance(split, EncodedSplit):
-            images, labels, _ = split.load(np.arange(count))
+            images, labels = split.load(np.arange(count))
         else:
             images, labels = split.images[:count], split.labels[:count]
         return Split(self.crop(images), labels)
@@ -118,7 +118,7 @@ class LoadedRun:
     def crop(self, images: Images) -> Num[Array | np.ndarray, "b h2 w2 c"]:
         """Images as the data set gives them -> as they are seen: their centres, or the whole."""
         side = self.config.dataset.crop
-        return centre_crop(images, side) if side else images
+        return center_crop(images, side) if side else images
 
     def prepare(self, images: Images) -> Float[Array, "b h w c"]:
         """Images as they are seen -> the network's input, as in evaluation."""

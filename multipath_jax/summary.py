@@ -16,9 +16,9 @@ import flax.linen as nn
 import jax
 from flax import traverse_util
 
-from multipath_jax import cli
 from multipath_jax.models import create_model, family_of, paper
 from multipath_jax.models.complexity import complexity
+from multipath_jax.utils import cli
 
 HEADINGS = {
     "network": "network",

@@ -1,5 +1,6 @@
 """`Trainer`: a config, and whatever of it a user brings along, trained in a workdir."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,16 +9,18 @@ from clu import parameter_overview
 from etils import epath
 from ml_collections import ConfigDict
 
-from multipath_jax import filesystem
+from multipath_jax import checkpoints as ckpt
+from multipath_jax import curves
+from multipath_jax.config.keys import OWN
+from multipath_jax.config.schedule import parse_duration
 from multipath_jax.data import Dataset
 from multipath_jax.errors import UserError
 from multipath_jax.models.adapter import adapt
-from multipath_jax.training import checkpoints as ckpt
-from multipath_jax.training.config import OWN
-from multipath_jax.training.loop import Result, never, run_steps, say_what_was_found, start_run
+from multipath_jax.parallel import processes
+from multipath_jax.training.loop import Result, Run, never, run_steps, say_what_was_found, start_run
 from multipath_jax.training.losses import LossFn
-from multipath_jax.training.parts import Hook, Parts
-from multipath_jax.training.schedule import parse_duration
+from multipath_jax.training.setup import Hook, Setup
+from multipath_jax.utils import filesystem
 
 
 class Trainer:
@@ -60,7 +63,7 @@ class Trainer:
           UserError: the config does not fit the data, the network or the devices.
         """
         self.config = _with_names(config, model, dataset, optimizer, loss_fn)
-        self._parts = Parts(
+        self._parts = Setup(
             self.config,
             dataset,
             loss_fn=loss_fn,
@@ -109,7 +112,7 @@ class Trainer:
                 run.stop()
                 run.measure()
             self._weights = run.carry.state.weights
-            return run.result()
+            return ended(run)
 
     def evaluate(self) -> dict[str, float]:
         """The metrics of the test split with the weights at which `fit` ended.
@@ -123,6 +126,13 @@ class Trainer:
         if self._weights is None:
             raise UserError("there is nothing to evaluate yet: call fit(workdir) first")
         return self._parts.evaluate_fully(self._weights)
+
+
+def ended(run: Run) -> Result:
+    """How a run ended, with all that belongs to it written and its curves drawn."""
+    result = run.result()
+    drawn = curves.draw(run.workdir) if processes.is_first() else []
+    return dataclasses.replace(result, paths=[*result.paths, *drawn])
 
 
 def train(

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from multipath_jax import cli
+from multipath_jax.utils import cli
 
 
 def refusal(program, argv, capsys, monkeypatch):

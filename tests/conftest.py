@@ -26,7 +26,7 @@ import memory  # noqa: E402
 import processes  # noqa: E402
 import pytest  # noqa: E402
 
-from multipath_jax.cpu import use_fast_convolutions  # noqa: E402
+from multipath_jax.utils.cpu import use_fast_convolutions  # noqa: E402
 
 use_fast_convolutions()
 # Tests compile much and compute little: less optimized code is there in a third of the time.
@@ -111,17 +111,17 @@ def digits_run(tmp_path_factory):
     from etils import epath
     from weights import random_like
 
-    from multipath_jax.training import checkpoints as ckpt
-    from multipath_jax.training.config import default_config
-    from multipath_jax.training.parts import Parts
+    from multipath_jax import checkpoints as ckpt
+    from multipath_jax.config.keys import default_config
+    from multipath_jax.training.setup import Setup
 
     folder = epath.Path(tmp_path_factory.mktemp("digits"))
     config = default_config()
     config.model.name, config.dataset.data_dir = "BaseCNN-2-CC", str(folder / "tfds")
-    parts, workdir = Parts(config), folder / "run"
+    setup, workdir = Setup(config), folder / "run"
     with ckpt.claimed(workdir), contextlib.closing(ckpt.Checkpoints(workdir)) as checkpoints:
         ckpt.write_config(workdir, config)
-        ckpt.write_description(workdir, parts.description)
+        ckpt.write_description(workdir, setup.description)
         for step, error in ((1, 40.0), (2, 60.0)):
-            checkpoints.save(step, random_like(parts.abstract_carry, seed=step), error)
+            checkpoints.save(step, random_like(setup.abstract_carry, seed=step), error)
     return workdir

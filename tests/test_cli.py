@@ -11,15 +11,15 @@ import tomllib
 import pytest
 
 import multipath_jax
-from multipath_jax import filesystem
 from multipath_jax.errors import Failure, UserError
+from multipath_jax.utils import filesystem
 
 PACKAGE = pathlib.Path(multipath_jax.__file__).parent
 PROGRAM = """
 import os, signal, sys, types
 sys.modules["multipath_jax"] = package = types.ModuleType("multipath_jax")  # without its networks
 package.__path__ = [{package!r}]
-from multipath_jax import cli
+from multipath_jax.utils import cli
 from multipath_jax.errors import Failure, UserError
 
 def main(argv):

@@ -5,14 +5,15 @@ import importlib.util
 import jax
 import pytest
 
-from multipath_jax import compile_tpu, config_flags, create_model, list_models
+from multipath_jax import compile_tpu, create_model, list_models
+from multipath_jax.config import flags as config_flags
+from multipath_jax.config import keys as config_lib
+from multipath_jax.config.schedule import make_plan
 from multipath_jax.errors import UserError
 from multipath_jax.models import paper
 from multipath_jax.models.capsnet import CapsNet
 from multipath_jax.models.ensemble import Ensemble
-from multipath_jax.training import config as config_lib
-from multipath_jax.training.parts import make_model
-from multipath_jax.training.schedule import make_plan
+from multipath_jax.training.setup import make_model
 
 FOLDER = config_flags.folder()
 
@@ -54,11 +55,11 @@ def test_the_papers_protocols(arguments, batch, duration, drops, decay, dataset)
     config = recipe("cifar")(arguments)
     assert config.batch_size == batch
     assert config.train_for == duration
-    assert config.schedule.drops == drops
+    assert config.schedule.boundaries == drops
     assert config.optimizer.weight_decay == decay
     assert config.dataset.name == dataset
     assert (config.dataset.shift, config.dataset.flip) == (4, True)
-    assert (config.schedule.rate, config.schedule.factor) == (0.1, 0.1)
+    assert (config.schedule.learning_rate, config.schedule.factor) == (0.1, 0.1)
     assert config.optimizer.momentum == 0.9
 
 
@@ -124,15 +125,15 @@ def test_the_papers_protocol_on_imagenet():
     config = recipe("imagenet_r18_2cc")()
     assert config == recipe("imagenet")("ResNet18-2-CC") == recipe("imagenet")()
     assert (config.batch_size, config.train_for) == (256, "120 epochs")
-    assert config.schedule.drops == "30 epochs, 60 epochs, 90 epochs"
-    assert (config.schedule.rate, config.schedule.factor) == (0.1, 0.1)
+    assert config.schedule.boundaries == "30 epochs, 60 epochs, 90 epochs"
+    assert (config.schedule.learning_rate, config.schedule.factor) == (0.1, 0.1)
     assert (config.optimizer.momentum, config.optimizer.weight_decay) == (0.9, 1e-4)
     data = config.dataset
     assert (data.name, data.size, data.crop, data.flip) == ("imagenet256", 256, 224, True)
     assert data.ten_crop
     subset = recipe("imagenet")("ResNet50-2-CC,subset")
     assert (subset.dataset.name, subset.train_for) == ("imagenet256/subset100", "90 epochs")
-    assert subset.schedule.drops == "30 epochs, 60 epochs"
+    assert subset.schedule.boundaries == "30 epochs, 60 epochs"
 
 
 def test_the_papers_recipes_use_nothing_beyond_the_paper():

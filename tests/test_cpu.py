@@ -7,7 +7,7 @@ import sys
 import jax
 import pytest
 
-from multipath_jax import cpu
+from multipath_jax.utils import cpu
 
 OTHER = "--xla_cpu_enable_fast_math=false"
 
@@ -15,7 +15,8 @@ OTHER = "--xla_cpu_enable_fast_math=false"
 PROGRAM = """
 import os
 import jax
-from multipath_jax import cpu, use_fast_cpu_convolutions
+from multipath_jax import use_fast_cpu_convolutions
+from multipath_jax.utils import cpu
 use_fast_cpu_convolutions()
 print(cpu.convolutions_in_use())
 print(os.environ["XLA_FLAGS"])

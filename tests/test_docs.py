@@ -19,7 +19,7 @@ import yaml
 from documents import PAGES, ROOT
 
 from multipath_jax import create_model, summary
-from multipath_jax.training.config import check_key
+from multipath_jax.config.keys import check_key
 
 DOCS, CONTRIBUTING = ROOT / "docs", ROOT / "CONTRIBUTING.md"
 MKDOCS = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
@@ -129,7 +129,7 @@ def keys_of(page):
 
 
 def test_the_page_of_recipes_names_every_key_beyond_the_paper():
-    text = (ROOT / "multipath_jax/training/config.py").read_text()
+    text = (ROOT / "multipath_jax/config/keys.py").read_text()
     beyond = text.partition("# Beyond the paper")[2].partition("# What is seen of it")[0]
     keys = set(re.findall(r"^    config\.([\w.]+) =", beyond, re.MULTILINE))
     assert len(keys) > 15

@@ -7,8 +7,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from multipath_jax import lettering
-from multipath_jax.names import shown
+from multipath_jax.utils import lettering
+from multipath_jax.utils.names import shown
 
 IN_ANOTHER_FONT = "ⓐ"  # which DejaVu Sans lacks, and STIX, which comes with matplotlib, has
 IN_NONE = "\U0010ffff"

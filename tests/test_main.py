@@ -14,7 +14,7 @@ DIGITS, CIFAR = "--config=digits", "--config=cifar"
 SERVER = """
 import json, os, sys
 from multipath_jax import main
-from multipath_jax.training import progress
+from multipath_jax.utils import progress
 progress.SOON = 1e6  # else a slow machine says what it is at
 for line in open(sys.argv[1]):
     read, write = os.pipe()
@@ -44,7 +44,7 @@ CASES = {
     "no flag": ([DIGITS, "--workdir=RUN", "train"], "'train'"),
     "unknown flag": ([DIGITS, "--wrkdir=RUN"], "workdir"),
     "unknown mode": ([DIGITS, "--workdir=RUN", "--mode=test"], "<train|eval>"),
-    "unknown key": ([DIGITS, "--workdir=RUN", "--config.lerning_rate=1"], "schedule.rate"),
+    "unknown key": ([DIGITS, "--workdir=RUN", "--config.lerning_rate=1"], "schedule.learning_rate"),
     "unknown nested key": ([DIGITS, "--workdir=RUN", "--config.model.nam=X"], "'model.name'"),
     "no number": ([DIGITS, "--workdir=RUN", "--config.batch_size=many"], "batch_size=many"),
     "unknown recipe": (["--config=imagnet", "--workdir=RUN"], "are imagenet, imagenet_r18_2cc, "),
@@ -70,7 +70,10 @@ CASES = {
     "config is a folder": (["--config=FOLDER", "--workdir=RUN"], "directory"),
     "config has an argument": ([DIGITS + ":BaseCNN", "--workdir=RUN"], "TypeError"),
     "config has a syntax error": (["--config=FOLDER/syntax.py", "--workdir=RUN"], "SyntaxError"),
-    "config has a typing error": (["--config=FOLDER/typo.py", "--workdir=RUN"], "'schedule.rate'"),
+    "config has a typing error": (
+        ["--config=FOLDER/typo.py", "--workdir=RUN"],
+        "'schedule.learning_rate'",
+    ),
     "config is a dict": (
         ["--config=FOLDER/dict.py", "--workdir=RUN"],
         "gives a dict; let it begin",
@@ -91,7 +94,10 @@ CASES = {
     "unknown network": ([DIGITS, "--workdir=RUN", "--config.model.name=BaseCNN-2-CD"], "BaseCNN-"),
     "batch of zero": ([DIGITS, "--workdir=RUN", "--config.batch_size=0"], "at least 1"),
     "batch too large": ([DIGITS, "--workdir=RUN", "--config.batch_size=4096"], "4096"),
-    "drops past the end": ([DIGITS, "--workdir=RUN", "--config.train_for=1 epoch"], "past the end"),
+    "boundaries past the end": (
+        [DIGITS, "--workdir=RUN", "--config.train_for=1 epoch"],
+        "past the end",
+    ),
     "no duration": ([DIGITS, "--workdir=RUN", "--config.train_for=1 week"], "is no duration"),
     "workdir is a file": ([DIGITS, "--workdir=FOLDER/typo.py"], "is no folder"),
     "workdir in a file": ([DIGITS, "--workdir=FOLDER/typo.py/run"], "cannot be written"),
@@ -144,14 +150,14 @@ VALUES = {
     "log_every=0 steps": "is no duration",
     "checkpoint_every=often": "is no duration",
     "eval_every=-1 epochs": "is no duration",
-    "schedule.rate=0": "must be positive",
-    "schedule.rate=nan": "must be positive",
+    "schedule.learning_rate=0": "must be positive",
+    "schedule.learning_rate=nan": "must be positive",
     "schedule.factor=-1": "must be positive",
-    "schedule.drops=9 epochs, 8 epochs": "must rise",
+    "schedule.boundaries=9 epochs, 8 epochs": "must rise",
     "optimizer.momentum=1": "below 1",
     "optimizer.weight_decay=-1": "at least 0",
     "schedule.kind=square": "none of step, cosine, linear",
-    "schedule.kind=cosine": "has no drops",
+    "schedule.kind=cosine": "has no boundaries",
     "schedule.warmup=slow": "is no duration",
     "schedule.warmup=10 epochs": "must end before",
     "label_smoothing=1": "below 1",
@@ -162,7 +168,6 @@ VALUES = {
     "dataset.size=-1": "at least 0",
     "dataset.crop=9": "choose at most 8",
     "dataset.workers=-1": "at least 0",
-    "dataset.on_bad=skip": "none of stop, replace",
     "dataset.source=FOLDER": "needs dataset.size",
     "dataset.ten_crop=True": "needs dataset.crop",
     "dataset.name=digitz": "digitz",
@@ -201,7 +206,7 @@ CASES |= {
     ),
 }
 
-DEFAULT = "from multipath_jax.training.config import default_config\n"
+DEFAULT = "from multipath_jax.config.keys import default_config\n"
 CONFIGS = {
     "syntax.py": "def get_config(:\n",
     "imports.py": "import numpi\n",

@@ -11,11 +11,11 @@ from etils import epath
 from PIL import Image
 from weights import random_like
 
+from multipath_jax import checkpoints as ckpt
 from multipath_jax import predict
+from multipath_jax.config.keys import default_config
 from multipath_jax.runs import load_run
-from multipath_jax.training import checkpoints as ckpt
-from multipath_jax.training.config import default_config
-from multipath_jax.training.parts import Parts
+from multipath_jax.training.setup import Setup
 
 # Both in one process, for both take seconds to start.
 PROGRAMS = """
@@ -38,11 +38,11 @@ def spread(tmp_path_factory, data_dir):
     config.update_from_flattened_dict(
         {"model.name": "BaseCNN-2-CC", "dataset.data_dir": os.fspath(data_dir), "mesh.path": 2}
     )
-    parts = Parts(config)
+    setup = Setup(config)
     with contextlib.closing(ckpt.Checkpoints(workdir)) as checkpoints:
         ckpt.write_config(workdir, config)
-        ckpt.write_description(workdir, parts.description)
-        checkpoints.save(3, random_like(parts.abstract_carry, seed=0), 50.0)
+        ckpt.write_description(workdir, setup.description)
+        checkpoints.save(3, random_like(setup.abstract_carry, seed=0), 50.0)
     return workdir
 
 

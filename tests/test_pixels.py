@@ -21,13 +21,13 @@ import tensorflow_datasets as tfds
 import toy_datasets
 
 from multipath_jax import export, pictures
+from multipath_jax.config.keys import default_config
 from multipath_jax.data import EncodedSplit, describe
 from multipath_jax.data.prepared import open_prepared
 from multipath_jax.data.records import Records
 from multipath_jax.figures.subject import Subject
 from multipath_jax.runs import LoadedRun
-from multipath_jax.training.config import default_config
-from multipath_jax.training.parts import read_dataset, seen_shape
+from multipath_jax.training.setup import read_dataset, seen_shape
 
 COUNT = 9  # test images
 # A name for each kind of set; how it is stored; the keys of `dataset` that name and crop it.

@@ -12,10 +12,11 @@ import pytest
 from command_line import refusal
 from PIL import Image
 
-from multipath_jax import cli, pictures, predict
+from multipath_jax import pictures, predict
 from multipath_jax.data.images import BadImage
 from multipath_jax.errors import UserError
 from multipath_jax.runs import load_run
+from multipath_jax.utils import cli
 
 
 @pytest.fixture(scope="module")

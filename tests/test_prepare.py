@@ -11,7 +11,7 @@ import time
 import pytest
 
 from multipath_jax import prepare
-from multipath_jax.data import preparation
+from multipath_jax.data.imagenet import preparation
 from multipath_jax.data.prepared import open_prepared
 from multipath_jax.errors import UserError
 
@@ -21,8 +21,9 @@ from toy_sources import WNIDS, write_imagenet
 # Small shards, and a signal to itself when three of them are finished.
 INTERRUPTED = """
 import json, multiprocessing, os, signal, sys
-from multipath_jax import cli, prepare
-from multipath_jax.data import preparation
+from multipath_jax import prepare
+from multipath_jax.utils import cli
+from multipath_jax.data.imagenet import preparation
 
 preparation._IMAGES_PER_SHARD = 4
 seen = []
@@ -241,7 +242,8 @@ def test_names_that_are_not_utf_8_are_prepared(source, tmp_path):
 
 CLOSED = """
 import os, sys
-from multipath_jax import cli, prepare
+from multipath_jax import prepare
+from multipath_jax.utils import cli
 read, write = os.pipe()
 os.dup2(write, 1)
 os.close(read)

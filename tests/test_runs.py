@@ -15,13 +15,13 @@ import pytest
 from damage import empty, flip, remove
 
 import multipath_jax
+from multipath_jax import checkpoints as ckpt
+from multipath_jax.config.keys import read_config
 from multipath_jax.data import describe, load_dataset, normalize
 from multipath_jax.data.description import read_description, to_json
 from multipath_jax.errors import UserError
 from multipath_jax.runs import load_run
-from multipath_jax.training import checkpoints as ckpt
-from multipath_jax.training.config import read_config
-from multipath_jax.training.parts import Parts
+from multipath_jax.training.setup import Setup
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def rename_dataset(workdir, name):
 
 
 def test_it_has_the_weights_that_training_goes_on_from(digits_run):
-    like = Parts(read_config(digits_run / ckpt.CONFIG_FILE)).abstract_carry
+    like = Setup(read_config(digits_run / ckpt.CONFIG_FILE)).abstract_carry
     with contextlib.closing(ckpt.open_existing(digits_run)) as checkpoints:
         expected = {step: checkpoints.restore(like, step).state.variables for step in (1, 2)}
     for which, step in {"best": 1, "latest": 2, 1: 1, "2": 2}.items():

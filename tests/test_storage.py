@@ -11,8 +11,8 @@ import fsspec
 import pytest
 from etils import epath
 
-from multipath_jax import storage
 from multipath_jax.errors import Failure, UserError
+from multipath_jax.utils import storage
 
 
 @pytest.fixture(params=["local", "gs", "s3"])

@@ -9,8 +9,8 @@ from flax import nnx
 from sklearn.datasets import load_digits
 
 import multipath_jax as mp
+from multipath_jax.config.keys import default_config
 from multipath_jax.errors import UserError
-from multipath_jax.training.config import default_config
 
 DIGITS = load_digits()
 IMAGES, LABELS = DIGITS.images.astype(np.uint8) * 15, DIGITS.target  # [n 8 8], 0 to 240
@@ -29,7 +29,7 @@ def config(**changes):
         {
             "train_for": "4 epochs",
             "batch_size": 64,
-            "schedule.rate": 0.05,
+            "schedule.learning_rate": 0.05,
             "tensorboard": "off",
             "optimizer.weight_decay": 0.0,
         }
@@ -147,7 +147,13 @@ def test_an_optimizer_of_ones_own(tmp_path):
 
 
 def test_an_optimizer_by_its_name_follows_the_schedule(tmp_path):
-    recipe = config(**{"optimizer.name": "lion", "schedule.rate": 0.5, "schedule.drops": "1 steps"})
+    recipe = config(
+        **{
+            "optimizer.name": "lion",
+            "schedule.learning_rate": 0.5,
+            "schedule.boundaries": "1 steps",
+        }
+    )
     trainer = mp.Trainer(recipe, model=Plain(), dataset=arrays())
     params = []
     for steps in (1, 2):

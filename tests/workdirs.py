@@ -5,10 +5,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from multipath_jax import storage
-from multipath_jax.training import checkpoints as ckpt
-from multipath_jax.training.parts import Parts
-from multipath_jax.training.writers import read_metrics
+from multipath_jax import checkpoints as ckpt
+from multipath_jax.training.hooks import read_metrics
+from multipath_jax.training.setup import Setup
+from multipath_jax.utils import storage
 
 CLOCK = {"images_per_second", "seconds"}  # what differs from run to run
 
@@ -24,7 +24,7 @@ def lines(workdir):
 def final(workdir, config):
     """The carry of the last checkpoint."""
     checkpoints = ckpt.open_existing(workdir)
-    return checkpoints.restore(Parts(config).abstract_carry, checkpoints.latest)
+    return checkpoints.restore(Setup(config).abstract_carry, checkpoints.latest)
 
 
 def saved(workdir):

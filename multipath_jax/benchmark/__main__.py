@@ -19,7 +19,6 @@ from typing import NoReturn
 
 from absl import logging
 
-from multipath_jax import cli
 from multipath_jax.benchmark import (
     limit,
     loader,
@@ -30,13 +29,14 @@ from multipath_jax.benchmark import (
     report,
     routers,
 )
+from multipath_jax.benchmark.process_pool import WorkerFailed
 from multipath_jax.benchmark.rows import Part, Row
 from multipath_jax.benchmark.settings import Settings, make_settings
 from multipath_jax.benchmark.timing import OutOfTime
-from multipath_jax.benchmark.workers import WorkerFailed
-from multipath_jax.cpu import convolutions_in_use
 from multipath_jax.errors import UserError
-from multipath_jax.filesystem import output_file
+from multipath_jax.utils import cli
+from multipath_jax.utils.cpu import convolutions_in_use
+from multipath_jax.utils.filesystem import output_file
 
 PARTS: dict[str, Part] = {  # what says most comes first
     "peers": peers.PEERS,

@@ -18,10 +18,10 @@ from multipath_jax.benchmark.rows import Part, Row, at_least, at_most
 from multipath_jax.benchmark.settings import Problem, Settings
 from multipath_jax.benchmark.steps import BATCHES, CompiledStep
 from multipath_jax.benchmark.timing import Clock, Contestant, Times, spread
-from multipath_jax.training.config import default_config
-from multipath_jax.training.devices import split_batch
+from multipath_jax.config.keys import default_config
+from multipath_jax.parallel.devices import split_batch
 from multipath_jax.training.loop import Run, never, run_steps, start_run
-from multipath_jax.training.parts import Parts
+from multipath_jax.training.setup import Setup
 from multipath_jax.training.step import Batch
 
 NETWORK = "BaseCNN-2-CC"
@@ -123,9 +123,9 @@ def _take_turns(
 ) -> tuple[Times, list[float]]:
     """Loop and bare step in turns, and the seconds that each of some checkpoints took."""
     quiet = contextlib.redirect_stdout(io.StringIO())
-    with quiet, start_run(Parts(config), config, workdir) as run:
+    with quiet, start_run(Setup(config), config, workdir) as run:
         rounds = 5 if settings.quick else settings.rounds
-        turns = TurnTaking(lambda: run.step, _bare_step(run.parts), rounds)
+        turns = TurnTaking(lambda: run.step, _bare_step(run.setup), rounds)
         run_steps(run, turns)
         times = turns.times()
         seconds = 2.0 if settings.quick else 10.0  # more than it takes to write one
@@ -150,17 +150,17 @@ def _lost_to_a_checkpoint(run: Run, steps: int, clock: Clock = time.perf_counter
     return taken[1] - taken[0]
 
 
-def _bare_step(parts: Parts) -> CompiledStep:
+def _bare_step(setup: Setup) -> CompiledStep:
     """The step of a run without its loop: preparation of the images and all, on fixed batches."""
-    count = BATCHES * parts.config.batch_size
+    count = BATCHES * setup.config.batch_size
     batches = jax.tree.map(
         lambda array: jax.device_put(
-            array[:count].reshape(BATCHES, -1, *array.shape[1:]), split_batch(parts.mesh, axis=1)
+            array[:count].reshape(BATCHES, -1, *array.shape[1:]), split_batch(setup.mesh, axis=1)
         ),
-        Batch(parts.dataset.train.images, parts.dataset.train.labels),
+        Batch(setup.dataset.train.images, setup.dataset.train.labels),
     )
-    dispatch = "loop" if parts.runner.loop else 1
-    return CompiledStep(parts.train_step, parts.fresh_carry(0).state, batches, dispatch)
+    dispatch = "loop" if setup.runner.loop else 1
+    return CompiledStep(setup.train_step, setup.fresh_carry(0).state, batches, dispatch)
 
 
 def _first_step(settings: Settings, network: str) -> Iterator[Row]:

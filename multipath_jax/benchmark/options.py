@@ -5,11 +5,11 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from multipath_jax.benchmark.process_pool import Worker, WorkerFailed
 from multipath_jax.benchmark.rows import Part, Row
 from multipath_jax.benchmark.settings import Problem, Settings
 from multipath_jax.benchmark.steps import KNOWN, Dispatch
 from multipath_jax.benchmark.timing import OutOfTime
-from multipath_jax.benchmark.workers import Worker, WorkerFailed
 
 AS_IT_IS = "as it is"
 

@@ -5,9 +5,9 @@ import importlib.util
 from collections.abc import Iterator
 from contextlib import ExitStack
 
+from multipath_jax.benchmark.process_pool import Worker, WorkerFailed
 from multipath_jax.benchmark.rows import Part, Row, Target, at_least
 from multipath_jax.benchmark.settings import Problem, Settings
-from multipath_jax.benchmark.workers import Worker, WorkerFailed
 
 NAMES = {
     "torch": "PyTorch eager (channels_last)",

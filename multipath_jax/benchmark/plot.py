@@ -10,9 +10,9 @@ from matplotlib.gridspec import GridSpec
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from multipath_jax import lettering
 from multipath_jax.benchmark.report import number
 from multipath_jax.benchmark.rows import Row
+from multipath_jax.utils import lettering
 
 # Okabe and Ito's colours, told apart by colour-blind eyes; the shapes say the same again.
 STYLES = {

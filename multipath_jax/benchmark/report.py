@@ -13,7 +13,7 @@ import jax
 
 from multipath_jax.benchmark.rows import Row
 from multipath_jax.benchmark.settings import Settings
-from multipath_jax.filesystem import replacing
+from multipath_jax.utils.filesystem import replacing
 
 SCHEMA = 1  # of the JSON file; another number means that a key changed its meaning
 PACKAGES = ("multipath_jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch")

@@ -16,7 +16,7 @@ from multipath_jax.benchmark.settings import Problem, Settings
 from multipath_jax.benchmark.timing import calling
 from multipath_jax.layers import CrossConnect
 from multipath_jax.models import create_model
-from multipath_jax.training.cost import peak_bytes
+from multipath_jax.parallel.compilation import peak_bytes
 
 HIDDEN = 16  # d of every gate of the paper
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
+from multipath_jax.benchmark.process_pool import Worker
 from multipath_jax.benchmark.timing import Contestant, OutOfTime, Times, interleave
-from multipath_jax.benchmark.workers import Worker
 
 # What a GPU is asked about first: small and large networks of two and three paths.
 MAIN = ("BaseCNN-2-CC", "ResNet20-3-CC", "ResNet18-2-CC", "ResNet50-2-CC")

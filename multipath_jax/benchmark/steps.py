@@ -13,10 +13,10 @@ import optax
 from jaxtyping import PyTree
 
 from multipath_jax.benchmark.settings import Problem
+from multipath_jax.config.keys import default_config
 from multipath_jax.layers import Router, Share
 from multipath_jax.models import create_model
-from multipath_jax.training.config import default_config
-from multipath_jax.training.cost import peak_bytes
+from multipath_jax.parallel.compilation import peak_bytes
 from multipath_jax.training.optimizer import make_optimizer
 from multipath_jax.training.state import create_state
 from multipath_jax.training.step import Batch, Step, make_train_step

@@ -93,9 +93,9 @@ def _first_step_of_a_run(spec: dict[str, Any], ready: Callable[[], None]) -> Non
     """Trains as `multipath_jax.main` does, as far as the first step."""
     from ml_collections import ConfigDict
 
+    from multipath_jax.config.keys import default_config
+    from multipath_jax.parallel.compilation import enable_compilation_cache
     from multipath_jax.trainer import train
-    from multipath_jax.training.config import default_config
-    from multipath_jax.training.devices import enable_compilation_cache
 
     def stop() -> bool:
         ready()

@@ -14,7 +14,7 @@ from absl import logging
 from jaxtyping import Float32, Int32, Int64, UInt8
 from PIL import Image
 
-from multipath_jax.data.encoded import STOP, EncodedSplit, unreadable
+from multipath_jax.data.encoded import EncodedSplit, unreadable
 from multipath_jax.data.folder import open_folder
 from multipath_jax.data.images import PIL_MODES, decode
 from multipath_jax.data.prepared import one_line, open_prepared
@@ -129,7 +129,6 @@ def open_encoded(
     name: str,
     data_dir: str | os.PathLike | None,
     size: int,
-    on_bad: str = STOP,
     source: str | os.PathLike | None = None,
     holdout: int = 0,
 ) -> Dataset:
@@ -137,10 +136,8 @@ def open_encoded(
 
     They are then rescaled to `size` x `size` RGB. For `name`, `data_dir`, `holdout` and what is
     raised, see `load_dataset`; a `source`, if there is one, is used in place of the first two: a
-    folder of class folders (`folder.open_folder`). `on_bad` says what becomes of a training record
-    that cannot be read, `stop` or `replace`; one of the test split always stops, or its measures
-    would not be exact. Mean and deviation are those of at most 1,000 training images, evenly spaced
-    over the split.
+    folder of class folders (`folder.open_folder`). Mean and deviation are those of at most 1,000
+    training images, evenly spaced over the split.
     """
     notes = ()
     if source:
@@ -160,7 +157,7 @@ def open_encoded(
     else:
         test = records(names[1])
     class_names = tuple(builder.info.features["label"].names)
-    split = EncodedSplit(train, size, len(class_names), on_bad)
+    split = EncodedSplit(train, size, len(class_names))
     held_out = EncodedSplit(test, size, len(class_names))
     statistics = _sampled_statistics(split)
     return Dataset(name, split, held_out, class_names, *statistics, notes, evaluated(holdout))

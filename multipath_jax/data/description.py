@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from multipath_jax import storage
 from multipath_jax.data.datasets import Dataset, Split
 from multipath_jax.data.encoded import EncodedSplit
 from multipath_jax.errors import UserError
-from multipath_jax.names import shown
+from multipath_jax.utils import storage
+from multipath_jax.utils.names import shown
 
 # Of mean and deviation in [0, 1], a quarter of a grey level: another version of a JPEG decoder
 # rounds other pixels of the same images.

@@ -10,9 +10,6 @@ from multipath_jax.data.images import BadImage, decode_into
 from multipath_jax.data.records import BadRecord, Record
 from multipath_jax.errors import UserError
 
-STOP, REPLACE = "stop", "replace"  # what to do about a record that cannot be read
-MOST_IN_A_ROW = 100  # records that may be unreadable one after another before that ends the run
-
 
 @runtime_checkable
 class Source(Protocol):
@@ -41,12 +38,10 @@ class Decoded(NamedTuple):
     Attributes:
       images: ``[b size size 3]``.
       labels: ``[b]``.
-      replaced: how many of them stand in for records that cannot be read.
     """
 
     images: UInt8[np.ndarray, "b h w c"]
     labels: Int32[np.ndarray, " b"]
-    replaced: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,14 +52,11 @@ class EncodedSplit:
       records: the encoded images and their labels.
       size: the side in pixels to which images of another size are rescaled.
       num_classes: labels are from 0 to one less.
-      on_bad: ``stop`` at a record that cannot be read, or ``replace`` it by the next that can; None
-        where that is no choice, since every record counts.
     """
 
     records: Source
     size: int
     num_classes: int
-    on_bad: str | None = None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -95,40 +87,23 @@ class EncodedSplit:
           into: where the images go; None is new memory.
 
         Raises:
-          UserError: a record cannot be read, and is not to be replaced; names it.
+          UserError: a record cannot be read; names it.
         """
         images = np.empty((len(indices), *self.image_shape), np.uint8) if into is None else into
         labels = np.zeros(len(indices), np.int32)
-        return Decoded(images, labels, self._decode_into(images, labels, indices))
-
-    def _decode_into(self, images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> int:
-        """Gives how many were replaced."""
-        replaced = 0
         for row, index in enumerate(indices.tolist()):
             if index < len(self):
-                labels[row], is_other = self._example(index, images[row])
-                replaced += is_other
+                labels[row] = self._example(index, images[row])
             else:
                 images[row] = 0
-        return replaced
+        return Decoded(images, labels)
 
-    def _example(self, index: int, into: np.ndarray) -> tuple[int, bool]:
-        """Decodes the pixels; gives the label, and whether both are another record's."""
+    def _example(self, index: int, into: np.ndarray) -> int:
+        """Decodes the pixels; gives the label. Raises UserError."""
         try:
-            return self._decoded(index, into), False
+            return self._decoded(index, into)
         except (BadRecord, BadImage) as error:
-            if self.on_bad != REPLACE:
-                other = "dataset.on_bad=replace takes the next instead, or " if self.on_bad else ""
-                remedy = f"{other}{self.records.remedy}"
-                raise unreadable(self.records.name(index), error, remedy) from error
-            reason = error
-        for following in range(index + 1, index + MOST_IN_A_ROW):
-            try:
-                return self._decoded(following % len(self), into), True
-            except (BadRecord, BadImage):
-                continue
-        which = f"{self.records.name(index)}, with the {MOST_IN_A_ROW - 1} that follow it,"
-        raise unreadable(which, reason, self.records.remedy)
+            raise unreadable(self.records.name(index), error, self.records.remedy) from error
 
     def _decoded(self, index: int, into: np.ndarray) -> int:
         """Decodes the pixels; gives the label. Raises BadRecord or BadImage."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from multipath_jax.data.images import BadImage
 from multipath_jax.errors import UserError
-from multipath_jax.names import shown
+from multipath_jax.utils.names import shown
 
 SUFFIXES = (
     ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp",

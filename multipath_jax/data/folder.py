@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 
-from multipath_jax import filesystem
 from multipath_jax.data.files import (
     ImageFile,
     LeftOut,
@@ -26,7 +25,8 @@ from multipath_jax.data.files import (
     images_within,
 )
 from multipath_jax.errors import UserError
-from multipath_jax.names import shown
+from multipath_jax.utils import filesystem
+from multipath_jax.utils.names import shown
 
 TRAIN_FOLDER = "train"
 TEST_FOLDERS = ("test", "val", "valid", "validation")

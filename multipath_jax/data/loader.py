@@ -76,7 +76,6 @@ class _Ready(NamedTuple):
 
     number: int
     labels: bytes
-    replaced: int
 
 
 @contextmanager
@@ -123,8 +122,8 @@ def _in_workers(
         with closing(iter(ready)) as iterator:
             try:
                 yield (
-                    Decoded(ring.take(number), np.frombuffer(labels, np.int32), replaced)
-                    for number, labels, replaced in _surviving(iterator)
+                    Decoded(ring.take(number), np.frombuffer(labels, np.int32))
+                    for number, labels in _surviving(iterator)
                 )
             finally:
                 ring.end()
@@ -132,8 +131,8 @@ def _in_workers(
 
 def _load(split: EncodedSplit, ring: Ring, number: int, indices: Int[np.ndarray, " b"]) -> _Ready:
     """Decodes a batch into the ring."""
-    _, labels, replaced = split.load(indices, ring.free(number))
-    return _Ready(number, labels.tobytes(), replaced)
+    _, labels = split.load(indices, ring.free(number))
+    return _Ready(number, labels.tobytes())
 
 
 def _surviving(iterator: Iterator[_Ready]) -> Iterator[_Ready]:

@@ -22,9 +22,10 @@ from etils import epath
 from google.protobuf.json_format import ParseError
 from tensorflow_datasets.core import read_only_builder
 
-from multipath_jax import filesystem, storage
-from multipath_jax.data import digits, imagenet
+from multipath_jax.data import digits
+from multipath_jax.data.imagenet import dataset as imagenet
 from multipath_jax.errors import UserError
+from multipath_jax.utils import filesystem, storage
 
 _DOWNLOADED = ("cifar10", "cifar100")  # prepared here when missing; other sets by their users
 _HERE = "tfds"  # where a set for a bucket is prepared

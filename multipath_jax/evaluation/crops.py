@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Num
 Classify = Callable[[Num[Array, "b s s c"]], Float[Array, "b classes"]]
 
 
-def centre_crop(
+def center_crop(
     images: Num[Array | np.ndarray, "b h w c"], side: int
 ) -> Num[Array | np.ndarray, "b s s c"]:
     """The middle of each image; of an odd margin the smaller half is above and to the left."""
@@ -26,7 +26,7 @@ def ten_crops(images: Num[Array, "b h w c"], side: int) -> Num[Array, "10 b s s 
     top, left = slice(side), slice(side)
     bottom, right = slice(-side, None), slice(-side, None)
     corners = [images[:, y, x] for y in (top, bottom) for x in (left, right)]
-    five = jnp.stack([*corners, centre_crop(images, side)])
+    five = jnp.stack([*corners, center_crop(images, side)])
     return jnp.concatenate([five, five[..., ::-1, :]])
 
 

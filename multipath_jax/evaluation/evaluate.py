@@ -21,20 +21,20 @@ from multipath_jax.data import (
     place,
 )
 from multipath_jax.evaluation.crops import (
-    centre_crop,
+    center_crop,
     mirrored_log_probabilities,
     ten_crop_log_probabilities,
 )
-from multipath_jax.training import progress
-from multipath_jax.training.devices import (
+from multipath_jax.evaluation.metrics import EvalMetrics, is_wrong, is_wrong_among
+from multipath_jax.parallel.devices import (
     from_rows,
     own_rows,
     replicated,
     round_up,
     split_batch,
 )
-from multipath_jax.training.metrics import EvalMetrics, is_wrong, is_wrong_among
-from multipath_jax.training.placement import Network
+from multipath_jax.parallel.placement import Network
+from multipath_jax.utils import progress
 
 Evaluator = Callable[[PyTree], dict[str, float]]
 # Logits, or log-probabilities, of images as they are stored.
@@ -114,7 +114,7 @@ def make_predictions(model: Network, dataset: Dataset, views: Views) -> dict[str
         return model.apply(variables, normal, train=False)
 
     def centre(images):
-        return centre_crop(images, views.crop) if views.crop else images
+        return center_crop(images, views.crop) if views.crop else images
 
     def single(variables, images):
         return logits(variables, centre(images))
@@ -198,7 +198,7 @@ def _over_encoded(
     def measure(variables: PyTree) -> dict[str, EvalMetrics]:
         metrics = nothing()
         with evaluation_batches(split, batch_size, workers, rows) as batches:
-            for number, (images, labels, _) in enumerate(batches):
+            for number, (images, labels) in enumerate(batches):
                 sent = (from_rows(a, rows, batch_size, where) for a in (images, labels))
                 before = metrics
                 metrics = add(variables, metrics, np.int32(number * batch_size), *sent)

@@ -35,7 +35,6 @@ from typing import Any, NoReturn
 import numpy as np
 from absl import logging
 
-from multipath_jax import cli, storage
 from multipath_jax.errors import UserError
 from multipath_jax.figures import (
     ablation,
@@ -49,10 +48,11 @@ from multipath_jax.figures import (
 )
 from multipath_jax.figures.explorer import Explored
 from multipath_jax.figures.subject import Subject
+from multipath_jax.parallel.compilation import enable_compilation_cache
 from multipath_jax.reproduce import plot, report
 from multipath_jax.reproduce.ledger import Ledger
 from multipath_jax.runs import load_run
-from multipath_jax.training.devices import enable_compilation_cache
+from multipath_jax.utils import cli, storage
 
 
 def main(argv: Sequence[str]) -> int:

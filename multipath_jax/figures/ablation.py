@@ -19,7 +19,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from tqdm import tqdm
 
 from multipath_jax.figures import style
-from multipath_jax.figures.observe import BATCH_SIZE, Observation, Trained, batches
+from multipath_jax.gates import BATCH_SIZE, Observation, Trained, batches
 
 KINDS = {"mean": "mean gates", "uniform": "even gates", "shuffled": "another image's gates"}
 TICKS = (0.5, 1, 2, 5, 10, 20, 50, 100)

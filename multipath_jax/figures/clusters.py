@@ -20,10 +20,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_mutual_info_score
 from tqdm import tqdm
 
-from multipath_jax import lettering
 from multipath_jax.figures import style
-from multipath_jax.figures.observe import Observation
-from multipath_jax.names import shown
+from multipath_jax.gates import Observation
+from multipath_jax.utils import lettering
+from multipath_jax.utils.names import shown
 
 COLUMNS = 3
 DRAWN = 2000  # points in a panel: more hide each other

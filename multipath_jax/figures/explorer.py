@@ -15,10 +15,10 @@ from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 
 from multipath_jax.data.datasets import Split
-from multipath_jax.figures import choose
-from multipath_jax.figures.observe import Observation, Outline
+from multipath_jax.figures import selectors
 from multipath_jax.figures.routes import relative_strength
-from multipath_jax.names import shown
+from multipath_jax.gates import Observation, Outline
+from multipath_jax.utils.names import shown
 
 LIKELIEST = 5  # classes said of each image
 SIDE = 96  # pixels, the largest of a thumbnail
@@ -48,8 +48,8 @@ class Explored:
 
 def pack(explored: Explored, count: int) -> dict[str, Any]:
     """At most ``count`` images, evenly spaced over the split, as values for JSON."""
-    numbers = choose.spread(range(len(explored.split.images)), count)
-    (liveliest,) = choose.liveliest_gates(explored.observation, 1)
+    numbers = selectors.spread(range(len(explored.split.images)), count)
+    (liveliest,) = selectors.liveliest_gates(explored.observation, 1)
     return {
         "images": _images(explored, numbers),
         "routers": [

@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Int
 from matplotlib.figure import Figure
 
-from multipath_jax import lettering
 from multipath_jax.figures import style
-from multipath_jax.figures.choose import GateIndex
-from multipath_jax.figures.observe import Observation
-from multipath_jax.names import shown
+from multipath_jax.figures.selectors import GateIndex
+from multipath_jax.gates import Observation
+from multipath_jax.utils import lettering
+from multipath_jax.utils.names import shown
 
 BINS = np.linspace(0, 1, 21)
 

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure, SubFigure
 from tqdm import tqdm
 
 from multipath_jax.figures import style
-from multipath_jax.figures.choose import GateIndex
-from multipath_jax.figures.observe import Observation, Trained, outline
+from multipath_jax.figures.selectors import GateIndex
+from multipath_jax.gates import Observation, Trained, outline
 
 SHOWN = 10  # images of either kind
 COLUMNS = 5

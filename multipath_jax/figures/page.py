@@ -20,9 +20,9 @@ from multipath_jax.figures import explorer
 from multipath_jax.figures.explorer import Explored
 from multipath_jax.models.complexity import complexity
 from multipath_jax.runs import LoadedRun
-from multipath_jax.storage import read, replacing
-from multipath_jax.training.progress import duration
-from multipath_jax.training.writers import SPLITS, read_metrics, seconds_of
+from multipath_jax.training.hooks import SPLITS, read_metrics, seconds_of
+from multipath_jax.utils.progress import duration
+from multipath_jax.utils.storage import read, replacing
 
 PAGE_FILE = "report.html"
 IMAGES = 1000  # on the page by default, of CIFAR-10 about 3 MB
@@ -99,9 +99,9 @@ def facts(run: LoadedRun, lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _rate(schedule: ConfigDict) -> str:
-    parts = [f"{schedule.rate:g}"]
-    if schedule.drops:
-        parts.append(f"times {schedule.factor:g} after {schedule.drops}")
+    parts = [f"{schedule.learning_rate:g}"]
+    if schedule.boundaries:
+        parts.append(f"times {schedule.factor:g} after {schedule.boundaries}")
     parts += [f"after a warm-up of {schedule.warmup}"] * bool(schedule.warmup)
     shape = {"cosine": "as a cosine", "linear": "in a straight line"}.get(schedule.kind)
     return ", ".join(parts + ([f"falling to zero {shape}"] if shape else []))

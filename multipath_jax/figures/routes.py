@@ -16,9 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
 
-from multipath_jax import lettering
 from multipath_jax.figures import style
-from multipath_jax.figures.observe import (
+from multipath_jax.gates import (
     Observation,
     Outline,
     RouterRecord,
@@ -26,7 +25,8 @@ from multipath_jax.figures.observe import (
     observe,
     outline,
 )
-from multipath_jax.names import shown
+from multipath_jax.utils import lettering
+from multipath_jax.utils.names import shown
 
 # Inches.
 MARGIN, CAPTION, LEGEND = 0.15, 0.42, 0.5

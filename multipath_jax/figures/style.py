@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from multipath_jax import lettering
-from multipath_jax.training.curves import COLOURS  # Okabe and Ito's
+from multipath_jax.curves import COLOURS  # Okabe and Ito's
+from multipath_jax.utils import lettering
 
 DPI = 150
 WIDTH = 10.4  # inches, of the widest figures: 1,560 pixels

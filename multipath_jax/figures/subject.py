@@ -9,15 +9,16 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import UInt8
 
-from multipath_jax import filesystem, pictures
+from multipath_jax import pictures
 from multipath_jax.data import EncodedSplit, Split
 from multipath_jax.data.datasets import evaluated
 from multipath_jax.data.images import BadImage
 from multipath_jax.errors import UserError
-from multipath_jax.figures import choose, weights
-from multipath_jax.figures.observe import Observation, Outline, observe, outline
+from multipath_jax.figures import selectors, weights
+from multipath_jax.gates import Observation, Outline, observe, outline
 from multipath_jax.runs import LoadedRun
-from multipath_jax.training.writers import SPLITS
+from multipath_jax.training.hooks import SPLITS
+from multipath_jax.utils import filesystem
 
 MOST = 2000  # 300 MB of images of 224x224; --limit may ask for more
 
@@ -76,26 +77,26 @@ class Subject:
         return observe(self.run, self.test.images)
 
     @cached_property
-    def gates(self) -> list[choose.GateIndex]:
+    def gates(self) -> list[selectors.GateIndex]:
         """The chosen gates, or those that differ most between images."""
         if self.flags.gates is None:
-            return choose.liveliest_gates(self.observation)
-        return choose.gates(self.flags.gates, self.outline)
+            return selectors.liveliest_gates(self.observation)
+        return selectors.gates(self.flags.gates, self.outline)
 
     @cached_property
     def layers(self) -> list[str]:
         """The chosen layers of parallel paths, or four of them."""
         if self.flags.layers is None:
-            return choose.spread(self.parallel_layers, 4)
-        return choose.layers(self.flags.layers, self.parallel_layers)
+            return selectors.spread(self.parallel_layers, 4)
+        return selectors.layers(self.flags.layers, self.parallel_layers)
 
     @cached_property
     def pictures(self) -> list[tuple[UInt8[np.ndarray, "h w c"], str]]:
         """The chosen images, and what they are."""
         wanted = self.flags.images
         # Pictures of one's own need no data set.
-        count = len(self.test.labels) if choose.of_the_split(wanted) else 0
-        return [self._picture(item) for item in choose.images(wanted, count, self.kind)]
+        count = len(self.test.labels) if selectors.of_the_split(wanted) else 0
+        return [self._picture(item) for item in selectors.images(wanted, count, self.kind)]
 
     def _picture(self, item: int | pathlib.Path) -> tuple[np.ndarray, str]:
         if isinstance(item, int):
@@ -110,12 +111,12 @@ class Subject:
         """The chosen classes, or the first ones."""
         if self.flags.classes is None:
             return list(range(min(default, len(self.names))))
-        return choose.classes(self.flags.classes, self.names)
+        return selectors.classes(self.flags.classes, self.names)
 
     def check(self, figures: Container[str]) -> None:
         """Raises UserError for flags that do not fit, before anything is computed or written."""
         if self.flags.gates is not None and self.outline.routers:
-            choose.gates(self.flags.gates, self.outline)
+            selectors.gates(self.flags.gates, self.outline)
         if "routes" in figures:
             self.pictures  # noqa: B018 (computed, and kept)
         if "weights" in figures:

@@ -23,9 +23,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import ks_2samp
 
-from multipath_jax import lettering
 from multipath_jax.figures import style
-from multipath_jax.figures.observe import Outline, Trained
+from multipath_jax.gates import Outline, Trained
+from multipath_jax.utils import lettering
 
 BINS = 80  # at most
 SHUFFLES = 5  # for one distance by chance

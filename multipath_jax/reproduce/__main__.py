@@ -24,26 +24,26 @@ from typing import NoReturn
 
 from absl import logging
 
-from multipath_jax import cli, filesystem
 from multipath_jax.errors import Failure, UserError
 from multipath_jax.models import paper
-from multipath_jax.reproduce import pages, protocol, report, sample
+from multipath_jax.reproduce import pages, report, smoke, tables
 from multipath_jax.reproduce.campaign import Place, train_all
 from multipath_jax.reproduce.ledger import Ledger
-from multipath_jax.training.stopping import Stopping
+from multipath_jax.utils import cli, filesystem
+from multipath_jax.utils.stopping import Stopping
 
 TABLES = {"table2": 2, "table3": 3, "table4": 4}
 # A few steps of every network: whether it trains, not how well.
 SMOKE = {
-    "dataset.name": sample.NAME,
+    "dataset.name": smoke.NAME,
     "dataset.size": "0",
     "dataset.crop": "0",
     "dataset.ten_crop": "False",
     "train_for": "3 steps",
-    "schedule.drops": "",
+    "schedule.boundaries": "",
     "schedule.warmup": "",
     "batch_size": "4",
-    "schedule.rate": "0.01",
+    "schedule.learning_rate": "0.01",
     "eval_batch_size": "16",
 }
 
@@ -58,8 +58,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--recipe",
-        choices=protocol.RECIPES,
-        default=protocol.PROTOCOL,
+        choices=tables.RECIPES,
+        default=tables.PROTOCOL,
         help="the paper's protocol, the default, or ours of fewer epochs",
     )
     parser.add_argument("--epochs", type=float, metavar="E", help="shorten to so many epochs")
@@ -79,11 +79,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"--minutes={flags.minutes:g} must be positive")
     if flags.smoke and (flags.report or flags.epochs is not None):
         raise UserError("--smoke goes with neither --report nor --epochs")
-    flags.changes = protocol.parse_changes(flags.set)
+    flags.changes = tables.parse_changes(flags.set)
     names = [name.strip() for name in (flags.rows or "").split(",")]
-    flags.pairs = protocol.select(
-        TABLES[flags.table], [name for name in names if name], flags.recipe
-    )
+    flags.pairs = tables.select(TABLES[flags.table], [name for name in names if name], flags.recipe)
     return flags
 
 
@@ -120,10 +118,10 @@ def _train(flags: argparse.Namespace, stopping: Stopping) -> int:
     """The rows asked for; the last line says where they stand."""
     changes = {"dataset.data_dir": flags.data_dir} | flags.changes
     campaigns = [
-        protocol.campaign(*pair, changes, flags.epochs, flags.recipe) for pair in flags.pairs
+        tables.campaign(*pair, changes, flags.epochs, flags.recipe) for pair in flags.pairs
     ]
     place = _place(flags.workdir or "runs/reproduce", flags.results or "results")
-    trials = flags.trials or protocol.TRIALS[TABLES[flags.table]]
+    trials = flags.trials or tables.TRIALS[TABLES[flags.table]]
     outcome = train_all(campaigns, trials, place, stopping)
     print(f"\n{report.text(place.ledger.lines(), _rows(flags), flags.recipe)}\n\n{outcome.text}")
     return outcome.status
@@ -135,12 +133,12 @@ def _smoke(flags: argparse.Namespace, stopping: Stopping) -> int:
         folder = filesystem.local("--workdir", flags.workdir or temporary)
         changes = SMOKE | {"dataset.data_dir": str(folder / "data")} | flags.changes
         rows = _rows(flags)
-        runs = [protocol.runs(row, flags.recipe)[0] for row in rows]
+        runs = [tables.runs(row, flags.recipe)[0] for row in rows]
         campaigns = [
-            protocol.campaign(*pair, changes, name=flags.recipe)
+            tables.campaign(*pair, changes, name=flags.recipe)
             for pair in zip(rows, runs, strict=True)
         ]
-        source = sample.prepare(folder / "data", flags.data_dir)
+        source = smoke.prepare(folder / "data", flags.data_dir)
         print(f"the images are those of {source}")
         place = _place(folder, flags.results or folder / "results")
         outcome = train_all(campaigns, flags.trials or 1, place, stopping)

@@ -13,20 +13,22 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from multipath_jax import checkpoints
+from multipath_jax.config import keys as config_lib
+from multipath_jax.config.schedule import parse_duration
 from multipath_jax.data.prepared import open_prepared
 from multipath_jax.models import paper
 from multipath_jax.models.complexity import Complexity, complexity
-from multipath_jax.reproduce import protocol
+from multipath_jax.parallel.compilation import enable_compilation_cache
+from multipath_jax.parallel.devices import compute_dtype
+from multipath_jax.reproduce import tables
 from multipath_jax.reproduce.ledger import Ledger, Line, identity
-from multipath_jax.reproduce.protocol import Campaign
-from multipath_jax.training import checkpoints, parts
-from multipath_jax.training import config as config_lib
-from multipath_jax.training.devices import compute_dtype, enable_compilation_cache
+from multipath_jax.reproduce.tables import Campaign
+from multipath_jax.training import setup
+from multipath_jax.training.hooks import read_metrics
 from multipath_jax.training.loop import Result, TrainingFailed
-from multipath_jax.training.schedule import parse_duration
-from multipath_jax.training.stopping import Stopping
-from multipath_jax.training.trials import train_trials
-from multipath_jax.training.writers import read_metrics
+from multipath_jax.trials import train_trials
+from multipath_jax.utils.stopping import Stopping
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "multipath_jax")
 BUDGET_SPENT = 3  # the exit status
@@ -116,7 +118,7 @@ def open_seeds(campaign: Campaign, trials: int, ledger: Ledger) -> list[int]:
 
 def check(campaign: Campaign, seeds: Sequence[int], place: Place) -> None:
     """Raises UserError for what would fail later: an option, or a workdir of another recipe."""
-    parts.make_model(campaign.config, campaign.row.num_classes)
+    setup.make_model(campaign.config, campaign.row.num_classes)
     for seed in seeds:
         checkpoints.check_workdir(place.trial(campaign, seed), campaign.of_seed(seed))
 
@@ -154,7 +156,7 @@ def train_seeds(
     """Trains neighbouring seeds until their end, or until asked to stop."""
     config = campaign.of_seed(seeds[0])
     config.trials = len(seeds)
-    if campaign.column != protocol.IMAGENET and jax.default_backend() != "cpu":
+    if campaign.column != tables.IMAGENET and jax.default_backend() != "cpu":
         _look_up_seldom(config)
     return train_trials(config, place.folder(campaign), should_stop)
 
@@ -238,7 +240,7 @@ def entry(campaign: Campaign, seed: int, workdir: epath.Path) -> Line:
         "best_error": min(errors),
         "errors": errors,
         "error_epochs": [line["epoch"] for line in tested],
-        "by_column": by_column(lines) if column == protocol.IMAGENET else {},
+        "by_column": by_column(lines) if column == tables.IMAGENET else {},
         **({"flip_error": mirrored[-1]} if mirrored else {}),
         "images_per_second": images_per_second(lines, config.batch_size),
         "wall_seconds": lines[-1].get("seconds"),
@@ -253,7 +255,7 @@ def by_column(lines: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
     """The errors of Table 4's columns, from every line of a ``metrics.jsonl`` that has them."""
     return {
         column: [line[name] for line in lines if line.get(name) is not None]
-        for column, name in protocol.MEASURES.items()
+        for column, name in tables.MEASURES.items()
     }
 
 
@@ -261,7 +263,7 @@ def size_of(config: ConfigDict) -> Complexity:
     """Of the network, for the images and classes that it is trained on."""
     builder = open_prepared(config.dataset.name, config.dataset.data_dir or None)
     features, crop = builder.info.features, config.dataset.crop
-    model = parts.make_model(config, features["label"].num_classes)
+    model = setup.make_model(config, features["label"].num_classes)
     height, width, channels = features["image"].shape
     return complexity(model, (crop or height, crop or width, channels))
 

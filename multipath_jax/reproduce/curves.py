@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from multipath_jax import lettering
 from multipath_jax.reproduce.ledger import Line
+from multipath_jax.utils import lettering
 
 ROUTED, UNROUTED = ("#D55E00", "-"), ("#0072B2", "--")  # Okabe and Ito's vermilion and blue
 MARKERS = "osD^vP*X<>phd"  # of the networks of one kind

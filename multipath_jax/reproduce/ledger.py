@@ -8,8 +8,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from multipath_jax import filesystem, jsonl
 from multipath_jax.errors import UserError
+from multipath_jax.utils import filesystem, jsonl
 
 LEDGER_FILE = "ledger.jsonl"
 Line = dict[str, Any]

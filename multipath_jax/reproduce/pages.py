@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from multipath_jax import recipes
 from multipath_jax.models import paper
-from multipath_jax.reproduce import curves, plot, protocol, report
+from multipath_jax.reproduce import curves, plot, report, tables
 from multipath_jax.reproduce.ledger import Line
 
 TRADEOFF, ERRORS = "tradeoff.png", "errors.png"
@@ -15,7 +15,7 @@ CAPTIONS = {
     ERRORS: "Test error by epoch, of networks with and without routing",
     TRADEOFF: "Test error over parameters (the paper's Fig. 7)",
 }
-CALLED = {protocol.PROTOCOL: "protocol", protocol.FAST: "fast recipe"}
+CALLED = {tables.PROTOCOL: "protocol", tables.FAST: "fast recipe"}
 CELLS = ("best", "mean", "trials", "time of one, device")  # of each recipe
 PAGE = """\
 # The paper's errors, and ours
@@ -63,9 +63,9 @@ def error_curves(lines: Iterable[Line]) -> dict[str, list[curves.Curve]]:
     for line in lines:
         # Table 4's columns are others than its run: of them no row has it.
         rows = [row for row in paper.rows(model=line["model"]) if line["column"] in row.errors]
-        if not rows or protocol.altering(line["changed"]) or len(curves.by_epoch(line)[0]) < 2:
+        if not rows or tables.altering(line["changed"]) or len(curves.by_epoch(line)[0]) < 2:
             continue
-        short, recipe = not report.counts(line, rows[0]), protocol.RECIPES.index(line["recipe"])
+        short, recipe = not report.counts(line, rows[0]), tables.RECIPES.index(line["recipe"])
         panel = panels.setdefault(Panel(short, recipe, line["column"], line["epochs"]), {})
         panel.setdefault(rows[0], []).append(line)
     whole = [panel for panel in panels if not panel.short]
@@ -73,7 +73,7 @@ def error_curves(lines: Iterable[Line]) -> dict[str, list[curves.Curve]]:
 
 
 class Panel(NamedTuple):
-    """What the trials of one panel share; ``recipe`` is its number in `protocol.RECIPES`."""
+    """What the trials of one panel share; ``recipe`` is its number in `tables.RECIPES`."""
 
     short: bool
     recipe: int
@@ -84,7 +84,7 @@ class Panel(NamedTuple):
     def title(self) -> str:
         """In words."""
         data = paper.COLUMNS[self.column].partition(",")[0]
-        called = CALLED[protocol.RECIPES[self.recipe]]
+        called = CALLED[tables.RECIPES[self.recipe]]
         return f"{data}, {called}{' shortened to' if self.short else ','} {self.epochs:g} epochs"
 
     def curves(self, rows: Mapping[paper.Row, Sequence[Line]]) -> list[curves.Curve]:
@@ -111,7 +111,7 @@ def page(lines: Sequence[Line], pictures: Mapping[str, str]) -> str:
     """
     shown = [f"![{CAPTIONS[name]}]({pictures[name]})" for name in CAPTIONS if name in pictures]
     sections = [_table(lines, table) for table in (2, 3, 4)]
-    sections += filter(None, (_others(lines, recipe) for recipe in protocol.RECIPES))
+    sections += filter(None, (_others(lines, recipe) for recipe in tables.RECIPES))
     return PAGE.format(
         epochs=recipes.FAST_EPOCHS,
         pictures="\n\n".join(shown),

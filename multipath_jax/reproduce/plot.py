@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 from matplotlib.transforms import Bbox, BboxBase
 
-from multipath_jax import lettering
+from multipath_jax.utils import lettering
 
 # Okabe and Ito's colours, told apart by colour-blind eyes; the shapes say the same again.
 FAMILIES = {

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from multipath_jax import recipes
 from multipath_jax.models import paper
-from multipath_jax.reproduce import plot, protocol
+from multipath_jax.reproduce import plot, tables
 from multipath_jax.reproduce.ledger import Line, identity
-from multipath_jax.training.progress import duration
+from multipath_jax.utils.progress import duration
 
 HEADINGS = (
     ("network", "data", "paper"),
@@ -93,26 +93,26 @@ class Figures:
 
 def _errors(line: Line, column: str) -> list[float]:
     """Of one trial, that after the last epoch at the end, the lowest among them; maybe none."""
-    if column in protocol.MEASURES:
+    if column in tables.MEASURES:
         return line["by_column"].get(column, [])
     return [line["best_error"], line["final_error"]]
 
 
 def _trials(lines: Iterable[Line], row: paper.Row, column: str, recipe: str) -> list[Line]:
     """Those that give a row's column by a recipe, also shortened or altered."""
-    run = (recipe, row.model, protocol.run_of(column))
+    run = (recipe, row.model, tables.run_of(column))
     found = [line for line in lines if (line["recipe"], line["model"], line["column"]) == run]
     return [line for line in found if _errors(line, column)]
 
 
 def counts(line: Line, row: paper.Row) -> bool:
     """Whether a trial is one by the recipe that it names: as long, and not altered."""
-    short = protocol.is_shortened(row, line["column"], line["train_for"], line["recipe"])
-    return not short and not protocol.altering(line["changed"])
+    short = tables.is_shortened(row, line["column"], line["train_for"], line["recipe"])
+    return not short and not tables.altering(line["changed"])
 
 
 def figures(
-    lines: Iterable[Line], row: paper.Row, column: str, recipe: str = protocol.PROTOCOL
+    lines: Iterable[Line], row: paper.Row, column: str, recipe: str = tables.PROTOCOL
 ) -> Figures | None:
     """By a recipe; of several types of computation that with most trials, then the latest."""
     counting = [line for line in _trials(lines, row, column, recipe) if counts(line, row)]
@@ -121,7 +121,7 @@ def figures(
 
 
 def others(
-    lines: Iterable[Line], row: paper.Row, column: str, recipe: str = protocol.PROTOCOL
+    lines: Iterable[Line], row: paper.Row, column: str, recipe: str = tables.PROTOCOL
 ) -> list[Figures]:
     """The trials that do not count, those of one kind together."""
     rest = [line for line in _trials(lines, row, column, recipe) if not counts(line, row)]
@@ -138,9 +138,9 @@ def _groups(keyed: Iterable[tuple[str, Line]], column: str) -> list[Figures]:
 # As text
 
 
-def text(lines: Sequence[Line], rows: Iterable[paper.Row], recipe: str = protocol.PROTOCOL) -> str:
+def text(lines: Sequence[Line], rows: Iterable[paper.Row], recipe: str = tables.PROTOCOL) -> str:
     """The rows by a recipe, and beneath them the trials that do not count."""
-    rows, fast = list(rows), recipe == protocol.FAST
+    rows, fast = list(rows), recipe == tables.FAST
     whose = "the fast recipe's" if fast else "the protocol's"
     legend = LEGEND.format("fast recipe" if fast else "protocol")
     if fast:
@@ -153,13 +153,11 @@ def text(lines: Sequence[Line], rows: Iterable[paper.Row], recipe: str = protoco
 
 def columns(row: paper.Row, recipe: str) -> list[str]:
     """The columns of a row that a recipe gives."""
-    return [
-        column for column in row.errors if protocol.run_of(column) in protocol.runs(row, recipe)
-    ]
+    return [column for column in row.errors if tables.run_of(column) in tables.runs(row, recipe)]
 
 
 def _table(lines: Sequence[Line], rows: Sequence[paper.Row], recipe: str) -> str:
-    fast = recipe == protocol.FAST
+    fast = recipe == tables.FAST
     headings = [*HEADINGS[0], *HEADINGS[1], *[MIRRORED] * fast, *HEADINGS[2]]
     cells = [headings]
     for row in rows:
@@ -187,9 +185,9 @@ def other_table(lines: Sequence[Line], rows: Sequence[paper.Row], recipe: str) -
 def _how(line: Line, row: paper.Row) -> str:
     """In which way a trial is not one by its recipe."""
     column, recipe, changed = line["column"], line["recipe"], line["changed"]
-    parts = [f"{key}={changed[key]}" for key in protocol.altering(changed)]
-    if protocol.is_shortened(row, column, line["train_for"], recipe):
-        whole = protocol.recipe(row, column, recipe).train_for.removesuffix(" epochs")
+    parts = [f"{key}={changed[key]}" for key in tables.altering(changed)]
+    if tables.is_shortened(row, column, line["train_for"], recipe):
+        whole = tables.recipe(row, column, recipe).train_for.removesuffix(" epochs")
         parts.insert(0, f"{line['epochs']:g} of {whole} epochs")
     return ", ".join(parts)
 

@@ -1,0 +1,1 @@
+"""The training loop: the compiled step, its state, and what is measured and written on the way."""

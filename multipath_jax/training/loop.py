@@ -10,15 +10,16 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from multipath_jax.cpu import convolutions_in_use
+from multipath_jax import checkpoints as ckpt
 from multipath_jax.data.datasets import TEST
 from multipath_jax.errors import Failure
-from multipath_jax.training import checkpoints as ckpt
-from multipath_jax.training import curves, processes, progress
-from multipath_jax.training.parts import Parts
+from multipath_jax.parallel import processes
+from multipath_jax.training.hooks import CURVES_FILE, DROPPED_FILE, METRICS_FILE, TEXT_FILE, Log
 from multipath_jax.training.profiler import Profiler
+from multipath_jax.training.setup import Setup
 from multipath_jax.training.step import Carry
-from multipath_jax.training.writers import DROPPED_FILE, METRICS_FILE, TEXT_FILE, Log
+from multipath_jax.utils import progress
+from multipath_jax.utils.cpu import convolutions_in_use
 
 # What a run writes into its workdir, but for the traces and TensorBoard's files, which have names
 # of their own each time.
@@ -30,7 +31,7 @@ WRITTEN = (
     METRICS_FILE,
     DROPPED_FILE,
     TEXT_FILE,
-    curves.CURVES_FILE,
+    CURVES_FILE,
 )
 SECONDS_A_CALL = 1.0  # how often a run looks up: at the clock, the progress bar, a wish to stop
 
@@ -70,30 +71,30 @@ def never() -> bool:
     return False
 
 
-def say_what_was_found(parts: Parts) -> None:
+def say_what_was_found(setup: Setup) -> None:
     """Prints the data set's notes; once, however many runs share it."""
     if processes.is_first():
-        for line in parts.dataset.notes:
+        for line in setup.dataset.notes:
             print(line, flush=True)
 
 
 @contextlib.contextmanager
 def start_run(
-    parts: Parts, config: ConfigDict, workdir: epath.Path, name: str = "", restart: bool = False
+    setup: Setup, config: ConfigDict, workdir: epath.Path, name: str = "", restart: bool = False
 ) -> Iterator["Run"]:
     """A run of a workdir, from its newest checkpoint if it has one; in the end all is written.
 
     Args:
-      config: that of ``parts``, but for the seed.
+      config: that of ``setup``, but for the seed.
       name: in front of what it prints, where there are several.
       restart: as for `train`.
     """
-    ckpt.check_source(workdir, config, restart, parts.abstract_carry.state)
+    ckpt.check_source(workdir, config, restart, setup.abstract_carry.state.variables)
     with ckpt.claimed(workdir):
         said = ckpt.move_aside(workdir, WRITTEN) if restart else []
-        said += ckpt.check_data(workdir, parts.description)
+        said += ckpt.check_data(workdir, setup.description)
         with contextlib.closing(ckpt.Checkpoints(workdir)) as checkpoints:
-            run = Run(parts, config, workdir, checkpoints, name)
+            run = Run(setup, config, workdir, checkpoints, name)
             with run.log:
                 for line in (*said, *run.origin):
                     run.log.say(line)
@@ -105,20 +106,20 @@ def run_steps(run: "Run", should_stop: Callable[[], bool], until: int | None = N
 
     A checkpoint is the last thing that it does, unless the run is to go on.
     """
-    parts = run.parts
-    end = parts.plan.total if until is None else until
-    if run.step == parts.plan.total:
+    setup = run.setup
+    end = setup.plan.total if until is None else until
+    if run.step == setup.plan.total:
         run.has_ended()
     if run.step >= end:
         return
     if said := convolutions_in_use():
         run.log.say(said)
-    runner, pace = parts.runner, Pace()
+    runner, pace = setup.runner, Pace()
     if cost := runner.compile(run.carry):
         run.log.say(f"compiled the training step: {cost}")
     with (
-        contextlib.closing(parts.source),
-        Profiler(run.workdir, parts.plan.profile, run.log.say) as profiler,
+        contextlib.closing(setup.source),
+        Profiler(run.workdir, setup.plan.profile, run.log.say) as profiler,
     ):
         profiler.at(run.step)
         while run.step < end:
@@ -133,15 +134,13 @@ def run_steps(run: "Run", should_stop: Callable[[], bool], until: int | None = N
 def _advance(run: "Run", pace: "Pace", end: int) -> None:
     """About a second's worth of steps, no further than the next epoch or hook."""
     begun = time.monotonic()
-    parts, step = run.parts, run.step
-    count = pace.steps(min(end, parts.plan.next_stop(step)) - step)
-    replaced = parts.source.replaced
+    setup, step = run.setup, run.step
+    count = pace.steps(min(end, setup.plan.next_stop(step)) - step)
     with (
         jax.profiler.StepTraceAnnotation("train", step_num=step),  # seen in a profile
-        progress.at_work(f"step {step + 1}/{parts.plan.total}"),  # of large networks on a CPU
+        progress.at_work(f"step {step + 1}/{setup.plan.total}"),  # of large networks on a CPU
     ):
-        run.take(parts.runner(run.carry, step, count), count)
-    run.replaced += parts.source.replaced - replaced
+        run.take(setup.runner(run.carry, step, count), count)
     seconds = time.monotonic() - begun
     pace.measured(count, seconds)
     run.log.advance(run.step, count, seconds, run.loss)
@@ -152,7 +151,7 @@ class Run:
 
     def __init__(
         self,
-        parts: Parts,
+        setup: Setup,
         config: ConfigDict,
         workdir: epath.Path,
         checkpoints: ckpt.Checkpoints,
@@ -162,34 +161,33 @@ class Run:
 
         Until it is known how, nothing in the workdir is changed.
         """
-        self.parts, self.plan, self.config = parts, parts.plan, config
+        self.setup, self.plan, self.config = setup, setup.plan, config
         self.workdir, self.checkpoints = workdir, checkpoints
         with progress.at_work("reading the checkpoint or making the network"):
             self.carry, self.origin = self._start()
         ckpt.write_config(workdir, config)
-        ckpt.write_description(workdir, parts.description)
+        ckpt.write_description(workdir, setup.description)
         self.step = int(self.carry.state.step)
         self.test: dict[str, float] = {}
         best = checkpoints.best_error
         self._best_error = math.inf if best is None else best  # of the checkpoints
-        self.replaced = 0  # pictures that could not be read, since the last log
         self.log = Log(config, self.plan, workdir, self.step, name)
 
     def _start(self) -> tuple[Carry, list[str]]:
         """The carry to go on from, and what to say about where it comes from."""
-        carry, lines = self.checkpoints.restore_newest(self.parts.abstract_carry)
+        carry, lines = self.checkpoints.restore_newest(self.setup.abstract_carry)
         if carry is not None:
             return carry, lines
-        carry = self.parts.fresh_carry(self.config.seed)
+        carry = self.setup.fresh_carry(self.config.seed)
         if self.config.init_from:
-            state, found = ckpt.initialize_from(self.config, carry.state)
+            variables, found = ckpt.initialize_from(self.config, carry.state.variables)
             lines += [
                 f"starting from the weights of {self.config.init_from}",
                 f"missing there, so fresh: {', '.join(found.missing) or 'none'}",
                 f"of another shape, so fresh: {', '.join(found.reshaped) or 'none'}",
                 f"extra there, so unused: {', '.join(found.extra) or 'none'}",
             ]
-            carry = carry._replace(state=state)
+            carry = carry._replace(state=carry.state.with_variables(variables))
         return carry, lines
 
     def take(self, carry: Carry, count: int) -> None:
@@ -221,7 +219,7 @@ class Run:
     def _evaluate(self) -> dict[str, float]:
         """The measurements on the test split, more of them at the end of training."""
         ended = self.step == self.plan.total
-        evaluate = self.parts.evaluate_fully if ended else self.parts.evaluate
+        evaluate = self.setup.evaluate_fully if ended else self.setup.evaluate
         return evaluate(self.carry.state.weights)
 
     def hooks(self) -> None:
@@ -237,16 +235,16 @@ class Run:
         values, error = {}, None
         if due["log"]:
             values = self._training_values()
-            self.carry = self.carry._replace(metrics=self.parts.no_metrics())
+            self.carry = self.carry._replace(metrics=self.setup.no_metrics())
         if due["evaluation"]:
             self.test = self._evaluate()
             error = self.test["error"]
-            split = self.parts.dataset.evaluated
+            split = self.setup.dataset.evaluated
             values |= {f"{split}/{name}": value for name, value in self.test.items()}
         if values:
             # Before the checkpoint: the lines up to it must be there when it is.
             self.log.write(self.step, values)
-            for hook in self.parts.hooks:
+            for hook in self.setup.hooks:
                 hook(self.step, values)
         is_best = error is not None and error <= self._best_error
         if due["checkpoint"] or is_best:
@@ -255,10 +253,7 @@ class Run:
     def _training_values(self) -> dict[str, float]:
         """What happened since the last log, by the names of ``metrics.jsonl``."""
         found = jax.device_get(self.carry.metrics).compute()
-        replaced = {"train/replaced": float(self.replaced)} if self.replaced else {}
-        self.replaced = 0
         return {
-            **replaced,
             "train/loss": float(found["loss"]),
             "train/error": 100 * float(found["error"]),
             **self._learning_rate(),
@@ -266,7 +261,7 @@ class Run:
         }
 
     def _learning_rate(self) -> dict[str, float]:
-        rate = self.parts.learning_rate
+        rate = self.setup.learning_rate
         return {} if rate is None else {"learning_rate": float(rate(self.step - 1))}
 
     def measure(self) -> None:
@@ -279,7 +274,7 @@ class Run:
         Raises:
           TrainingFailed: a weight is not finite.
         """
-        if not self.parts.is_finite(self.carry.state):
+        if not self.setup.is_finite(self.carry.state):
             raise TrainingFailed(self._failure(f"a weight after step {self.step}"))
         self.checkpoints.save(self.step, self.carry, error)
         self._best_error = min(self._best_error, math.inf if error is None else error)
@@ -287,15 +282,17 @@ class Run:
     def _failure(self, what: str) -> str:
         last = self.checkpoints.latest
         kept = "no checkpoint was written before" if last is None else f"step {last} is kept"
-        return f"{what} is not finite; {kept} (a lower schedule.rate may help, in another workdir)"
+        return (
+            f"{what} is not finite; {kept} (a lower schedule.learning_rate may help, in another "
+            "workdir)"
+        )
 
     def result(self) -> Result:
-        """How it ended, with all that belongs to it written; draws ``curves.png``."""
+        """How it ended, with all that belongs to it written."""
         with progress.at_work("writing the last checkpoint"):
             self.checkpoints.wait()
-        drawn = curves.draw(self.workdir) if processes.is_first() else []
-        paths = [self.workdir / ckpt.FOLDER, self.workdir / METRICS_FILE, *drawn]
-        best, split = self.checkpoints.best_error, self.parts.dataset.evaluated
+        paths = [self.workdir / ckpt.FOLDER, self.workdir / METRICS_FILE]
+        best, split = self.checkpoints.best_error, self.setup.dataset.evaluated
         return Result(self.step, self.plan.total, self.test, best, paths, split)
 
 

@@ -6,7 +6,7 @@ import flax
 import jax
 import jax.numpy as jnp
 from clu import metrics
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
 
 @flax.struct.dataclass
@@ -59,31 +59,9 @@ class TrainMetrics(metrics.Collection):
     fault: FirstFault
 
 
-@flax.struct.dataclass
-class EvalMetrics(metrics.Collection):
-    """Of a whole split: mean cross-entropy, top-1 and top-5 error."""
-
-    loss: metrics.Average.from_output("loss")
-    error: metrics.Average.from_output("wrong")
-    top5_error: metrics.Average.from_output("wrong5")
-
-
 def zeros_like(shapes: PyTree) -> PyTree:
     """The neutral element of a collection's ``merge``, from the shapes of any of its values."""
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-
-
-def is_wrong(logits: Float[Array, "b classes"], labels: Int[Array, " b"]) -> Bool[Array, " b"]:
-    """Whether the largest logit is another class's."""
-    return logits.argmax(-1) != labels
-
-
-def is_wrong_among(
-    logits: Float[Array, "b classes"], labels: Int[Array, " b"], k: int
-) -> Bool[Array, " b"]:
-    """Whether the label is not among the ``k`` largest logits (all of them, if there are fewer)."""
-    _, largest = jax.lax.top_k(logits, min(k, logits.shape[-1]))
-    return (largest != labels[:, None]).all(-1)
 
 
 def routing_statistics(intermediates: PyTree) -> dict[str, Float[Array, ""]]:

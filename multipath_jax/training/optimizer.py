@@ -11,9 +11,9 @@ import optax
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
+from multipath_jax.config.keys import parse_options
 from multipath_jax.errors import UserError
-from multipath_jax.names import nearest
-from multipath_jax.training.config import parse_options
+from multipath_jax.utils.names import nearest
 
 
 def make_optimizer(

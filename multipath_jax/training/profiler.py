@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 from etils import epath
 
-from multipath_jax import storage
+from multipath_jax.utils import storage
 
 FOLDER = "profile"
 

@@ -26,7 +26,7 @@ from multipath_jax.data import (
     place,
 )
 from multipath_jax.data.encoded import Decoded
-from multipath_jax.training.devices import from_rows, own_rows, replicated, split_batch
+from multipath_jax.parallel.devices import from_rows, own_rows, replicated, split_batch
 from multipath_jax.training.state import ORDER, stream
 from multipath_jax.training.step import Batch
 
@@ -41,12 +41,10 @@ class Source(Protocol):
       steps_per_epoch: whole batches in an epoch.
       same_all_epoch: whether `batches` gives the same arrays for all steps of an epoch, so that
         many steps may be one dispatch.
-      replaced: pictures that stood in for ones that cannot be read, in all steps so far.
     """
 
     steps_per_epoch: int
     same_all_epoch: bool
-    replaced: int
 
     def batches(self, rng: UInt32[Array, "..."], epoch: int, first_step: int) -> Iterator[PyTree]:
         """What the program of a step is given, step after step to the end of the epoch.
@@ -71,7 +69,6 @@ class Resident:
     """A split in the memory of the devices, of which each has all: the step cuts its own batch."""
 
     same_all_epoch = True
-    replaced = 0
 
     def __init__(self, split: Split, batch_size: int, mesh: Mesh):
         self._split, self._size = split, batch_size
@@ -104,7 +101,6 @@ class _FromHost:
     """What sources share whose batches are sent to the devices one by one."""
 
     same_all_epoch = False
-    replaced = 0
 
     def __init__(self, split: Split | EncodedSplit, batch_size: int, mesh: Mesh):
         self._split, self._size = split, batch_size
@@ -159,7 +155,7 @@ class Encoded(_FromHost):
         self._workers, self._rows = workers, own_rows(self._where, batch_size)
         self._opened = contextlib.ExitStack()  # what the loader needs
         self._loader: Iterator[Decoded] = iter(())
-        self._ahead: deque[tuple[Batch, int]] = deque()
+        self._ahead: deque[Batch] = deque()
         self._position: tuple[int, int] | None = None  # of the next batch: the seed, and the step
 
     def batches(self, rng: UInt32[Array, "..."], epoch: int, first_step: int) -> Iterator[Batch]:
@@ -172,10 +168,8 @@ class Encoded(_FromHost):
             self._open(seed, step)
         while len(self._ahead) <= AHEAD:
             self._ahead.append(self._receive())
-        batch, replaced = self._ahead.popleft()
         self._position = (seed, step + 1)
-        self.replaced += replaced
-        return batch
+        return self._ahead.popleft()
 
     def _open(self, seed: int, step: int) -> None:
         """Starts to decode what follows from a step on."""
@@ -185,12 +179,12 @@ class Encoded(_FromHost):
         loader = training_batches(self._split, seed, self._size, self._workers, step, self._rows)
         self._loader = self._opened.enter_context(loader)
 
-    def _receive(self) -> tuple[Batch, int]:
-        """The next batch, on its way to the devices; how many pictures were replaced."""
+    def _receive(self) -> Batch:
+        """The next batch, on its way to the devices."""
         decoded = next(self._loader)
         arrays = (decoded.images, decoded.labels)
         sent = (from_rows(array, self._rows, self._size, self._where) for array in arrays)
-        return Batch(*sent), decoded.replaced
+        return Batch(*sent)
 
     def close(self) -> None:
         """Ends the processes that decode; another call starts new ones."""

@@ -38,6 +38,11 @@ class TrainState(flax.struct.PyTreeNode):
         """What ``model.apply`` takes."""
         return {"params": self.params, **self.collections}
 
+    def with_variables(self, variables: dict[str, PyTree]) -> "TrainState":
+        """The same with other variables."""
+        collections = {name: tree for name, tree in variables.items() if name != "params"}
+        return self.replace(params=variables["params"], collections=collections)
+
     @property
     def weights(self) -> dict[str, PyTree]:
         """What is evaluated: the variables, or their average if one is kept."""

@@ -18,11 +18,12 @@ from multipath_jax.data import (
     random_crop,
     trivial_augment,
 )
+from multipath_jax.evaluation.metrics import is_wrong
+from multipath_jax.parallel.compilation import Cost, compiled
+from multipath_jax.parallel.placement import Network, has_own_loss
 from multipath_jax.training.accumulation import Pass, accumulated
-from multipath_jax.training.cost import Cost, compiled
 from multipath_jax.training.losses import LossFn, auxiliary, by_share, cross_entropy
-from multipath_jax.training.metrics import TrainMetrics, is_wrong, routing_statistics
-from multipath_jax.training.placement import Network, has_own_loss
+from multipath_jax.training.metrics import TrainMetrics, routing_statistics
 from multipath_jax.training.state import (
     AUGMENT,
     GATES,
@@ -46,6 +47,22 @@ class Carry(NamedTuple):
 
     state: PyTree
     metrics: PyTree
+
+    def items(self) -> dict[str, PyTree]:
+        """The two parts of a checkpoint: what evaluation needs, and what else training does."""
+        state = self.state
+        progress = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
+        if state.average is not None:
+            progress["variables"] = state.variables
+        return {"weights": state.weights, "training": {"state": progress, "metrics": self.metrics}}
+
+    def with_items(self, items: dict[str, PyTree]) -> "Carry":
+        """The carry of these two parts, of the structure of this one."""
+        weights, progress = items["weights"], dict(items["training"]["state"])
+        average = weights if "variables" in progress else None
+        state = self.state.with_variables(progress.pop("variables", weights))
+        state = state.replace(**progress, average=average)
+        return Carry(state, items["training"]["metrics"])
 
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, TrainMetrics]]

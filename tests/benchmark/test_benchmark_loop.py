@@ -5,8 +5,8 @@ import numpy as np
 from multipath_jax.benchmark import random_images
 from multipath_jax.benchmark.loop import WARM_UP, TurnTaking, run_config
 from multipath_jax.benchmark.settings import Problem
+from multipath_jax.config.keys import default_config, validate
 from multipath_jax.data import load_dataset
-from multipath_jax.training.config import default_config, validate
 
 PROBLEM = Problem("BaseCNN-2-CC", 2, (32, 32, 3), 10, "float32")
 

@@ -8,9 +8,9 @@ from command_line import refusal
 
 from multipath_jax.benchmark import __main__ as benchmark
 from multipath_jax.benchmark import report
+from multipath_jax.benchmark.process_pool import WorkerFailed
 from multipath_jax.benchmark.rows import Part, Row, Target, at_least, at_most, exactly
 from multipath_jax.benchmark.timing import OutOfTime, Spread
-from multipath_jax.benchmark.workers import WorkerFailed
 
 ROWS = [
     Row("A", "b / c", Spread(1.04, 1.0, 1.1), at_most(1.05), {"b ms": 1234.5, "b peak MB": None}),

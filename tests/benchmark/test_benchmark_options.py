@@ -7,10 +7,10 @@ import pytest
 
 from multipath_jax.benchmark import options
 from multipath_jax.benchmark.options import Option
+from multipath_jax.benchmark.process_pool import Worker, WorkerFailed
 from multipath_jax.benchmark.settings import MAIN, Problem, Settings
 from multipath_jax.benchmark.steps import Dispatch
 from multipath_jax.benchmark.timing import OutOfTime
-from multipath_jax.benchmark.workers import Worker, WorkerFailed
 
 PROBLEM = Problem("BaseCNN-2-CC", 2, (32, 32, 3), 10, "float32")
 SETTINGS = Settings("cpu", True, 3, 0.0, 1.0, 64, 1)

@@ -86,11 +86,10 @@ def test_a_set_that_stays_encoded_is_divided_too(folder, tmp_path):
         np.testing.assert_array_equal(loaded.images, whole.images[indices])
         np.testing.assert_array_equal(loaded.labels, whole.labels[indices])
     assert found.evaluated == "held_out"
-    assert found.test.on_bad is None
 
 
 def test_a_record_that_cannot_be_read_is_not_held_out(tmp_path, monkeypatch):
-    """It stays where `dataset.on_bad` may replace it; held out, it would end every run."""
+    """Its label is not known."""
     rows = photos.rows(22)
     photos.prepare(tmp_path, rows, rows[:7])
     honest = records._parse
@@ -103,9 +102,9 @@ def test_a_record_that_cannot_be_read_is_not_held_out(tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr(records, "_parse", parse)
-    monkeypatch.setattr("multipath_jax.data.datasets._SAMPLE", 1)  # an image that is replaced
-    found = open_encoded("photos", tmp_path, 16, "replace", holdout=6)
-    assert found.test.load(np.arange(6)).replaced == 0
-    assert found.train.load(np.arange(16)).replaced == 11
+    even = np.zeros(3, np.float32), np.ones(3, np.float32)
+    monkeypatch.setattr("multipath_jax.data.datasets._sampled_statistics", lambda split: even)
+    found = open_encoded("photos", tmp_path, 16, holdout=6)
+    assert len(found.test.load(np.arange(6)).labels) == 6
     with pytest.raises(UserError, match=r"dataset.holdout=11 leaves none of the 11"):
-        open_encoded("photos", tmp_path, 16, "replace", holdout=11)
+        open_encoded("photos", tmp_path, 16, holdout=11)

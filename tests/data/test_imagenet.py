@@ -11,7 +11,8 @@ from tensorflow_datasets.proto import tf_example_pb2
 from toy_sources import WNIDS, pack, val_labels, write_imagenet
 
 from multipath_jax import prepare
-from multipath_jax.data import imagenet, load_dataset
+from multipath_jax.data import load_dataset
+from multipath_jax.data.imagenet import dataset as imagenet
 from multipath_jax.data.images import decode, encode, square
 from multipath_jax.data.prepared import open_prepared
 from multipath_jax.errors import UserError

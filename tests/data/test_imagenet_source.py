@@ -7,7 +7,7 @@ import pytest
 import scipy.io
 from toy_sources import WNIDS, flatten_val, pack, val_labels, val_name, write_imagenet
 
-from multipath_jax.data.imagenet_source import TRAIN_TAR, VAL_TAR, find
+from multipath_jax.data.imagenet.source import TRAIN_TAR, VAL_TAR, find_images
 from multipath_jax.errors import UserError
 
 
@@ -71,14 +71,14 @@ def _contents(images) -> list[tuple]:
 
 def _error(source, *arguments) -> str:
     with pytest.raises(UserError) as caught:
-        find(source, *arguments)
+        find_images(source, *arguments)
     message = str(caught.value)
     assert "\n" not in message
     return message
 
 
 def test_folders(folder):
-    found = find(folder)
+    found = find_images(folder)
     assert found.class_names == WNIDS
     paths = sorted(folder.glob("train/*/*"))
     expected = [(WNIDS.index(p.parent.name), p.name, p.read_bytes()) for p in paths]
@@ -87,7 +87,7 @@ def test_folders(folder):
 
 
 def test_tar_files_hold_the_same_as_folders(folder, tars):
-    packed, unpacked = find(tars), find(folder)
+    packed, unpacked = find_images(tars), find_images(folder)
     assert packed.class_names == unpacked.class_names
     assert _contents(packed.train) == _contents(unpacked.train)
     assert _contents(packed.validation) == sorted(
@@ -102,7 +102,7 @@ def test_a_flat_folder_with_labels(folder, kind):
     flatten_val(folder)
     name, write = LABEL_FILES[kind]
     write(folder / name, labels)
-    found = find(folder).validation
+    found = find_images(folder).validation
     assert {image.name: WNIDS[image.label] for image in found} == labels
 
 
@@ -110,14 +110,14 @@ def test_labels_from_elsewhere(folder, tmp_path):
     labels = val_labels(folder)
     flatten_val(folder)
     _write_named_labels(tmp_path / "mine.txt", labels)
-    found = find(folder, None, tmp_path / "mine.txt").validation
+    found = find_images(folder, None, tmp_path / "mine.txt").validation
     assert {image.name: WNIDS[image.label] for image in found} == labels
 
 
 @pytest.mark.parametrize("kind", ["folder", "tars"])
 def test_the_first_classes_by_sorted_wnid(kind, request):
     source = request.getfixturevalue(kind)
-    found = find(source, 2)
+    found = find_images(source, 2)
     assert found.class_names == WNIDS[:2]
     assert {image.label for image in found.train} == {0, 1}
     assert {image.label for image in found.validation} == {0, 1}
@@ -157,7 +157,7 @@ def test_hidden_files_and_folders_are_passed_over(folder):
     (folder / "train" / ".cache").mkdir()
     (folder / "train" / WNIDS[0] / "._n01440764_0.JPEG").write_bytes(b"")
     (folder / "train" / WNIDS[0] / "README.txt").write_bytes(b"")
-    assert len(find(folder).train) == 15
+    assert len(find_images(folder).train) == 15
 
 
 def test_a_class_that_is_only_validated(folder):
@@ -237,7 +237,7 @@ def repacked(folder, tmp_path) -> pathlib.Path:
 
 
 def test_tar_files_packed_again_hold_the_same(tars, repacked):
-    published, again = find(tars), find(repacked)
+    published, again = find_images(tars), find_images(repacked)
     assert again.class_names == published.class_names
     assert _contents(again.train) == _contents(published.train)
     assert _contents(again.validation) == _contents(published.validation)
@@ -250,7 +250,7 @@ def test_links_in_a_tar_file_are_counted(folder, tars):
         member = tarfile.TarInfo("again.JPEG")
         member.type, member.linkname = tarfile.SYMTYPE, val_name(0)
         tar.addfile(member)
-    assert find(tars).left_out == {"links in a tar file": 1}
+    assert find_images(tars).left_out == {"links in a tar file": 1}
 
 
 @pytest.mark.parametrize("name", [TRAIN_TAR, VAL_TAR, "val_labels.txt"])
@@ -262,12 +262,12 @@ def test_a_link_to_nothing_is_named(tars, name):
 
 def test_a_class_folder_may_hold_folders(folder):
     """As Tiny ImageNet's do."""
-    expected = [content for _, _, content in _contents(find(folder).train)]
+    expected = [content for _, _, content in _contents(find_images(folder).train)]
     for parent in list((folder / "train").iterdir()):
         parent.rename(folder / "images")
         parent.mkdir()
         (folder / "images").rename(parent / "images")
-    assert [content for _, _, content in _contents(find(folder).train)] == expected
+    assert [content for _, _, content in _contents(find_images(folder).train)] == expected
 
 
 @pytest.mark.parametrize("kind", LABEL_FILES)
@@ -280,7 +280,7 @@ def test_labels_that_windows_marked(folder, kind):
     if not name.endswith(".gz"):
         text = (folder / name).read_text()
         (folder / name).write_text("\ufeff" + text, "utf-8", newline="\r\n")
-    found = find(folder).validation
+    found = find_images(folder).validation
     assert {image.name: WNIDS[image.label] for image in found} == labels
 
 
@@ -291,7 +291,7 @@ def test_labels_that_contradict_each_other(folder):
     _write_named_labels(path, labels)
     with open(path, "a") as file:
         file.write(f"{val_name(0)} {labels[val_name(0)]}\n")
-    find(folder)  # the same twice is no contradiction
+    find_images(folder)  # the same twice is no contradiction
     with open(path, "a") as file:
         file.write(f"{val_name(0)} {WNIDS[2]}\n")
     message = _error(folder)

@@ -1,6 +1,5 @@
 """Batches that Grain decodes: which examples they hold, from any step on, and what goes wrong."""
 
-import dataclasses
 import itertools
 import multiprocessing
 import os
@@ -15,7 +14,6 @@ import photos
 import pytest
 
 from multipath_jax.data import images, open_encoded
-from multipath_jax.data.encoded import MOST_IN_A_ROW
 from multipath_jax.data.loader import evaluation_batches, training_batches
 from multipath_jax.errors import UserError
 
@@ -52,7 +50,7 @@ def indices(batches, by_hand):
     """Which examples these batches are made of."""
     return [
         [next(i for i, image in enumerate(by_hand) if np.array_equal(image, one)) for one in images]
-        for images, _, _ in batches
+        for images, _ in batches
     ]
 
 
@@ -61,7 +59,6 @@ def assert_equal(found, expected):
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_array_equal(ours.images, theirs.images)
         np.testing.assert_array_equal(ours.labels, theirs.labels)
-        assert ours.replaced == theirs.replaced
 
 
 def test_an_epoch_is_a_permutation_less_its_last_partial_batch(dataset, by_hand):
@@ -151,11 +148,11 @@ def test_a_folder_of_class_folders_is_a_data_set_as_it_is(tmp_path):
 # Damage
 
 
-def damaged(tmp_path, bad: dict[int, dict], on_bad: str):
+def damaged(tmp_path, bad: dict[int, dict]):
     """The training split, with some rows changed; the statistics' sample reads all of it."""
     rows = [row | bad.get(index, {}) for index, row in enumerate(photos.rows(TRAIN))]
     photos.prepare(tmp_path, rows, photos.rows(TEST))
-    return open_encoded("photos", tmp_path, SIZE, on_bad)
+    return open_encoded("photos", tmp_path, SIZE)
 
 
 @pytest.mark.parametrize(
@@ -168,38 +165,19 @@ def damaged(tmp_path, bad: dict[int, dict], on_bad: str):
 )
 def test_a_bad_record_stops_and_is_named(tmp_path, change, reason):
     with pytest.raises(UserError) as caught:
-        damaged(tmp_path, {5: change}, "stop")
+        damaged(tmp_path, {5: change})
     message = str(caught.value)
     assert message.startswith("record 5 of 'train' in ")
     assert reason in message.lower()
-    assert "; dataset.on_bad=replace takes the next instead, or remove it with `rm -r" in message
+    assert "; remove it with `rm -r" in message
     assert "\n" not in message
 
 
-def test_a_bad_record_is_replaced_by_the_next_and_counted(tmp_path):
-    bad = {"image": b"not an image"}
-    split = damaged(tmp_path, {5: bad, 6: bad, TRAIN - 1: bad}, "replace").train
-    found = split.load(np.array([4, 5, 6, 7, TRAIN - 1]))
-    assert found.replaced == 3
-    np.testing.assert_array_equal(found.labels, [4, 1, 1, 1, 0])
-    expected = split.load(np.array([4, 7, 7, 7, 0]))
-    assert expected.replaced == 0
-    np.testing.assert_array_equal(found.images, expected.images)
-
-
-def test_nothing_readable_ends_the_run_all_the_same(tmp_path):
-    bad = {index: {"image": b"not an image"} for index in range(TRAIN)}
-    with pytest.raises(
-        UserError, match=f"record 0 .*, with the {MOST_IN_A_ROW - 1} that follow it,"
-    ):
-        damaged(tmp_path, bad, "replace")
-
-
-def test_a_bad_record_of_the_test_split_always_stops(tmp_path):
+def test_a_bad_record_of_the_test_split_stops_too(tmp_path):
     rows = photos.rows(TEST)
     rows[2] |= {"image": b"not an image"}
     photos.prepare(tmp_path, photos.rows(TRAIN), rows)
-    held_out = open_encoded("photos", tmp_path, SIZE, "replace").test
+    held_out = open_encoded("photos", tmp_path, SIZE).test
     with (
         evaluation_batches(held_out, 4, workers=0) as batches,
         pytest.raises(UserError, match="record 2 of 'test'"),
@@ -252,10 +230,10 @@ def test_workers_change_nothing_and_end(dataset, tmp_path):
     assert not any(map(is_alive, workers))
 
 
-def test_an_error_in_a_worker_is_that_error_here(tmp_path):
+def test_an_error_in_a_worker_is_that_error_here(tmp_path, monkeypatch):
+    monkeypatch.setattr("multipath_jax.data.datasets._SAMPLE", 1)  # the first, which is whole
     bad = {index: {"image": b"not an image"} for index in range(8, TRAIN)}
-    split = damaged(tmp_path, bad, "replace").train
-    split = dataclasses.replace(split, on_bad="stop")
+    split = damaged(tmp_path, bad).train
     with (
         training_batches(split, 3, BATCH, workers=1) as batches,
         pytest.raises(UserError, match=r"^record \d+ of 'train' .* \(not an image of a known kind"),

@@ -8,8 +8,9 @@ import shutil
 import pytest
 from toy_sources import WNIDS, photo, write_imagenet
 
-from multipath_jax.data import imagenet, preparation
-from multipath_jax.data.preparation import LEFT_OUT, Preparation, claim
+from multipath_jax.data.imagenet import dataset as imagenet
+from multipath_jax.data.imagenet import preparation
+from multipath_jax.data.imagenet.preparation import LEFT_OUT, Preparation, claim
 from multipath_jax.errors import UserError
 
 

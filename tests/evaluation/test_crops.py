@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from multipath_jax.config.keys import default_config
 from multipath_jax.data import Dataset, EncodedSplit, Split
 from multipath_jax.data.images import encode
 from multipath_jax.data.records import Record
-from multipath_jax.evaluation.crops import centre_crop, ten_crop_log_probabilities, ten_crops
+from multipath_jax.evaluation.crops import center_crop, ten_crop_log_probabilities, ten_crops
 from multipath_jax.evaluation.evaluate import Views, make_evaluator
-from multipath_jax.training.config import default_config
-from multipath_jax.training.devices import make_mesh
+from multipath_jax.parallel.devices import make_mesh
 
 SIDE, CROP, CLASSES, COUNT = 8, 5, 7, 23
 
@@ -37,7 +37,7 @@ def test_ten_crops_are_corners_centre_and_mirror_images(shape):
     for number, image in enumerate(images):
         np.testing.assert_array_equal(found[:, number], by_hand(image))
         np.testing.assert_array_equal(
-            centre_crop(jnp.asarray(images), CROP)[number], by_hand(image)[4]
+            center_crop(jnp.asarray(images), CROP)[number], by_hand(image)[4]
         )
 
 

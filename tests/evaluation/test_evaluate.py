@@ -4,10 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from multipath_jax.config.keys import default_config
 from multipath_jax.data import Dataset, Split
 from multipath_jax.evaluation.evaluate import make_evaluator
-from multipath_jax.training.config import default_config
-from multipath_jax.training.devices import make_mesh
+from multipath_jax.parallel.devices import make_mesh
 
 
 class Linear(nn.Module):

@@ -9,7 +9,7 @@ import pytest
 import subjects
 
 from multipath_jax.figures import ablation
-from multipath_jax.figures.observe import observe
+from multipath_jax.gates import observe
 
 IMAGES, LABELS = subjects.images(30), subjects.labels(30)
 

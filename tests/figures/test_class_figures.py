@@ -7,8 +7,8 @@ import pytest
 from matplotlib.text import Text
 
 from multipath_jax.figures import classes, clusters, histograms, style
-from multipath_jax.figures.choose import GateIndex
-from multipath_jax.figures.observe import Observation, RouterRecord
+from multipath_jax.figures.selectors import GateIndex
+from multipath_jax.gates import Observation, RouterRecord
 
 LABELS = np.array([0, 0, 2, 2, 2, 0], np.int32)
 NAMES = ("ant", "bee", "cat")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from multipath_jax.data.datasets import Split
 from multipath_jax.figures import explorer
-from multipath_jax.figures.observe import observe, outline
+from multipath_jax.gates import observe, outline
 
 
 def integers(text):

@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
+from multipath_jax.config.keys import default_config
 from multipath_jax.data import Dataset, Split, describe
 from multipath_jax.errors import Failure
 from multipath_jax.figures import __main__ as figures
 from multipath_jax.runs import LoadedRun
-from multipath_jax.training.config import default_config
 
 PICTURES = {
     "routes",

@@ -5,8 +5,8 @@ import pytest
 import subjects
 
 from multipath_jax.figures import maximize
-from multipath_jax.figures.choose import GateIndex
-from multipath_jax.figures.observe import observe
+from multipath_jax.figures.selectors import GateIndex
+from multipath_jax.gates import observe
 
 GATES = [GateIndex(1, 1, 2), GateIndex(2, 2, 1), GateIndex(2, 1, 1)]
 ASCENT = maximize.Ascent(steps=20)

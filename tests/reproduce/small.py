@@ -8,9 +8,9 @@ sys.path.append(str(pathlib.Path(__file__).parents[1] / "training"))
 import tiny
 
 if __name__ == "__main__":
-    from multipath_jax import cli
     from multipath_jax.reproduce.__main__ import main
-    from multipath_jax.training import parts
+    from multipath_jax.training import setup
+    from multipath_jax.utils import cli
 
-    parts.create_model = tiny.create_model
+    setup.create_model = tiny.create_model
     cli.run(main)

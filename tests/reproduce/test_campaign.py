@@ -16,27 +16,28 @@ from etils import epath
 from small import tiny
 from workdirs import lines
 
+from multipath_jax import checkpoints
 from multipath_jax.errors import Failure, UserError
 from multipath_jax.models import paper
 from multipath_jax.reproduce import campaign as campaign_lib
-from multipath_jax.reproduce import protocol
+from multipath_jax.reproduce import tables
 from multipath_jax.reproduce.__main__ import main
 from multipath_jax.reproduce.ledger import Ledger
-from multipath_jax.training import checkpoints, loop, parts
-from multipath_jax.training.stopping import Stopping
-from multipath_jax.training.writers import METRICS_FILE
+from multipath_jax.training import loop, setup
+from multipath_jax.training.hooks import METRICS_FILE
+from multipath_jax.utils.stopping import Stopping
 
 CLOCK = {"wall_seconds", "images_per_second", "date"}  # what differs from run to run
-SETTINGS = ("dataset.name=digits", "dataset.flip=False", "schedule.rate=0.5", "log_every=5 steps",
-            "eval_every=2 epochs", "checkpoint_every=7 steps", "tensorboard=off",
-            "compilation_cache=")  # fmt: skip
+SETTINGS = ("dataset.name=digits", "dataset.flip=False", "schedule.learning_rate=0.5",
+            "log_every=5 steps", "eval_every=2 epochs", "checkpoint_every=7 steps",
+            "tensorboard=off", "compilation_cache=")  # fmt: skip
 TOTAL = 66  # six epochs of eleven batches of 128
 
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny_model():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts, "create_model", tiny.create_model)
+        patch.setattr(setup, "create_model", tiny.create_model)
         yield
 
 
@@ -85,7 +86,7 @@ def test_a_finished_trial_has_its_line(undisturbed):
     assert (line["tables"], line["network"], line["column"]) == ([2], "BaseCNN", "cifar10")
     assert (line["seed"], line["epochs"], line["train_for"]) == (0, 6, "6 epochs")
     assert line["recipe"] == "protocol"
-    changed = {"dataset.flip": False, "dataset.name": "digits", "schedule.rate": 0.5}
+    changed = {"dataset.flip": False, "dataset.name": "digits", "schedule.learning_rate": 0.5}
     assert line["changed"] == changed
     assert "flip_error" not in line
     errors = [line["test/error"] for line in metrics(undisturbed) if "test/error" in line]
@@ -254,7 +255,7 @@ def test_a_loss_that_is_not_finite_holds_up_no_other_row(data_dir, tmp_path, mon
 
     def train_trials(config, *more):
         if config.model.name == "BaseCNN":
-            config.schedule.rate = 1e30
+            config.schedule.learning_rate = 1e30
         return honest(config, *more)
 
     monkeypatch.setattr(campaign_lib, "train_trials", train_trials)
@@ -304,7 +305,7 @@ def test_epochs_of_a_second_are_not_all_evaluated_and_saved(
     tmp_path, monkeypatch, model, recipe, platform, changes, cadences
 ):
     row = paper.rows(model=model)[0]
-    campaign = protocol.campaign(row, protocol.runs(row)[0], changes, name=recipe)
+    campaign = tables.campaign(row, tables.runs(row)[0], changes, name=recipe)
     seen = []
     monkeypatch.setattr(campaign_lib, "train_trials", lambda config, *_: [seen.append(config)][:0])
     monkeypatch.setattr(campaign_lib.jax, "default_backend", lambda: platform)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from made_up import line
 
+from multipath_jax.config import keys as config_lib
 from multipath_jax.models import paper
-from multipath_jax.reproduce import campaign, protocol, report
+from multipath_jax.reproduce import campaign, report, tables
 from multipath_jax.reproduce import ledger as ledger_lib
 from multipath_jax.reproduce.ledger import Ledger
-from multipath_jax.training import config as config_lib
 
 RESULTS = Path(__file__).parents[2] / "results"
 
@@ -100,14 +100,14 @@ def test_keys_that_come_and_go_change_no_identity(ledger, monkeypatch):
             config.optimizer.later = 3.0
         return config
 
-    default = protocol.config_lib.default_config
-    for module in (protocol.config_lib, protocol.recipes):
+    default = tables.config_lib.default_config
+    for module in (tables.config_lib, tables.recipes):
         monkeypatch.setattr(module, "default_config", default_config)
     row = paper.rows(model="BaseCNN")[0]
-    again = protocol.campaign(row, "cifar10", {})
+    again = tables.campaign(row, "cifar10", {})
     assert again.config.optimizer.later == 3.0
     assert campaign.open_seeds(again, 2, ledger) == [1]
-    again = protocol.campaign(row, "cifar10", {"batch_size": "64"})
+    again = tables.campaign(row, "cifar10", {"batch_size": "64"})
     assert campaign.open_seeds(again, 2, ledger) == [0]
     assert report.figures(ledger.lines(), row, "cifar10").errors == [9.0]
 
@@ -117,13 +117,13 @@ def test_a_recipe_is_still_what_trials_by_its_name_were_trained_by(entry):
     """A recipe whose values change needs another name, or these figures would be no longer its."""
     row = paper.rows(model=entry["model"])[0]
     column, recipe = entry["column"], entry["recipe"]
-    whole = protocol.recipe(row, column, recipe).train_for
+    whole = tables.recipe(row, column, recipe).train_for
     epochs = None if entry["train_for"] == whole else entry["epochs"]
-    made = protocol.campaign(row, column, {}, epochs, recipe)
+    made = tables.campaign(row, column, {}, epochs, recipe)
     wanted = config_lib.flatten(made.of_seed(entry["seed"])) | entry["changed"]
     known = entry["config"].keys() & wanted.keys() - {"trials"}
     assert {key: entry["config"][key] for key in known} == {key: wanted[key] for key in known}
-    assert {"schedule.rate", "train_for", "batch_size"} <= known
+    assert {"schedule.learning_rate", "train_for", "batch_size"} <= known
 
 
 def test_a_full_disk_leaves_the_file_as_it_was(ledger, monkeypatch):

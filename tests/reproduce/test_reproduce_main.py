@@ -10,7 +10,7 @@ import pytest
 from multipath_jax.data import load_dataset
 from multipath_jax.errors import UserError
 from multipath_jax.models import paper
-from multipath_jax.reproduce import sample
+from multipath_jax.reproduce import smoke
 from multipath_jax.reproduce.__main__ import main
 from multipath_jax.reproduce.ledger import Ledger
 
@@ -61,8 +61,8 @@ def test_an_error_is_one_line_and_status_2(tmp_path):
 
 
 def test_a_sample_is_of_enlarged_digits_where_cifar10_is_not(tmp_path):
-    assert sample.prepare(tmp_path, "") == "digits"
-    assert sample.prepare(tmp_path, "") == "digits"  # what is there stays
+    assert smoke.prepare(tmp_path, "") == "digits"
+    assert smoke.prepare(tmp_path, "") == "digits"  # what is there stays
     found, digits = load_dataset("sample", tmp_path), load_dataset("digits", tmp_path)
     assert found.train.images.shape == (32, 32, 32, 3)
     assert found.test.images.shape == (16, 32, 32, 3)

@@ -3,11 +3,11 @@
 import pytest
 
 from multipath_jax import recipes
+from multipath_jax.config import keys as config_lib
+from multipath_jax.config.schedule import parse_duration
 from multipath_jax.errors import UserError
 from multipath_jax.models import paper
-from multipath_jax.reproduce import protocol
-from multipath_jax.training import config as config_lib
-from multipath_jax.training.schedule import parse_duration
+from multipath_jax.reproduce import tables
 
 
 def row(model):
@@ -19,24 +19,24 @@ def names(pairs):
 
 
 def test_cifar10_comes_before_all_other_columns():
-    pairs = names(protocol.select(2))
+    pairs = names(tables.select(2))
     assert pairs[:20] == [(row.model, "cifar10") for row in paper.rows(2)]
     routed = [f"BaseCNN-{m}-{kind}" for kind in ("CP", "CC") for m in (2, 3, 4)]
     assert pairs[20:] == [(name, "cifar10_350") for name in routed]
-    columns = [column for _, column in names(protocol.select(3))]
+    columns = [column for _, column in names(tables.select(3))]
     assert columns == ["cifar10"] * 19 + ["cifar100"] * 15
 
 
 def test_rows_are_picked_by_network_model_or_column_in_the_order_asked():
-    picked = names(protocol.select(2, ["BaseCNN-2-CC", "BaseCNN Ensemble", "VGG16", "VGG16"]))
+    picked = names(tables.select(2, ["BaseCNN-2-CC", "BaseCNN Ensemble", "VGG16", "VGG16"]))
     assert picked == [
         ("BaseCNN-2-CC", "cifar10"),
         ("BaseCNN-Ensemble", "cifar10"),
         ("VGG16", "cifar10"),
         ("BaseCNN-2-CC", "cifar10_350"),
     ]
-    assert names(protocol.select(3, ["ResNet110:cifar100"])) == [("ResNet110", "cifar100")]
-    assert names(protocol.select(2, ["CapsNet"])) == [("CapsNet", "cifar10")]  # quoted, but trained
+    assert names(tables.select(3, ["ResNet110:cifar100"])) == [("ResNet110", "cifar100")]
+    assert names(tables.select(2, ["CapsNet"])) == [("CapsNet", "cifar10")]  # quoted, but trained
 
 
 @pytest.mark.parametrize(
@@ -50,19 +50,19 @@ def test_rows_are_picked_by_network_model_or_column_in_the_order_asked():
 )
 def test_a_row_that_cannot_be_trained_is_refused(table, name, message):
     with pytest.raises(UserError, match=message):
-        protocol.select(table, [name])
+        tables.select(table, [name])
 
 
 def test_one_run_gives_all_columns_of_table_4():
-    pairs = protocol.select(4)
+    pairs = tables.select(4)
     assert names(pairs) == [(row.model, "imagenet") for row in paper.rows(4)]
-    assert {protocol.run_of(column) for row, _ in pairs for column in row.errors} == {"imagenet"}
-    assert names(protocol.select(4, ["ResNet18:imagenet"])) == [("ResNet18", "imagenet")]
+    assert {tables.run_of(column) for row, _ in pairs for column in row.errors} == {"imagenet"}
+    assert names(tables.select(4, ["ResNet18:imagenet"])) == [("ResNet18", "imagenet")]
 
 
 @pytest.mark.parametrize("model", [row.model for row in paper.rows(4)])
 def test_table_4_is_trained_on_as_many_classes_as_its_rows_say(model):
-    campaign = protocol.campaign(row(model), "imagenet", {})
+    campaign = tables.campaign(row(model), "imagenet", {})
     data, epochs = {
         1000: ("imagenet256", "120 epochs"),
         100: ("imagenet256/subset100", "90 epochs"),
@@ -71,7 +71,7 @@ def test_table_4_is_trained_on_as_many_classes_as_its_rows_say(model):
     assert campaign.folder == f"imagenet/{model}"
     assert campaign.name.endswith(", ImageNet")
     assert campaign.trial(0)["changed"] == {}
-    assert not protocol.is_shortened(row(model), "imagenet", campaign.config.train_for)
+    assert not tables.is_shortened(row(model), "imagenet", campaign.config.train_for)
 
 
 @pytest.mark.parametrize(
@@ -101,12 +101,12 @@ def test_table_4_is_trained_on_as_many_classes_as_its_rows_say(model):
 def test_a_campaign_trains_by_the_recipe_or_a_shorter_one(
     model, column, epochs, folder, train_for, drops
 ):
-    campaign = protocol.campaign(row(model), column, {}, epochs)
+    campaign = tables.campaign(row(model), column, {}, epochs)
     assert campaign.folder == f"{folder}/{model}"
-    assert (campaign.config.train_for, campaign.config.schedule.drops) == (train_for, drops)
+    assert (campaign.config.train_for, campaign.config.schedule.boundaries) == (train_for, drops)
     assert campaign.config.dataset.name == ("cifar100" if column == "cifar100" else "cifar10")
     assert campaign.trial(0)["changed"] == {}
-    assert protocol.is_shortened(row(model), column, train_for) == (epochs not in (None, 200))
+    assert tables.is_shortened(row(model), column, train_for) == (epochs not in (None, 200))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_campaign_trains_by_the_recipe_or_a_shorter_one(
         ("dataset.flip", "False", False, True),
         ("model.options", "execution=grouped", "execution=grouped", True),
         ("init_from", "elsewhere", "elsewhere", True),  # free while a run goes on; not here
-        ("schedule.drops", "90 epochs", "90 epochs", True),
+        ("schedule.boundaries", "90 epochs", "90 epochs", True),
         ("dtype", "bfloat16", "bfloat16", False),
         ("dispatch", "step", "step", False),
         ("dataset.data_dir", "/data", "/data", False),
@@ -125,27 +125,27 @@ def test_a_campaign_trains_by_the_recipe_or_a_shorter_one(
 )
 @pytest.mark.parametrize("epochs", [None, 20.0])
 def test_what_alters_a_trial_is_marked_and_kept_apart(key, text, value, altered, epochs):
-    changed = protocol.campaign(row("BaseCNN"), "cifar10", {key: text}, epochs)
-    plain = protocol.campaign(row("BaseCNN"), "cifar10", {}, epochs)
+    changed = tables.campaign(row("BaseCNN"), "cifar10", {key: text}, epochs)
+    plain = tables.campaign(row("BaseCNN"), "cifar10", {}, epochs)
     assert config_lib.flatten(changed.config)[key] == value
     found = changed.trial(0)["changed"]
-    assert protocol.altering(found) == [key] * altered
+    assert tables.altering(found) == [key] * altered
     # Another type of computation is no other recipe, but another trial.
     assert found == ({key: value} if altered or key == "dtype" else {})
     assert (changed.folder != plain.folder) == altered
 
 
 def test_steps_are_a_shorter_training():
-    changes = {"train_for": "3 steps", "schedule.drops": ""}
-    trial = protocol.campaign(row("BaseCNN"), "cifar10", changes).trial(0)
-    assert protocol.is_shortened(row("BaseCNN"), "cifar10", trial["train_for"])
-    assert trial["changed"] == {"schedule.drops": ""}
+    changes = {"train_for": "3 steps", "schedule.boundaries": ""}
+    trial = tables.campaign(row("BaseCNN"), "cifar10", changes).trial(0)
+    assert tables.is_shortened(row("BaseCNN"), "cifar10", trial["train_for"])
+    assert trial["changed"] == {"schedule.boundaries": ""}
 
 
 @pytest.mark.parametrize("epochs", [0.0, -1.0, 201.0, float("nan")])
 def test_epochs_only_shorten(epochs):
     with pytest.raises(UserError, match="recipe's 200"):
-        protocol.campaign(row("BaseCNN"), "cifar10", {}, epochs)
+        tables.campaign(row("BaseCNN"), "cifar10", {}, epochs)
 
 
 @pytest.mark.parametrize(
@@ -162,12 +162,12 @@ def test_epochs_only_shorten(epochs):
 )
 def test_a_change_that_cannot_be_is_refused(item, message):
     with pytest.raises(UserError, match=message):
-        protocol.campaign(row("BaseCNN"), "cifar10", protocol.parse_changes([item]))
+        tables.campaign(row("BaseCNN"), "cifar10", tables.parse_changes([item]))
 
 
 def test_our_recipe_is_of_cifar_and_kept_apart():
-    ours = protocol.campaign(row("BaseCNN-2-CC"), "cifar10", {}, name="fast")
-    theirs = protocol.campaign(row("BaseCNN-2-CC"), "cifar10", {})
+    ours = tables.campaign(row("BaseCNN-2-CC"), "cifar10", {}, name="fast")
+    theirs = tables.campaign(row("BaseCNN-2-CC"), "cifar10", {})
     assert ours.config == recipes.fast("BaseCNN-2-CC")
     assert (ours.folder, theirs.folder) == ("fast/cifar10/BaseCNN-2-CC", "cifar10/BaseCNN-2-CC")
     assert (ours.name, theirs.name) == (
@@ -176,13 +176,13 @@ def test_our_recipe_is_of_cifar_and_kept_apart():
     )
     assert ours.trial(0) != theirs.trial(0)
     assert ours.trial(0)["changed"] == {}
-    assert {column for _, column in protocol.select(2, (), "fast")} == {"cifar10"}
-    assert {column for _, column in protocol.select(3, (), "fast")} == {"cifar10", "cifar100"}
+    assert {column for _, column in tables.select(2, (), "fast")} == {"cifar10"}
+    assert {column for _, column in tables.select(3, (), "fast")} == {"cifar10", "cifar100"}
 
 
 def test_a_shorter_run_of_our_recipe_warms_up_shorter():
     whole = recipes.fast("BaseCNN")
-    short = protocol.campaign(row("BaseCNN"), "cifar10", {}, 3.0, "fast")
+    short = tables.campaign(row("BaseCNN"), "cifar10", {}, 3.0, "fast")
     warm_up, total = (
         parse_duration(key, text).number
         for key, text in (("", whole.schedule.warmup), ("", whole.train_for))

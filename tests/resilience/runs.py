@@ -10,8 +10,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 RECIPE = {
     "dataset.shift": 1,
-    "schedule.drops": "",
-    "schedule.rate": 0.3,
+    "schedule.boundaries": "",
+    "schedule.learning_rate": 0.3,
     "log_every": "5 steps",
     "eval_every": "2 epochs",
     "checkpoint_every": "1 step",

@@ -8,8 +8,8 @@ import pytest
 from buckets import Buckets
 from workdirs import assert_same_end
 
-from multipath_jax import storage
-from multipath_jax.training import writers
+from multipath_jax.training import hooks
+from multipath_jax.utils import storage
 
 # Claims are renewed, taken for dead and settled in so many seconds; programs compiled once are kept
 # where other runs keep them.
@@ -17,7 +17,7 @@ QUICK = {
     "CLAIM": "0.2 2 0.1",
     "JAX_COMPILATION_CACHE_DIR": os.path.expanduser("~/.cache/multipath_jax/xla"),
 }
-CHANGES = {"train_for": "24 steps", "checkpoint_every": "2 steps", "schedule.drops": ""}
+CHANGES = {"train_for": "24 steps", "checkpoint_every": "2 steps", "schedule.boundaries": ""}
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_kills_change_nothing(program, bucket, tmp_path, kind, kills):
     found = tmp_path / "killed"
     assert_same_end(found, tmp_path / "whole")
     names = {*os.listdir(tmp_path / "whole")} - {storage.LOCK_FILE}
-    assert {*os.listdir(found)} - {writers.DROPPED_FILE} == names
+    assert {*os.listdir(found)} - {hooks.DROPPED_FILE} == names
     text = (found / "train.log").read_text()
     assert text.count("  process ") == len(kills) + 1  # all sittings
     assert "step 24/24" in text

@@ -143,7 +143,7 @@ def test_local_sh_really_trains(data_dir, tmp_path):
     command = [ROOT / "launch" / "local.sh", "--cpu", "2", "--"]
     command += [f"--config={ROOT / 'configs' / 'digits.py'}", f"--workdir={tmp_path / 'run'}"]
     command += ["--config.model.name=ResNet8-2-CC", "--config.train_for=3 steps"]
-    command += ["--config.schedule.drops=", f"--config.dataset.data_dir={data_dir}"]
+    command += ["--config.schedule.boundaries=", f"--config.dataset.data_dir={data_dir}"]
     environment = os.environ | {"PYTHON": sys.executable} | ONE_DEVICE
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr

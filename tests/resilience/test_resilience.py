@@ -82,7 +82,7 @@ def test_a_second_run_on_one_workdir_is_refused(program, tmp_path):
 
 def test_a_loss_that_is_not_finite_ends_with_its_own_status(program, tmp_path):
     status, output = program(
-        tmp_path / "run", **{"train_for": "30 steps", "schedule.rate": 1e30}
+        tmp_path / "run", **{"train_for": "30 steps", "schedule.learning_rate": 1e30}
     ).end()
     assert status == 1
     assert "is not finite" in output.splitlines()[-1]

@@ -6,13 +6,13 @@ import pytest
 import tiny
 from etils import epath
 
-from multipath_jax.training import parts
+from multipath_jax.training import setup
 
 
 @pytest.fixture
 def tiny_model(monkeypatch):
     """Every name of a network is that of `tiny.Tiny`."""
-    monkeypatch.setattr(parts, "create_model", tiny.create_model)
+    monkeypatch.setattr(setup, "create_model", tiny.create_model)
 
 
 @pytest.fixture

@@ -19,11 +19,11 @@ import numpy as np  # noqa: E402
 from flax import traverse_util  # noqa: E402
 
 from multipath_jax import layers  # noqa: E402
+from multipath_jax.config.keys import default_config  # noqa: E402
 from multipath_jax.models.multipath import MultiPath  # noqa: E402
-from multipath_jax.training import parts as parts_lib  # noqa: E402
-from multipath_jax.training.config import default_config  # noqa: E402
-from multipath_jax.training.devices import enable_compilation_cache  # noqa: E402
-from multipath_jax.training.parts import Parts  # noqa: E402
+from multipath_jax.parallel.compilation import enable_compilation_cache  # noqa: E402
+from multipath_jax.training import setup as setup_lib  # noqa: E402
+from multipath_jax.training.setup import Setup  # noqa: E402
 
 STEPS = 3
 # Smooth: a ReLU that rounding turns over, in maps of 2x2 pixels, is a matter of percents.
@@ -54,15 +54,15 @@ def main() -> None:
             "mesh.data": DATA,
             "mesh.path": PATH,
             "train_for": "4 steps",
-            "schedule.rate": 0.05,
+            "schedule.learning_rate": 0.05,
         }
     )
     enable_compilation_cache("auto")
     if NETWORK == "PreActivation":
-        parts_lib.create_model = lambda name, classes, **options: preactivation(classes)
-    parts = Parts(config)
-    carry = parts.fresh_carry(0)
-    runner = parts.runner
+        setup_lib.create_model = lambda name, classes, **options: preactivation(classes)
+    setup = Setup(config)
+    carry = setup.fresh_carry(0)
+    runner = setup.runner
     runner.compile(carry)
     program = runner._function.as_text()
     carry = runner(carry, 0, STEPS)
@@ -72,7 +72,7 @@ def main() -> None:
     flat = traverse_util.flatten_dict(found, sep="/")
     flat |= {f"metric/{name}": value for name, value in metrics.compute()["routing"].items()}
     flat["metric/loss"] = metrics.compute()["loss"]
-    flat |= {f"test/{k}": v for k, v in parts.evaluate(carry.state.variables).items()}
+    flat |= {f"test/{k}": v for k, v in setup.evaluate(carry.state.variables).items()}
     np.savez(OUT, program=program, **flat)
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tiny
 
+from multipath_jax.config.keys import default_config
+from multipath_jax.parallel.devices import make_mesh, replicated, split_batch
 from multipath_jax.training import step as step_lib
 from multipath_jax.training.accumulation import Pass, accumulated, split
-from multipath_jax.training.config import default_config
-from multipath_jax.training.devices import make_mesh, replicated, split_batch
 from multipath_jax.training.optimizer import make_optimizer
 from multipath_jax.training.state import create_state
 
@@ -62,9 +62,9 @@ def test_one_part_is_the_function_itself():
 def test_every_device_keeps_its_own_examples():
     mesh = make_mesh(default_config())
     images = jax.device_put(IMAGES, split_batch(mesh))
-    parts = jax.jit(partial(split, count=COUNT))(images)
-    np.testing.assert_array_equal(parts[1], IMAGES[1::COUNT])
-    assert parts.sharding.is_equivalent_to(split_batch(mesh, axis=1), parts.ndim)
+    setup = jax.jit(partial(split, count=COUNT))(images)
+    np.testing.assert_array_equal(setup[1], IMAGES[1::COUNT])
+    assert setup.sharding.is_equivalent_to(split_batch(mesh, axis=1), setup.ndim)
 
 
 def prepare(key, images):

@@ -10,12 +10,12 @@ import tiny
 from etils import epath
 from workdirs import final, lines
 
+from multipath_jax import checkpoints as ckpt
 from multipath_jax import main
 from multipath_jax.errors import UserError
 from multipath_jax.trainer import train
-from multipath_jax.training import checkpoints as ckpt
 from multipath_jax.training import loop
-from multipath_jax.training.parts import Parts
+from multipath_jax.training.setup import Setup
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
 
@@ -40,7 +40,7 @@ BEYOND = {
 
 
 def recipe(data_dir, **changes):
-    own = {"train_for": f"{TOTAL} steps", "schedule.drops": "", "log_every": "1 step"}
+    own = {"train_for": f"{TOTAL} steps", "schedule.boundaries": "", "log_every": "1 step"}
     return tiny.tiny_config(data_dir, **own | {"eval_every": "5 steps"} | changes)
 
 
@@ -48,7 +48,7 @@ def recipe(data_dir, **changes):
 def undisturbed(data_dir, tmp_path_factory):
     """A run from start to end: its workdir, config and result."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("multipath_jax.training.parts.create_model", tiny.create_model)
+        patch.setattr("multipath_jax.training.setup.create_model", tiny.create_model)
         workdir = epath.Path(tmp_path_factory.mktemp("undisturbed"))
         config = recipe(data_dir, **BEYOND)
         return workdir, config, train(config, workdir)
@@ -74,27 +74,27 @@ def test_a_run_begins_with_the_warm_up_and_ends_at_the_foot_of_the_cosine(undist
 
 def test_the_average_is_what_is_evaluated_kept_and_started_from(undisturbed):
     workdir, config, result = undisturbed
-    parts, state = Parts(config), final(workdir, config).state
-    measured = parts.evaluate(state.average)
+    setup, state = Setup(config), final(workdir, config).state
+    measured = setup.evaluate(state.average)
     assert result.test.items() >= measured.items()
     assert result.test.keys() - measured == {"flip_error", "flip_top5_error"}
-    assert measured != parts.evaluate(state.variables)
+    assert measured != setup.evaluate(state.variables)
     kept = ckpt.open_existing(workdir)
     weights = kept.restore_weights(state.variables, TOTAL)
     jax.tree.map(np.testing.assert_array_equal, weights, state.average)
     own = config.copy_and_resolve_references()
     own.init_from = str(workdir)
-    started, _ = ckpt.initialize_from(own, parts.fresh_carry(1).state)
+    started, _ = ckpt.initialize_from(own, setup.fresh_carry(1).state.variables)
     best = kept.restore_weights(state.variables, kept.best)
-    jax.tree.map(np.testing.assert_array_equal, started.variables, best)
+    jax.tree.map(np.testing.assert_array_equal, started, best)
 
 
 def test_a_run_on_held_out_images_says_so_everywhere(data_dir, workdir, capsys):
     config = recipe(data_dir, **{"dataset.holdout": 142})
     result = train(config, workdir)
     assert result.evaluated == "held_out"
-    parts = Parts(config)
-    assert (len(parts.dataset.train), len(parts.dataset.test)) == (1300, 142)
+    setup = Setup(config)
+    assert (len(setup.dataset.train), len(setup.dataset.test)) == (1300, 142)
     evaluations = [line for line in lines(workdir) if "held_out/error" in line]
     assert [line["step"] for line in evaluations] == [5, TOTAL]
     assert evaluations[-1]["held_out/error"] == result.test["error"]
@@ -114,7 +114,7 @@ def test_a_run_on_held_out_images_says_so_everywhere(data_dir, workdir, capsys):
     ("changes", "message"),
     [
         ({"accumulate": 3}, "among 3 micro-batches on 2 devices; use a multiple of 6"),
-        ({"schedule.kind": "cosine", "schedule.drops": "5 steps"}, "has no drops"),
+        ({"schedule.kind": "cosine", "schedule.boundaries": "5 steps"}, "has no boundaries"),
         ({"schedule.warmup": "10 steps"}, "must end before"),
         ({"dataset.holdout": 1442}, "leaves none of the 1442 training images"),
     ],

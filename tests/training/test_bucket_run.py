@@ -11,13 +11,14 @@ import tiny
 from PIL import Image
 from workdirs import assert_same_end
 
-from multipath_jax import export, filesystem, predict, storage
+from multipath_jax import checkpoints as ckpt
+from multipath_jax import export, predict
 from multipath_jax.figures import __main__ as figures
 from multipath_jax.runs import load_run
 from multipath_jax.trainer import train
-from multipath_jax.training import checkpoints as ckpt
+from multipath_jax.utils import filesystem, storage
 
-CHANGES = {"train_for": "6 steps", "schedule.drops": "", "checkpoint_every": "2 steps"}
+CHANGES = {"train_for": "6 steps", "schedule.boundaries": "", "checkpoint_every": "2 steps"}
 
 
 @pytest.fixture

@@ -9,11 +9,12 @@ from damage import contents, flip
 from etils import epath
 from orbax.checkpoint import CheckpointManager
 
-from multipath_jax import storage
+from multipath_jax import checkpoints as ckpt
+from multipath_jax.checkpoints import transfer
+from multipath_jax.config.keys import default_config
 from multipath_jax.errors import UserError
-from multipath_jax.training import checkpoints as ckpt
-from multipath_jax.training.config import default_config
-from multipath_jax.training.parts import Parts
+from multipath_jax.training.setup import Setup
+from multipath_jax.utils import storage
 
 pytestmark = [
     pytest.mark.usefixtures("collected"),
@@ -22,8 +23,8 @@ pytestmark = [
 
 
 @pytest.fixture
-def parts(tiny_model, data_dir):
-    return Parts(tiny.tiny_config(data_dir))
+def setup(tiny_model, data_dir):
+    return Setup(tiny.tiny_config(data_dir))
 
 
 def moved(carry, by):
@@ -31,44 +32,44 @@ def moved(carry, by):
     return jax.tree.map(lambda x: x + by if x.dtype == jnp.float32 else x, carry)
 
 
-def test_what_is_saved_comes_back_bit_for_bit(parts, workdir):
-    carry = moved(parts.fresh_carry(0), 1 / 3)
+def test_what_is_saved_comes_back_bit_for_bit(setup, workdir):
+    carry = moved(setup.fresh_carry(0), 1 / 3)
     checkpoints = ckpt.Checkpoints(workdir)
     checkpoints.save(7, carry, error=None)
     checkpoints.close()
     again = ckpt.Checkpoints(workdir)
-    found = again.restore(parts.abstract_carry, again.latest)
+    found = again.restore(setup.abstract_carry, again.latest)
     jax.tree.map(np.testing.assert_array_equal, found, carry)
     assert jax.tree.structure(found) == jax.tree.structure(carry)
     assert all(
-        x.sharding.is_equivalent_to(parts.everywhere, x.ndim) for x in jax.tree.leaves(found)
+        x.sharding.is_equivalent_to(setup.everywhere, x.ndim) for x in jax.tree.leaves(found)
     )
 
 
 def test_an_average_is_the_weights_and_comes_back_beside_what_it_is_of(
     tiny_model, data_dir, workdir
 ):
-    parts = Parts(tiny.tiny_config(data_dir, ema=0.9))
-    carry = parts.fresh_carry(0)
+    setup = Setup(tiny.tiny_config(data_dir, ema=0.9))
+    carry = setup.fresh_carry(0)
     average = jax.tree.map(lambda x: x + 1 / 3, carry.state.variables)
     carry = carry._replace(state=carry.state.replace(average=average))
     checkpoints = ckpt.Checkpoints(workdir)
     checkpoints.save(7, carry, error=None)
     checkpoints.wait()
-    found = checkpoints.restore(parts.abstract_carry, 7)
+    found = checkpoints.restore(setup.abstract_carry, 7)
     jax.tree.map(np.testing.assert_array_equal, found, carry)
-    kept = checkpoints.restore_weights(parts.abstract_carry.state.variables, 7)
+    kept = checkpoints.restore_weights(setup.abstract_carry.state.variables, 7)
     jax.tree.map(np.testing.assert_array_equal, kept, average)
 
 
-def test_without_an_average_none_is_stored(parts):
-    items = ckpt._items(parts.abstract_carry)
+def test_without_an_average_none_is_stored(setup):
+    items = setup.abstract_carry.items()
     assert items["weights"].keys() == {"params", "batch_stats"}
     assert items["training"]["state"].keys() == {"step", "opt_state", "rng"}
 
 
-def test_the_best_and_the_two_latest_are_kept(parts, workdir):
-    carry = parts.fresh_carry(0)
+def test_the_best_and_the_two_latest_are_kept(setup, workdir):
+    carry = setup.fresh_carry(0)
     checkpoints = ckpt.Checkpoints(workdir)
     assert (checkpoints.latest, checkpoints.best, checkpoints.best_error) == (None, None, None)
     errors = {1: 9.0, 2: 4.0, 3: None, 4: 6.0, 5: 5.0, 6: None}
@@ -81,8 +82,8 @@ def test_the_best_and_the_two_latest_are_kept(parts, workdir):
     assert (again.latest, again.best, again.best_error) == (6, 2, 4.0)
 
 
-def test_saving_a_step_again_changes_nothing(parts, workdir):
-    carry = parts.fresh_carry(0)
+def test_saving_a_step_again_changes_nothing(setup, workdir):
+    carry = setup.fresh_carry(0)
     checkpoints = ckpt.Checkpoints(workdir)
     checkpoints.save(3, carry, error=1.0)
     checkpoints.wait()
@@ -97,12 +98,12 @@ def test_a_workdir_of_another_recipe_is_refused_untouched(workdir):
     workdir.mkdir()
     ckpt.write_config(workdir, config)
     before = contents(workdir)
-    config.schedule.rate, config.model.name = 0.2, "BaseCNN"
+    config.schedule.learning_rate, config.model.name = 0.2, "BaseCNN"
     config.log_every = "3 steps"
     with pytest.raises(UserError) as caught:
         ckpt.check_workdir(workdir, config)
     message = str(caught.value)
-    assert "model.name: 'BaseCNN-2-CC' -> 'BaseCNN'; schedule.rate: 0.1 -> 0.2" in message
+    assert "model.name: 'BaseCNN-2-CC' -> 'BaseCNN'; schedule.learning_rate: 0.1 -> 0.2" in message
     assert "log_every" not in message
     assert contents(workdir) == before
 
@@ -130,11 +131,11 @@ def test_what_is_no_workdir_is_refused(tmp_path, workdir):
 
 
 @pytest.fixture
-def source(parts, workdir):
+def source(setup, workdir):
     """A workdir whose best weights are 1/3 off those of a fresh run, its latest 1 off."""
     checkpoints = ckpt.Checkpoints(workdir)
-    checkpoints.save(1, moved(parts.fresh_carry(0), 1 / 3), error=1.0)
-    checkpoints.save(2, moved(parts.fresh_carry(0), 1.0), error=2.0)
+    checkpoints.save(1, moved(setup.fresh_carry(0), 1 / 3), error=1.0)
+    checkpoints.save(2, moved(setup.fresh_carry(0), 1.0), error=2.0)
     checkpoints.close()
     return workdir
 
@@ -146,25 +147,23 @@ def from_(source, partial=False):
     return config
 
 
-def test_weights_of_another_run(parts, source):
-    fresh = parts.fresh_carry(0).state
+def test_weights_of_another_run(setup, source):
+    fresh = setup.fresh_carry(0).state
     before = contents(source)
-    state, found = ckpt.initialize_from(from_(source), fresh)
+    variables, found = ckpt.initialize_from(from_(source), fresh.variables)
     assert (found.missing, found.reshaped, found.extra) == ([], [], [])
     expected = moved(fresh.variables, 1 / 3)
-    jax.tree.map(np.testing.assert_array_equal, state.variables, expected)
-    jax.tree.map(np.testing.assert_array_equal, state.opt_state, fresh.opt_state)
-    assert state.step == 0
+    jax.tree.map(np.testing.assert_array_equal, variables, expected)
     assert contents(source) == before
 
 
-def test_what_does_not_fit_is_listed_and_stays_fresh(parts, source):
-    fresh = parts.fresh_carry(0).state
+def test_what_does_not_fit_is_listed_and_stays_fresh(setup, source):
+    fresh = setup.fresh_carry(0).state
     params = dict(fresh.params)
     params["head"] = {"kernel": jnp.zeros((512, 100)), "bias": jnp.zeros(100)}  # other classes
     params["new"] = params.pop("router_1")
     config = from_(source, partial=True)
-    state, found = ckpt.initialize_from(config, fresh.replace(params=params))
+    variables, found = ckpt.initialize_from(config, fresh.replace(params=params).variables)
     gate = [f"gate/{name}" for name in ("b1", "b2", "w1", "w2")]
     assert found.missing == [f"params/new/{name}" for name in gate]
     assert found.extra == [f"params/router_1/{name}" for name in gate]
@@ -173,14 +172,14 @@ def test_what_does_not_fit_is_listed_and_stays_fresh(parts, source):
         "params/head/kernel (512, 10) there and (512, 100) here",
     ]
     for name in ("head", "new"):
-        jax.tree.map(np.testing.assert_array_equal, state.params[name], params[name])
+        jax.tree.map(np.testing.assert_array_equal, variables["params"][name], params[name])
     expected = moved(fresh.params["conv"], 1 / 3)
-    jax.tree.map(np.testing.assert_array_equal, state.params["conv"], expected)
+    jax.tree.map(np.testing.assert_array_equal, variables["params"]["conv"], expected)
 
 
-def test_a_part_alone_is_refused_unless_asked_for(parts, source, workdir):
+def test_a_part_alone_is_refused_unless_asked_for(setup, source, workdir):
     """Whatever else there is over there."""
-    fresh = parts.fresh_carry(0).state
+    fresh = setup.fresh_carry(0).state
     params = dict(fresh.params)
     params["head"] = {"kernel": jnp.zeros((512, 100)), "bias": jnp.zeros(100)}
     params["new"] = params.pop("router_1")
@@ -189,29 +188,29 @@ def test_a_part_alone_is_refused_unless_asked_for(parts, source, workdir):
     config = from_(source)
     ckpt.check_source(own, config)
     with pytest.raises(UserError) as caught:
-        ckpt.check_source(own, config, state=other)
+        ckpt.check_source(own, config, variables=other.variables)
     said = str(caught.value)
     assert f"{total - 6} of the {total} arrays" in said
     assert "shape: params/head/bias (10,) there and (100,) here, params/head/kernel" in said
     assert "missing there: params/new/gate/b1, " in said
     assert "--config.init_partial=True" in said
-    ckpt.check_source(own, from_(source, partial=True), state=other)
+    ckpt.check_source(own, from_(source, partial=True), variables=other.variables)
     del params["head"], params["new"]
-    ckpt.initialize_from(config, fresh.replace(params=params))
+    ckpt.initialize_from(config, fresh.replace(params=params).variables)
 
 
 def test_long_lists_are_cut():
-    assert ckpt._listed([*"abcdefgh"]) == "a, b, c, d, e, f, g, h"
-    assert ckpt._listed([*"abcdefghij"]) == "a, b, c, d, e, f, g, h and 2 more"
+    assert transfer._listed([*"abcdefgh"]) == "a, b, c, d, e, f, g, h"
+    assert transfer._listed([*"abcdefghij"]) == "a, b, c, d, e, f, g, h and 2 more"
 
 
-def test_weights_of_nothing_alike_are_refused(parts, source, tmp_path):
-    fresh = parts.fresh_carry(0).state
+def test_weights_of_nothing_alike_are_refused(setup, source, tmp_path):
+    fresh = setup.fresh_carry(0).state
     nothing_alike = fresh.replace(params={"other": jnp.ones(3)}, collections={})
     with pytest.raises(UserError, match="nothing in it fits"):
-        ckpt.initialize_from(from_(source), nothing_alike)
+        ckpt.initialize_from(from_(source), nothing_alike.variables)
     with pytest.raises(UserError, match="has no checkpoint"):
-        ckpt.initialize_from(from_(tmp_path / "nowhere"), fresh)
+        ckpt.initialize_from(from_(tmp_path / "nowhere"), fresh.variables)
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -225,27 +224,27 @@ def test_a_workdir_is_one_runs_at_a_time(workdir):
 
 
 @pytest.mark.parametrize("name", ["grid[lr=0.3]", "[ab]*?", "50%20off#1"])
-def test_a_workdir_may_have_any_name(parts, tmp_path, name):
+def test_a_workdir_may_have_any_name(setup, tmp_path, name):
     """etils and glob take ``[x]``, ``*`` and ``?`` as patterns, URLs ``%`` and ``#``."""
     workdir = epath.Path(tmp_path) / name / "run"
-    carry = moved(parts.fresh_carry(0), 1 / 3)
+    carry = moved(setup.fresh_carry(0), 1 / 3)
     with contextlib.closing(ckpt.Checkpoints(workdir)) as checkpoints:
         for step in (1, 2, 3):
             checkpoints.save(step, carry, error=None)
     again = ckpt.open_existing(workdir)
     assert again.steps == [2, 3]
-    jax.tree.map(np.testing.assert_array_equal, again.restore(parts.abstract_carry, 3), carry)
+    jax.tree.map(np.testing.assert_array_equal, again.restore(setup.abstract_carry, 3), carry)
     with pytest.raises(UserError, match="has no checkpoint; its trials do: run"):
         ckpt.open_existing(workdir.parent)
 
 
-def test_no_other_workdir_is_taken_for_it(parts, tmp_path):
+def test_no_other_workdir_is_taken_for_it(setup, tmp_path):
     """That of ``[ab]`` is not the one of ``a``, which the pattern matches."""
     for number, name in enumerate("a[ab]".partition("[ab]")[:2]):
         with contextlib.closing(ckpt.Checkpoints(tmp_path / name)) as checkpoints:
-            checkpoints.save(1, moved(parts.fresh_carry(0), float(number)), error=None)
-    found = ckpt.open_existing(tmp_path / "[ab]").restore(parts.abstract_carry, 1)
-    jax.tree.map(np.testing.assert_array_equal, found, moved(parts.fresh_carry(0), 1.0))
+            checkpoints.save(1, moved(setup.fresh_carry(0), float(number)), error=None)
+    found = ckpt.open_existing(tmp_path / "[ab]").restore(setup.abstract_carry, 1)
+    jax.tree.map(np.testing.assert_array_equal, found, moved(setup.fresh_carry(0), 1.0))
 
 
 def test_a_backslash_is_refused_before_anything_is_made(tmp_path):
@@ -257,35 +256,35 @@ def test_a_backslash_is_refused_before_anything_is_made(tmp_path):
 
 
 def test_a_first_checkpoint_that_cannot_be_found_again_is_an_error_at_once(
-    parts, workdir, monkeypatch
+    setup, workdir, monkeypatch
 ):
     """Orbax keeps silent when it finds no parts of a checkpoint to put together."""
     monkeypatch.setattr(storage.Folder, "glob", lambda *_: iter(()))
     checkpoints = ckpt.Checkpoints(workdir)
     with pytest.raises(ckpt.WritingFailed, match=r"step 1 is damaged .*it was just written to"):
-        checkpoints.save(1, parts.fresh_carry(0), error=None)
+        checkpoints.save(1, setup.fresh_carry(0), error=None)
 
 
 def test_a_checkpoint_that_is_deleted_while_it_is_read_is_replaced_by_the_then_latest(
-    parts, workdir, monkeypatch
+    setup, workdir, monkeypatch
 ):
-    monkeypatch.setattr(ckpt, "SETTLING", 0.0)
-    like = parts.abstract_carry.state.variables
+    monkeypatch.setattr("multipath_jax.checkpoints.store.SETTLING", 0.0)
+    like = setup.abstract_carry.state.variables
     tried = []
     with contextlib.closing(ckpt.Checkpoints(workdir)) as writer:
-        writer.save(1, parts.fresh_carry(0), error=5.0)
+        writer.save(1, setup.fresh_carry(0), error=5.0)
 
         def read(found, step):
             tried.append(step)
             if len(tried) == 1:  # the run goes on: of these two the second is better
-                writer.save(2, moved(parts.fresh_carry(0), 1.0), error=4.0)
-                writer.save(3, moved(parts.fresh_carry(0), 2.0), error=3.0)
+                writer.save(2, moved(setup.fresh_carry(0), 1.0), error=4.0)
+                writer.save(3, moved(setup.fresh_carry(0), 2.0), error=3.0)
                 writer.wait()
             return found.restore_weights(like, step)
 
         step, weights = ckpt.read_existing(workdir, "best", read)
     assert (step, tried) == (3, [1, 3])
-    expected = moved(parts.fresh_carry(0).state.variables, 2.0)
+    expected = moved(setup.fresh_carry(0).state.variables, 2.0)
     jax.tree.map(np.testing.assert_array_equal, weights, expected)
     tried = [0]  # one that was asked for by its step
     with pytest.raises(UserError, match=r"has no checkpoint 1; choose best, latest or 2 or 3"):
@@ -305,34 +304,34 @@ def test_a_checkpoint_that_is_deleted_while_the_folder_is_opened(source, monkeyp
     assert ckpt.open_existing(source).steps == [1, 2]
 
 
-def test_a_damaged_checkpoint_of_a_run_at_rest_is_damaged(parts, source):
+def test_a_damaged_checkpoint_of_a_run_at_rest_is_damaged(setup, source):
     flip(source / ckpt.FOLDER / "1")
-    like = parts.abstract_carry.state.variables
+    like = setup.abstract_carry.state.variables
     before = contents(source)
     with pytest.raises(ckpt.Damaged, match="step 1 is damaged"):
         ckpt.read_existing(source, "best", lambda found, step: found.restore_weights(like, step))
     assert contents(source) == before
 
 
-def test_whose_record_cannot_be_read_is_kept(parts, source):
+def test_whose_record_cannot_be_read_is_kept(setup, source):
     """It may be the best; and it is damaged only for who wants to read it."""
     record = source / ckpt.FOLDER / "1" / ckpt.RECORD / ckpt.RECORD_FILE
     record.write_bytes(record.read_bytes().replace(b"1.0", b"9.0", 1))
     with contextlib.closing(ckpt.Checkpoints(source)) as checkpoints:
         assert (checkpoints.best, checkpoints.best_error) == (2, 2.0)
         for step in (3, 4, 5):
-            checkpoints.save(step, parts.fresh_carry(0), error=3.0)
+            checkpoints.save(step, setup.fresh_carry(0), error=3.0)
     again = ckpt.open_existing(source)
     assert again.steps == [1, 2, 4, 5]
     with pytest.raises(ckpt.Damaged, match="its record is not what was saved"):
-        again.restore(parts.abstract_carry, 1)
+        again.restore(setup.abstract_carry, 1)
 
 
-def test_weights_of_another_type_are_cast(parts, workdir):
-    carry = parts.fresh_carry(0)
+def test_weights_of_another_type_are_cast(setup, workdir):
+    carry = setup.fresh_carry(0)
     small = jax.tree.map(lambda x: x.astype(jnp.float16), carry.state.params)
     with contextlib.closing(ckpt.Checkpoints(workdir)) as checkpoints:
         checkpoints.save(1, carry._replace(state=carry.state.replace(params=small)), error=1.0)
-    found = ckpt.initialize_from(from_(workdir), moved(carry.state, 1.0))[0].params
+    found = ckpt.initialize_from(from_(workdir), moved(carry.state, 1.0).variables)[0]["params"]
     jax.tree.map(np.testing.assert_array_equal, found, small)
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype("float32")}

@@ -5,7 +5,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
-from multipath_jax.training.cost import Cost, flops, peak_bytes
+from multipath_jax.parallel.compilation import Cost, flops, peak_bytes
 
 A, B = jnp.ones((64, 128)), jnp.ones((128, 256))
 PRODUCT = 2 * 64 * 128 * 256

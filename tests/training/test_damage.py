@@ -19,12 +19,12 @@ from damage import contents, empty, files, flip, remove, truncate
 from etils import epath
 from workdirs import final, lines
 
-from multipath_jax import storage
+from multipath_jax import checkpoints as ckpt
+from multipath_jax.checkpoints.fingerprint import fingerprint
 from multipath_jax.errors import UserError
 from multipath_jax.trainer import train
-from multipath_jax.training import checkpoints as ckpt
-from multipath_jax.training import loop, parts, writers
-from multipath_jax.training.fingerprint import fingerprint
+from multipath_jax.training import hooks, loop, setup
+from multipath_jax.utils import storage
 
 pytestmark = [
     pytest.mark.usefixtures("tiny_model", "collected"),
@@ -33,13 +33,15 @@ pytestmark = [
 
 
 def recipe(data_dir, **changes):
-    return tiny.tiny_config(data_dir, **{"train_for": "2 epochs", "schedule.drops": ""} | changes)
+    return tiny.tiny_config(
+        data_dir, **{"train_for": "2 epochs", "schedule.boundaries": ""} | changes
+    )
 
 
 @pytest.fixture(scope="module")
 def whole(data_dir, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("multipath_jax.training.parts.create_model", tiny.create_model)
+        patch.setattr("multipath_jax.training.setup.create_model", tiny.create_model)
         workdir = tmp_path_factory.mktemp("whole")
         train(recipe(data_dir), workdir)
         return final(workdir, recipe(data_dir))
@@ -49,7 +51,7 @@ def whole(data_dir, tmp_path_factory):
 def half(data_dir, tmp_path_factory):
     """A run with checkpoints at steps 7 and 9, of 22."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("multipath_jax.training.parts.create_model", tiny.create_model)
+        patch.setattr("multipath_jax.training.setup.create_model", tiny.create_model)
         patch.setattr(loop.Pace, "steps", lambda _, limit: min(limit, 1))
         workdir = tmp_path_factory.mktemp("half")
         calls = iter([False] * 8 + [True])
@@ -125,7 +127,7 @@ def test_a_workdir_whose_checkpoints_are_all_in_damaged_is_refused(data_dir, wor
 
 
 def test_what_a_resumed_run_writes_again_is_kept_aside(data_dir, workdir, stopped, whole):
-    log, dropped = workdir / writers.METRICS_FILE, workdir / writers.DROPPED_FILE
+    log, dropped = workdir / hooks.METRICS_FILE, workdir / hooks.DROPPED_FILE
     spoilt = [b'{"step": 8, "train/loss": 1.5}', b"<<<<<<< ours", b'{"step": 9, "tr']
     log.write_bytes(log.read_bytes() + b"\n" + b"\n".join(spoilt))
     flip(stopped / "9")
@@ -139,7 +141,7 @@ def test_a_checkpoint_of_another_network_is_not_called_damaged(
     data_dir, workdir, stopped, monkeypatch
 ):
     before = contents(workdir)
-    monkeypatch.setattr(parts, "create_model", lambda *_: tiny.Tiny(features=4))
+    monkeypatch.setattr(setup, "create_model", lambda *_: tiny.Tiny(features=4))
     with pytest.raises(UserError, match=r"norm/mean is float32\[8\] there and float32\[4\] here"):
         train(recipe(data_dir), workdir)
     assert contents(workdir) == before
@@ -149,8 +151,8 @@ def test_a_checkpoint_of_another_network_is_not_called_damaged(
 def two(data_dir, tmp_path_factory):
     """A workdir with checkpoints at steps 1 and 2, and the parts of its run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("multipath_jax.training.parts.create_model", tiny.create_model)
-        found = parts.Parts(recipe(data_dir))
+        patch.setattr("multipath_jax.training.setup.create_model", tiny.create_model)
+        found = Setup(recipe(data_dir))
         workdir = tmp_path_factory.mktemp("two")
         with contextlib.closing(ckpt.Checkpoints(workdir)) as checkpoints:
             for step in (1, 2):
@@ -251,7 +253,7 @@ def assert_refused(workdir, like, reason):
 @pytest.mark.parametrize("name", ["rbg", "unsafe_rbg"])
 def test_another_kind_of_random_numbers_is_refused(copy, data_dir, name):
     with setting("jax_default_prng_impl", name):
-        like = parts.Parts(recipe(data_dir)).abstract_carry
+        like = Setup(recipe(data_dir)).abstract_carry
         reason = f"jax_default_prng_impl is threefry2x32 there and {name} here"
         assert_refused(copy, like, rf"{reason}, training/state/rng is uint32\[2\] there and uint32")
 
@@ -281,7 +283,7 @@ def test_a_run_of_the_other_types_is_refused_without_them(two, workdir):
 
 def test_another_optimizer_is_refused(copy, two, data_dir):
     """Its state has no trace of momentum."""
-    like = parts.Parts(recipe(data_dir, **{"optimizer.momentum": 0.0})).abstract_carry
+    like = Setup(recipe(data_dir, **{"optimizer.momentum": 0.0})).abstract_carry
     reason = r"opt_state/1/0/trace/conv/bias is float32\[8\] there and missing here.*more differ"
     assert_refused(copy, like, reason)
 

@@ -10,9 +10,10 @@ import pytest
 import tiny
 from jax.extend import core
 
-from multipath_jax.training.metrics import TrainMetrics, is_wrong, routing_statistics
+from multipath_jax.evaluation.metrics import is_wrong
+from multipath_jax.training.metrics import TrainMetrics, routing_statistics
 from multipath_jax.training.optimizer import is_decayed
-from multipath_jax.training.parts import Parts
+from multipath_jax.training.setup import Setup
 from multipath_jax.training.state import AUGMENT, GATES
 from multipath_jax.training.step import Batch
 
@@ -37,12 +38,12 @@ BEYOND = {
 
 def made(data_dir, **changes):
     settings = {"dataset.flip": True, "dataset.shift": SHIFT, "batch_size": BATCH}
-    return Parts(tiny.tiny_config(data_dir, **settings | changes))
+    return Setup(tiny.tiny_config(data_dir, **settings | changes))
 
 
-def operations(step, parts):
+def operations(step, setup):
     """How often every operation is in a program, with the shapes of what it gives."""
-    images = jax.ShapeDtypeStruct((BATCH, *parts.dataset.image_shape), jnp.uint8)
+    images = jax.ShapeDtypeStruct((BATCH, *setup.dataset.image_shape), jnp.uint8)
     batch = Batch(images, jax.ShapeDtypeStruct((BATCH,), jnp.int32))
 
     def walk(jaxpr):
@@ -51,14 +52,14 @@ def operations(step, parts):
             for body in core.jaxprs_in_params(eqn.params):
                 yield from walk(body)
 
-    return Counter(walk(jax.make_jaxpr(step)(parts.abstract_carry.state, batch).jaxpr))
+    return Counter(walk(jax.make_jaxpr(step)(setup.abstract_carry.state, batch).jaxpr))
 
 
-def plain_step(parts):
+def plain_step(setup):
     """Sections 6.1 and 6.2 and nothing else: shift, mirror, cross-entropy, SGD with momentum."""
-    mean, std = parts.dataset.mean, parts.dataset.std
-    sgd = optax.sgd(parts.learning_rate, momentum=0.9)
-    mask = partial(is_decayed, without=parts.config.optimizer.no_decay)
+    mean, std = setup.dataset.mean, setup.dataset.std
+    sgd = optax.sgd(setup.learning_rate, momentum=0.9)
+    mask = partial(is_decayed, without=setup.config.optimizer.no_decay)
     optimizer = optax.chain(optax.add_decayed_weights(5e-4, mask=mask), sgd)
 
     def prepared(key, images):
@@ -79,7 +80,7 @@ def plain_step(parts):
 
     def loss_of(params, batch_stats, images, labels, key):
         variables = {"params": params, "batch_stats": batch_stats}
-        logits, updates = parts.placement.apply(
+        logits, updates = setup.placement.apply(
             variables,
             images,
             train=True,
@@ -120,17 +121,17 @@ def plain_step(parts):
 @pytest.fixture(scope="module")
 def plain(data_dir):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("multipath_jax.training.parts.create_model", tiny.create_model)
-        parts = made(data_dir)
-        return operations(plain_step(parts), parts)
+        patch.setattr("multipath_jax.training.setup.create_model", tiny.create_model)
+        setup = made(data_dir)
+        return operations(plain_step(setup), setup)
 
 
 def test_with_every_key_off_the_step_is_the_plain_one(plain, data_dir):
-    parts = made(data_dir)
-    assert operations(parts.train_step, parts) == plain
+    setup = made(data_dir)
+    assert operations(setup.train_step, setup) == plain
 
 
 @pytest.mark.parametrize("what", BEYOND)
 def test_what_is_turned_on_would_be_seen(what, plain, data_dir):
-    parts = made(data_dir, **BEYOND[what])
-    assert operations(parts.train_step, parts) != plain
+    setup = made(data_dir, **BEYOND[what])
+    assert operations(setup.train_step, setup) != plain

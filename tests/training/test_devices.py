@@ -2,9 +2,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from multipath_jax.config.keys import default_config
 from multipath_jax.errors import UserError
-from multipath_jax.training import devices
-from multipath_jax.training.config import default_config
+from multipath_jax.parallel import compilation, devices
 
 
 def config(**changes):
@@ -57,21 +57,21 @@ def cache_settings():
 def test_the_compilation_cache_is_in_the_users_folder(monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    devices.enable_compilation_cache("auto", "runs/a")
+    compilation.enable_compilation_cache("auto", "runs/a")
     assert jax.config.jax_compilation_cache_dir == "/somewhere/multipath_jax/xla"
-    devices.enable_compilation_cache("/elsewhere")
+    compilation.enable_compilation_cache("/elsewhere")
     assert jax.config.jax_compilation_cache_dir == "/elsewhere"
-    devices.enable_compilation_cache("")
+    compilation.enable_compilation_cache("")
     assert jax.config.jax_compilation_cache_dir is None
 
 
 @pytest.mark.usefixtures("cache_settings", "bucket")
 def test_the_compilation_cache_of_a_run_in_a_bucket_is_there(monkeypatch, tmp_path):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    devices.enable_compilation_cache("auto", "gs://bucket/run/")
+    compilation.enable_compilation_cache("auto", "gs://bucket/run/")
     assert jax.config.jax_compilation_cache_dir == "gs://bucket/run/xla_cache"
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
-    devices.enable_compilation_cache("auto", "gs://bucket/run/")
+    compilation.enable_compilation_cache("auto", "gs://bucket/run/")
     assert jax.config.jax_compilation_cache_dir == str(tmp_path)
 
 

@@ -13,14 +13,15 @@ from workdirs import assert_same_end, lines
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "data"))
 import photos
 
+from multipath_jax import checkpoints as ckpt
+from multipath_jax import trials
 from multipath_jax.errors import UserError
 from multipath_jax.runs import load_run
 from multipath_jax.trainer import train
-from multipath_jax.training import checkpoints as ckpt
-from multipath_jax.training import loop, trials
-from multipath_jax.training.parts import Parts
+from multipath_jax.training import loop
+from multipath_jax.training.hooks import METRICS_FILE
+from multipath_jax.training.setup import Setup
 from multipath_jax.training.sources import Encoded
-from multipath_jax.training.writers import METRICS_FILE
 
 TRAIN, TEST, BATCH, TOTAL = 42, 13, 8, 60  # twelve epochs of five batches
 
@@ -35,8 +36,8 @@ RECIPE = {
     "batch_size": BATCH,
     "eval_batch_size": 6,
     "train_for": f"{TOTAL} steps",
-    "schedule.drops": "",
-    "schedule.rate": 0.05,
+    "schedule.boundaries": "",
+    "schedule.learning_rate": 0.05,
     "log_every": "1 step",
     "eval_every": "6 epochs",
     "checkpoint_every": "7 steps",
@@ -60,7 +61,7 @@ def recipe(folder, **changes):
 def undisturbed(photo_dir, tmp_path_factory):
     """A run from start to end: its workdir, config and result."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("multipath_jax.training.parts.create_model", tiny.create_model)
+        patch.setattr("multipath_jax.training.setup.create_model", tiny.create_model)
         workdir = tmp_path_factory.mktemp("undisturbed")
         config = recipe(photo_dir)
         return workdir, config, train(config, workdir)
@@ -68,7 +69,7 @@ def undisturbed(photo_dir, tmp_path_factory):
 
 def test_a_run_learns_and_measures_both_ways(undisturbed):
     workdir, config, result = undisturbed
-    assert isinstance(Parts(config).source, Encoded)
+    assert isinstance(Setup(config).source, Encoded)
     logged = lines(workdir)
     losses = [line["train/loss"] for line in logged if "train/loss" in line]
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
@@ -79,12 +80,12 @@ def test_a_run_learns_and_measures_both_ways(undisturbed):
     assert [line["step"] for line in logged if "test/ten_crop_error" in line] == [TOTAL]
 
 
-def test_what_comes_after_training_sees_the_centre_crops(undisturbed):
+def test_what_comes_after_training_sees_the_center_crops(undisturbed):
     workdir, config, _ = undisturbed
     run = load_run(workdir)
     assert run.description.image_shape == (24, 24, 3)
     split = run.test(limit=3)
-    whole = Parts(config).dataset.test.load(np.arange(3))
+    whole = Setup(config).dataset.test.load(np.arange(3))
     np.testing.assert_array_equal(split.images, whole.images[:, 4:28, 4:28])
     np.testing.assert_array_equal(split.labels, whole.labels)
     assert run.logits(split.images).shape == (3, run.description.num_classes)
@@ -144,7 +145,7 @@ def test_evaluation_prints_what_the_run_found(undisturbed, photo_dir):
         assert f"\n{name.replace('_', ' ')} {result.test[name]:.2f} %" in said
 
 
-def test_a_bad_record_stops_the_run_and_may_be_replaced_when_it_goes_on(tmp_path, monkeypatch):
+def test_a_bad_record_stops_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr("multipath_jax.data.datasets._SAMPLE", 5)  # the bad one is not among them
     rows = photos.rows(TRAIN)
     rows[7]["image"] = rows[7]["image"][:300]
@@ -152,10 +153,6 @@ def test_a_bad_record_stops_the_run_and_may_be_replaced_when_it_goes_on(tmp_path
     photos.prepare(tmp_path, rows, photos.rows(TEST))
     with pytest.raises(UserError, match="record 7 of 'train'"):
         train(recipe(tmp_path), tmp_path / "run")
-    train(recipe(tmp_path, **{"dataset.on_bad": "replace"}), tmp_path / "run")
-    counts = [line.get("train/replaced", 0) for line in lines(tmp_path / "run")]
-    # Once an epoch, unless it is among the two images that an epoch leaves out.
-    assert 1 <= sum(counts) <= TOTAL // 5
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -183,15 +180,15 @@ def test_what_a_folder_holds_is_said_once_and_its_names_are_kept(tmp_path, capsy
 
 def test_too_large_a_crop_is_refused(photo_dir):
     with pytest.raises(UserError, match=r"crop=33 is more than the images have, 32x32 pixels"):
-        Parts(recipe(photo_dir, **{"dataset.crop": 33}))
+        Setup(recipe(photo_dir, **{"dataset.crop": 33}))
 
 
 @pytest.mark.slow
 def test_images_in_memory_are_cropped_too(data_dir, tmp_path):
     config = tiny.tiny_config(data_dir, **{"dataset.crop": 6, "train_for": "3 steps"})
-    config.schedule.drops = ""
-    parts = Parts(config)
-    assert parts.image_shape == (6, 6, 1)
+    config.schedule.boundaries = ""
+    setup = Setup(config)
+    assert setup.image_shape == (6, 6, 1)
     assert train(config, tmp_path).finished
 
 

@@ -10,14 +10,13 @@ import tiny
 from etils import epath
 from workdirs import assert_same_end, final, lines
 
+from multipath_jax import checkpoints as ckpt
+from multipath_jax.config import keys as config_lib
 from multipath_jax.errors import UserError
 from multipath_jax.trainer import train
-from multipath_jax.training import checkpoints as ckpt
-from multipath_jax.training import config as config_lib
 from multipath_jax.training import loop
-from multipath_jax.training.curves import CURVES_FILE
-from multipath_jax.training.parts import Parts
-from multipath_jax.training.writers import METRICS_FILE
+from multipath_jax.training.hooks import CURVES_FILE, METRICS_FILE
+from multipath_jax.training.setup import Setup
 
 TOTAL = 66  # six epochs of eleven batches of 128 of the 1,442 training digits
 
@@ -33,7 +32,7 @@ def files(folder):
 def undisturbed(data_dir, tmp_path_factory):
     """A run from start to end: its workdir, config and result."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("multipath_jax.training.parts.create_model", tiny.create_model)
+        patch.setattr("multipath_jax.training.setup.create_model", tiny.create_model)
         workdir = epath.Path(tmp_path_factory.mktemp("undisturbed"))
         config = tiny.tiny_config(data_dir)
         return workdir, config, train(config, workdir)
@@ -65,7 +64,7 @@ def test_a_run_learns_and_writes(undisturbed):
 def test_a_checkpoint_measures_as_the_run_did(undisturbed):
     workdir, config, result = undisturbed
     carry = final(workdir, config)
-    assert Parts(config).evaluate(carry.state.variables) == result.test
+    assert Setup(config).evaluate(carry.state.variables) == result.test
 
 
 def test_a_run_that_stops_and_goes_on_is_the_same_run(undisturbed, workdir, capsys, monkeypatch):
@@ -87,10 +86,10 @@ def test_a_run_that_stops_and_goes_on_is_the_same_run(undisturbed, workdir, caps
 def test_an_evaluation_saves_only_the_best_so_far(data_dir, workdir, monkeypatch):
     errors = iter([50.0, 60.0, 50.0, 40.0, 45.0])
     monkeypatch.setattr(
-        "multipath_jax.training.parts.make_evaluator",
+        "multipath_jax.training.setup.make_evaluator",
         lambda *_: lambda _: {"loss": 1.0, "error": next(errors)},
     )
-    never = {"schedule.drops": "", "checkpoint_every": "100 epochs"}
+    never = {"schedule.boundaries": "", "checkpoint_every": "100 epochs"}
     config = tiny.tiny_config(data_dir, train_for="5 steps", eval_every="1 step", **never)
     saved, save = [], loop.Run.save
     monkeypatch.setattr(
@@ -111,21 +110,23 @@ def test_a_run_that_has_ended_is_left_alone(undisturbed, capsys):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(data_dir, workdir):
-    config = tiny.tiny_config(data_dir, **{"schedule.rate": 1e30, "checkpoint_every": "1 step"})
+    config = tiny.tiny_config(
+        data_dir, **{"schedule.learning_rate": 1e30, "checkpoint_every": "1 step"}
+    )
     with pytest.raises(loop.TrainingFailed, match=r"loss of step \d+ is not finite") as caught:
         train(config, workdir)
     step = int(str(caught.value).split("step ")[1].split()[0])
     assert 1 < step < 10
     checkpoints = ckpt.Checkpoints(workdir)
     assert checkpoints.latest < step
-    kept = checkpoints.restore(Parts(config).abstract_carry, checkpoints.latest)
+    kept = checkpoints.restore(Setup(config).abstract_carry, checkpoints.latest)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept))
     assert f"step {checkpoints.latest} is kept" in str(caught.value)
 
 
 def test_a_weight_that_is_not_finite_is_never_saved(data_dir, workdir, monkeypatch):
     """The loss of the step that breaks a weight is still finite."""
-    honest = Parts.fresh_carry
+    honest = Setup.fresh_carry
 
     def broken(self, seed):
         carry = honest(self, seed)
@@ -133,7 +134,7 @@ def test_a_weight_that_is_not_finite_is_never_saved(data_dir, workdir, monkeypat
         params = carry.state.params | {"head": carry.state.params["head"] | {"bias": bias}}
         return carry._replace(state=carry.state.replace(params=params))
 
-    monkeypatch.setattr(Parts, "fresh_carry", broken)
+    monkeypatch.setattr(Setup, "fresh_carry", broken)
     monkeypatch.setattr(loop, "_advance", lambda run, *_: setattr(run, "step", 1))
     config = tiny.tiny_config(data_dir, checkpoint_every="1 step", log_every="60 steps")
     with pytest.raises(loop.TrainingFailed, match=r"weight after step 1 .*no checkpoint"):
@@ -151,8 +152,8 @@ def test_another_recipe_is_refused_and_nothing_is_touched(undisturbed, data_dir)
 
 def test_a_run_starts_from_anothers_weights(undisturbed, data_dir, workdir, capsys):
     source, _, result = undisturbed
-    changes = {"init_from": str(source), "train_for": "1 step", "schedule.drops": ""}
-    config = tiny.tiny_config(data_dir, **changes, **{"schedule.rate": 1e-6})
+    changes = {"init_from": str(source), "train_for": "1 step", "schedule.boundaries": ""}
+    config = tiny.tiny_config(data_dir, **changes, **{"schedule.learning_rate": 1e-6})
     started = train(config, workdir)
     printed = capsys.readouterr().out
     assert f"starting from the weights of {source}" in printed

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from multipath_jax.evaluation import metrics as evaluation
 from multipath_jax.training import metrics as m
 
 
@@ -73,15 +74,15 @@ def test_the_first_fault_is_the_one_that_is_named():
 def test_errors_of_the_largest_logits():
     logits = jnp.array([[3.0, 2, 1, 0, -1, -2], [0, 1, 2, 3, 4, 5]])
     labels = jnp.array([1, 0])
-    assert m.is_wrong(logits, labels).tolist() == [True, True]
-    assert m.is_wrong_among(logits, labels, 1).tolist() == [True, True]
-    assert m.is_wrong_among(logits, labels, 2).tolist() == [False, True]
-    assert m.is_wrong_among(logits, labels, 5).tolist() == [False, True]
-    assert m.is_wrong_among(logits, labels, 9).tolist() == [False, False]
+    assert evaluation.is_wrong(logits, labels).tolist() == [True, True]
+    assert evaluation.is_wrong_among(logits, labels, 1).tolist() == [True, True]
+    assert evaluation.is_wrong_among(logits, labels, 2).tolist() == [False, True]
+    assert evaluation.is_wrong_among(logits, labels, 5).tolist() == [False, True]
+    assert evaluation.is_wrong_among(logits, labels, 9).tolist() == [False, False]
 
 
 def test_equal_logits_are_no_success():
     """A network that says the same of all classes has the error of a guess."""
     logits, labels = jnp.zeros((10, 10)), jnp.arange(10)
-    assert m.is_wrong(logits, labels).mean() == pytest.approx(0.9)
-    assert m.is_wrong_among(logits, labels, 5).mean() == 0.5
+    assert evaluation.is_wrong(logits, labels).mean() == pytest.approx(0.9)
+    assert evaluation.is_wrong_among(logits, labels, 5).mean() == 0.5

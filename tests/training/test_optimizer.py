@@ -7,8 +7,8 @@ import optax
 import pytest
 
 from multipath_jax import create_model, list_models
+from multipath_jax.config.keys import default_config
 from multipath_jax.errors import UserError
-from multipath_jax.training.config import default_config
 from multipath_jax.training.optimizer import is_decayed, make_optimizer
 
 NO_DECAY = default_config().optimizer.no_decay

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from multipath_jax import create_model
+from multipath_jax.config.keys import default_config
 from multipath_jax.errors import UserError
 from multipath_jax.layers import (
     ConditionalBlock,
@@ -25,10 +26,9 @@ from multipath_jax.layers import (
     Router,
 )
 from multipath_jax.models.multipath import MultiPath
-from multipath_jax.training import placement
-from multipath_jax.training.config import default_config
-from multipath_jax.training.devices import make_mesh
-from multipath_jax.training.parts import Parts
+from multipath_jax.parallel import placement
+from multipath_jax.parallel.devices import make_mesh
+from multipath_jax.training.setup import Setup
 
 PROGRAM = pathlib.Path(__file__).with_name("spread_run.py")
 # float32: sums over 8 devices in another order than over one (6e-8 each).
@@ -219,8 +219,8 @@ def test_parameters_lie_where_their_paths_do(data_dir):
     config = default_config()
     changes = {"model.name": "ResNet8-2-CC", "mesh.data": 1, "mesh.path": 2}
     config.update_from_flattened_dict(changes | {"dataset.data_dir": str(data_dir)})
-    parts = Parts(config)
-    carry = parts.abstract_carry
+    setup = Setup(config)
+    carry = setup.abstract_carry
     specs = jax.tree.map(lambda leaf: leaf.sharding.spec, carry.state.params)
     assert set(jax.tree.leaves(specs["stem"], is_leaf=is_spec)) == {jax.sharding.PartitionSpec()}
     assert specs["router_1"]["gate"]["w1"] == jax.sharding.PartitionSpec()

@@ -11,7 +11,7 @@ from multipath_jax.trainer import train
 from multipath_jax.training import loop
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
-CHANGES = {"train_for": "12 steps", "schedule.drops": "", "profile": "4-7"}
+CHANGES = {"train_for": "12 steps", "schedule.boundaries": "", "profile": "4-7"}
 
 
 def traced(workdir):

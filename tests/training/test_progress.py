@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from multipath_jax.training import progress
+from multipath_jax.utils import progress
 
 
 @pytest.fixture

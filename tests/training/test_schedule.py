@@ -2,9 +2,9 @@ import math
 
 import pytest
 
+from multipath_jax.config.keys import default_config
+from multipath_jax.config.schedule import Plan, learning_rate, make_plan, parse_duration
 from multipath_jax.errors import UserError
-from multipath_jax.training.config import default_config
-from multipath_jax.training.schedule import Plan, learning_rate, make_plan, parse_duration
 
 CIFAR_STEPS = 50_000 // 128  # 390 an epoch
 
@@ -12,7 +12,7 @@ CIFAR_STEPS = 50_000 // 128  # 390 an epoch
 def config(**changes):
     made = default_config()
     made.update_from_flattened_dict(
-        {"train_for": "200 epochs", "schedule.drops": "80 epochs, 150 epochs"} | changes
+        {"train_for": "200 epochs", "schedule.boundaries": "80 epochs, 150 epochs"} | changes
     )
     return made
 
@@ -44,7 +44,7 @@ def test_the_papers_schedule():
     """Section 6.2: 0.1, divided by 10 after epochs 80 and 150 of 200."""
     made = config()
     plan = make_plan(made, CIFAR_STEPS)
-    assert (plan.total, plan.drops) == (78_000, (31_200, 58_500))
+    assert (plan.total, plan.boundaries) == (78_000, (31_200, 58_500))
     rate = learning_rate(made, plan)
     for step, expected in [
         (0, 0.1),
@@ -62,33 +62,33 @@ def test_the_papers_schedule():
         ({"train_for": "150 epochs"}, "past the end"),
         ({"profile": "77990-78001"}, "past the 78000 steps"),
         ({"train_for": "10 steps"}, "past the end"),
-        ({"schedule.drops": "9 epochs, 8 epochs"}, "must rise"),
-        ({"schedule.drops": "8 epochs, 8 epochs"}, "must rise"),
-        ({"schedule.drops": "8"}, "is no duration"),
+        ({"schedule.boundaries": "9 epochs, 8 epochs"}, "must rise"),
+        ({"schedule.boundaries": "8 epochs, 8 epochs"}, "must rise"),
+        ({"schedule.boundaries": "8"}, "is no duration"),
         ({"schedule.warmup": "80 epochs"}, "schedule.warmup='80 epochs' must end before"),
-        ({"schedule.warmup": "200 epochs", "schedule.drops": ""}, "must end before"),
+        ({"schedule.warmup": "200 epochs", "schedule.boundaries": ""}, "must end before"),
     ],
 )
-def test_drops_that_do_not_fit_are_refused(changes, message):
+def test_boundaries_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         make_plan(config(**changes), CIFAR_STEPS)
 
 
-def test_no_drops_is_a_constant_rate():
-    made = config(**{"schedule.drops": ""})
+def test_no_boundaries_is_a_constant_rate():
+    made = config(**{"schedule.boundaries": ""})
     rate = learning_rate(made, make_plan(made, CIFAR_STEPS))
     assert float(rate(0)) == float(rate(77_999)) == pytest.approx(0.1)
 
 
 def rates(steps, **changes):
     """The rates of a run of so many steps, one by one."""
-    made = config(**{"train_for": f"{steps} steps", "schedule.drops": "", **changes})
+    made = config(**{"train_for": f"{steps} steps", "schedule.boundaries": "", **changes})
     rate = learning_rate(made, make_plan(made, CIFAR_STEPS))
     return [float(rate(step)) for step in range(steps)]
 
 
 def test_a_warm_up_rises_to_the_rate_and_moves_no_drop():
-    found = rates(8, **{"schedule.warmup": "4 steps", "schedule.drops": "5 steps, 7 steps"})
+    found = rates(8, **{"schedule.warmup": "4 steps", "schedule.boundaries": "5 steps, 7 steps"})
     expected = [0.025, 0.05, 0.075, 0.1, 0.1, 0.01, 0.01, 0.001]
     assert found == pytest.approx(expected, rel=1e-6)  # float32
     assert rates(3, **{"schedule.warmup": "1 step"}) == pytest.approx([0.1] * 3)
@@ -109,7 +109,7 @@ def test_a_cosine_follows_the_warm_up():
 
 def test_a_call_ends_at_epochs_and_at_whatever_is_due():
     plan = Plan(
-        steps_per_epoch=10, total=24, drops=(), log_every=4, eval_every=6, checkpoint_every=100
+        steps_per_epoch=10, total=24, boundaries=(), log_every=4, eval_every=6, checkpoint_every=100
     )
     stops, step = [], 0
     while step < plan.total:
@@ -127,7 +127,7 @@ def test_a_call_ends_where_a_trace_begins_and_ends():
 
 @pytest.mark.parametrize("warmup", [0, 10])
 def test_a_straight_line_falls_to_zero_at_the_end(warmup):
-    changes = {"schedule.kind": "linear", "schedule.drops": "", "train_for": "100 steps"}
+    changes = {"schedule.kind": "linear", "schedule.boundaries": "", "train_for": "100 steps"}
     made = config(**changes | ({"schedule.warmup": f"{warmup} steps"} if warmup else {}))
     rate = learning_rate(made, make_plan(made, CIFAR_STEPS))
     falling = 100 - warmup

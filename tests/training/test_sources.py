@@ -8,21 +8,21 @@ from workdirs import final
 
 from multipath_jax.trainer import train
 from multipath_jax.training import loop
-from multipath_jax.training.parts import Parts
+from multipath_jax.training.setup import Setup
 from multipath_jax.training.sources import Streamed
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
 
 
 def recipe(data_dir, streamed, **changes):
-    changes = {"train_for": "3 epochs", "schedule.drops": "", **changes}
+    changes = {"train_for": "3 epochs", "schedule.boundaries": "", **changes}
     return tiny.tiny_config(data_dir, **{"dataset.streamed": streamed} | changes)
 
 
 @pytest.fixture(scope="module")
 def resident(data_dir, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("multipath_jax.training.parts.create_model", tiny.create_model)
+        patch.setattr("multipath_jax.training.setup.create_model", tiny.create_model)
         workdir = tmp_path_factory.mktemp("resident")
         train(recipe(data_dir, False), workdir)
         return final(workdir, recipe(data_dir, False))
@@ -30,7 +30,7 @@ def resident(data_dir, tmp_path_factory):
 
 def test_a_streamed_run_is_the_resident_one(data_dir, workdir, resident):
     config = recipe(data_dir, True)
-    assert isinstance(Parts(config).source, Streamed)
+    assert isinstance(Setup(config).source, Streamed)
     train(config, workdir)
     jax.tree.map(np.testing.assert_array_equal, final(workdir, config), resident)
 
@@ -53,20 +53,20 @@ def batches(source, rng, epoch, first_step):
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_an_epoch_has_every_example_once_in_an_order_of_its_own(data_dir, streamed):
-    parts = Parts(recipe(data_dir, streamed))
-    rng = parts.fresh_carry(0).state.rng
-    first, second = (batches(parts.source, rng, epoch, 0) for epoch in (0, 1))
+    setup = Setup(recipe(data_dir, streamed))
+    rng = setup.fresh_carry(0).state.rng
+    first, second = (batches(setup.source, rng, epoch, 0) for epoch in (0, 1))
     assert len(first) == len(second) == 1442 // 128
     images = np.concatenate([batch.images for batch in first])
-    known = {image.tobytes() for image in parts.dataset.train.images}
+    known = {image.tobytes() for image in setup.dataset.train.images}
     assert len({image.tobytes() for image in images} & known) > 0.99 * len(images)  # some are alike
     assert any(np.any(a.labels != b.labels) for a, b in zip(first, second, strict=True))
-    rest = batches(parts.source, rng, 1, 7)
+    rest = batches(setup.source, rng, 1, 7)
     jax.tree.map(np.testing.assert_array_equal, rest, second[7:])
 
 
 def test_the_host_sends_only_what_the_order_names(data_dir):
-    source = Parts(recipe(data_dir, True)).source
+    source = Setup(recipe(data_dir, True)).source
     rng = jax.random.key_data(jax.random.key(3))
     batch = next(source.batches(rng, 0, 1))
     order = np.asarray(source._order(rng, 0))

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tiny
 
+from multipath_jax.config.keys import default_config
 from multipath_jax.training import state as s
-from multipath_jax.training.config import default_config
 from multipath_jax.training.optimizer import make_optimizer
 
 

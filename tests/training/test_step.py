@@ -10,10 +10,10 @@ import pytest
 import tiny
 
 from multipath_jax import create_model
+from multipath_jax.config.keys import default_config
 from multipath_jax.data import ResidentData, Split, mix
+from multipath_jax.parallel.devices import make_mesh, replicated, split_batch
 from multipath_jax.training import step as step_lib
-from multipath_jax.training.config import default_config
-from multipath_jax.training.devices import make_mesh, replicated, split_batch
 from multipath_jax.training.metrics import zeros_like
 from multipath_jax.training.optimizer import make_optimizer
 from multipath_jax.training.sources import Resident
@@ -180,12 +180,12 @@ def test_no_result_depends_on_where_a_call_begins(loop):
     mesh = make_mesh(default_config())
     run = runner(mesh, loop)
     whole = run(fresh_carry(replicated(mesh)), 0, 5)
-    parts, step = fresh_carry(replicated(mesh)), 0
+    setup, step = fresh_carry(replicated(mesh)), 0
     for count in (1, 3, 1):
-        parts = run(parts, step, count)
+        setup = run(setup, step, count)
         step += count
     assert whole.state.step == 5
-    assert_equal(parts, whole)
+    assert_equal(setup, whole)
 
 
 def test_a_loop_on_the_device_takes_the_same_steps():

@@ -4,8 +4,8 @@ import signal
 
 import pytest
 
-from multipath_jax.training import stopping as stopping_lib
-from multipath_jax.training.stopping import Stopping
+from multipath_jax.utils import stopping as stopping_lib
+from multipath_jax.utils.stopping import Stopping
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

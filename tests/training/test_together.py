@@ -8,11 +8,11 @@ import jax
 import pytest
 from jax._src import cloud_tpu_init
 
-from multipath_jax.training import processes
+from multipath_jax.parallel import processes
 
 ALONE = """
 import sys
-from multipath_jax.training import processes
+from multipath_jax.parallel import processes
 processes.TOGETHER = 2
 processes.initialize("127.0.0.1:1", 1, 2)
 """

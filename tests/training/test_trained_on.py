@@ -16,13 +16,14 @@ from workdirs import lines
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "data"))
 import photos
 
-from multipath_jax import main, storage
+from multipath_jax import checkpoints as ckpt
+from multipath_jax import main, trials
+from multipath_jax.config.keys import read_config
 from multipath_jax.errors import UserError
 from multipath_jax.runs import load_run
 from multipath_jax.trainer import train
-from multipath_jax.training import checkpoints as ckpt
-from multipath_jax.training import loop, trials
-from multipath_jax.training.config import read_config
+from multipath_jax.training import loop
+from multipath_jax.utils import storage
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
 PICTURES = {"train": 18, "test": 12}
@@ -54,8 +55,8 @@ def recipe(folder, **changes):
         "dataset.workers": 0,
         "batch_size": 6,
         "train_for": "4 steps",
-        "schedule.drops": "",
-        "schedule.rate": 0.05,
+        "schedule.boundaries": "",
+        "schedule.learning_rate": 0.05,
     }
     return tiny.tiny_config(folder.parent, **own | changes)
 
@@ -64,7 +65,7 @@ def recipe(folder, **changes):
 def run(pictures, tmp_path_factory):
     """The workdir of a run that was trained on them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("multipath_jax.training.parts.create_model", tiny.create_model)
+        patch.setattr("multipath_jax.training.setup.create_model", tiny.create_model)
         workdir = tmp_path_factory.mktemp("run")
         train(recipe(pictures), workdir)
         return workdir

@@ -7,12 +7,12 @@ import tiny
 from etils import epath
 from workdirs import final, lines
 
+from multipath_jax import checkpoints as ckpt
+from multipath_jax import trials
+from multipath_jax.config import keys as config_lib
 from multipath_jax.errors import UserError
 from multipath_jax.trainer import train
-from multipath_jax.training import checkpoints as ckpt
-from multipath_jax.training import config as config_lib
-from multipath_jax.training import trials
-from multipath_jax.training.parts import Parts
+from multipath_jax.training.setup import Setup
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
 SEEDS = (5, 6)
@@ -20,7 +20,7 @@ SEEDS = (5, 6)
 
 def recipe(data_dir, **changes):
     return tiny.tiny_config(
-        data_dir, **{"train_for": "2 epochs", "schedule.drops": "1 epoch", "seed": 5} | changes
+        data_dir, **{"train_for": "2 epochs", "schedule.boundaries": "1 epoch", "seed": 5} | changes
     )
 
 
@@ -29,7 +29,7 @@ def alone(data_dir, tmp_path_factory):
     """Both seeds as runs of their own: workdir and result by seed."""
     folder = epath.Path(tmp_path_factory.mktemp("alone"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("multipath_jax.training.parts.create_model", tiny.create_model)
+        patch.setattr("multipath_jax.training.setup.create_model", tiny.create_model)
         return {
             seed: (folder / str(seed), train(recipe(data_dir, seed=seed), folder / str(seed)))
             for seed in SEEDS
@@ -101,8 +101,8 @@ def test_the_program_does_not_depend_on_the_seed(data_dir):
     """So that a process finds what another one left in the compilation cache."""
 
     def program(seed):
-        parts = Parts(recipe(data_dir, seed=seed))
-        step = parts.runner._function
-        return step.lower(parts.abstract_carry, parts.source.like()).as_text()
+        setup = Setup(recipe(data_dir, seed=seed))
+        step = setup.runner._function
+        return step.lower(setup.abstract_carry, setup.source.like()).as_text()
 
     assert program(5) == program(6)

@@ -5,29 +5,30 @@ import time
 
 import pytest
 
+from multipath_jax.config.keys import default_config
+from multipath_jax.config.schedule import Plan
 from multipath_jax.errors import UserError
-from multipath_jax.training import progress, writers
-from multipath_jax.training.config import default_config
-from multipath_jax.training.schedule import Plan
+from multipath_jax.training import hooks
+from multipath_jax.utils import progress
 
 
 def test_lines_past_the_checkpoint_are_put_aside(workdir):
     workdir.mkdir()
-    file = writers.MetricsFile(workdir, last_step=0)
+    file = hooks.MetricsFile(workdir, last_step=0)
     for step in (5, 10, 15):
         file.write(step, {"loss": step / 2})
     file.close()
-    path = workdir / writers.METRICS_FILE
+    path = workdir / hooks.METRICS_FILE
     path.write_text(path.read_text() + '{"step": 20, "lo')  # a kill in mid-line
-    file = writers.MetricsFile(workdir, last_step=12)
+    file = hooks.MetricsFile(workdir, last_step=12)
     file.write(15, {"loss": 1.0})
     file.close()
-    assert [(line["step"], line["loss"]) for line in writers.read_metrics(workdir)] == [
+    assert [(line["step"], line["loss"]) for line in hooks.read_metrics(workdir)] == [
         (5, 2.5),
         (10, 5.0),
         (15, 1.0),
     ]
-    dropped = workdir / writers.DROPPED_FILE
+    dropped = workdir / hooks.DROPPED_FILE
     assert {*workdir.iterdir()} == {path, dropped}
     lost = dropped.read_text().splitlines()
     assert lost[-1] == '{"step": 20, "lo'
@@ -53,13 +54,13 @@ SPOILT = {
 @pytest.mark.parametrize("spoilt", SPOILT.values(), ids=SPOILT)
 def test_a_spoilt_line_is_passed_over_and_kept(workdir, spoilt):
     workdir.mkdir()
-    path, dropped = workdir / writers.METRICS_FILE, workdir / writers.DROPPED_FILE
+    path, dropped = workdir / hooks.METRICS_FILE, workdir / hooks.DROPPED_FILE
     good = [b'{"step": 5,  "loss": 2.5}', b'{"step": 10, "loss": null}']  # as they are spaced
     path.write_bytes(b"\n".join([b"", good[0], spoilt, b"  ", good[1]]))
     expected = [{"step": 5, "loss": 2.5}, {"step": 10, "loss": None}]
-    assert writers.read_metrics(workdir) == expected
+    assert hooks.read_metrics(workdir) == expected
     for _ in range(2):  # the second time nothing is left to put aside
-        file = writers.MetricsFile(workdir, last_step=12)
+        file = hooks.MetricsFile(workdir, last_step=12)
         file.close()
         assert path.read_bytes() == b"\n".join(good) + b"\n"
         assert dropped.read_bytes() == spoilt + b"\n"
@@ -68,28 +69,28 @@ def test_a_spoilt_line_is_passed_over_and_kept(workdir, spoilt):
 def test_what_was_put_aside_before_stays(workdir):
     workdir.mkdir()
     for last_step, steps in ((0, (5, 10)), (5, (10,)), (5, ())):
-        file = writers.MetricsFile(workdir, last_step)
+        file = hooks.MetricsFile(workdir, last_step)
         for step in steps:
             file.write(step, {})
         file.close()
-    assert (workdir / writers.DROPPED_FILE).read_text() == '{"step": 10}\n' * 2
+    assert (workdir / hooks.DROPPED_FILE).read_text() == '{"step": 10}\n' * 2
 
 
 def test_the_log_says_what_was_put_aside(workdir, capsys):
     workdir.mkdir()
-    (workdir / writers.METRICS_FILE).write_text('{"step": 5}\n')
+    (workdir / hooks.METRICS_FILE).write_text('{"step": 5}\n')
     config = default_config()
     config.tensorboard = "off"
-    writers.Log(config, Plan(4, 8, (), 4, 4, 4), workdir, step=0).close()
+    hooks.Log(config, Plan(4, 8, (), 4, 4, 4), workdir, step=0).close()
     assert "what was past step 0 or unreadable, lines: 1" in capsys.readouterr().out
 
 
 def test_what_is_not_finite_is_null(workdir):
     workdir.mkdir()
-    file = writers.MetricsFile(workdir, last_step=0)
+    file = hooks.MetricsFile(workdir, last_step=0)
     file.write(1, {"a": float("nan"), "b": float("inf"), "c": 0.0})
     file.close()
-    text = (workdir / writers.METRICS_FILE).read_text()
+    text = (workdir / hooks.METRICS_FILE).read_text()
     assert json.loads(text) == {"step": 1, "a": None, "b": None, "c": 0.0}
 
 
@@ -110,7 +111,7 @@ def make_log(workdir, total=8, step=0):
     workdir.mkdir(exist_ok=True)
     config = default_config()
     config.tensorboard, config.batch_size = "off", 10
-    return writers.Log(config, Plan(4, total, (), 4, 4, 4), workdir, step)
+    return hooks.Log(config, Plan(4, total, (), 4, 4, 4), workdir, step)
 
 
 def test_a_log_prints_and_counts(workdir, capsys, clock):
@@ -120,7 +121,7 @@ def test_a_log_prints_and_counts(workdir, capsys, clock):
     clock.now += 2.5
     log.write(4, {"train/loss": 0.5, "test/error": 12.345})
     log.close()
-    (line,) = writers.read_metrics(workdir)
+    (line,) = hooks.read_metrics(workdir)
     assert line == {
         "step": 4,
         "train/loss": 0.5,
@@ -164,7 +165,7 @@ def test_between_two_measurements_a_line_says_how_far_a_run_is(workdir, capsys, 
     log.advance(102, steps=1, seconds=20.0, loss=float)
     assert "step 102/" not in capsys.readouterr().out
     log.close()
-    assert [line["step"] for line in writers.read_metrics(workdir)] == [101]
+    assert [line["step"] for line in hooks.read_metrics(workdir)] == [101]
 
 
 def test_on_a_terminal_the_bar_is_enough(workdir, capsys, clock, monkeypatch):
@@ -186,7 +187,7 @@ def test_seconds_go_on_over_interruptions(workdir, clock):
             log.write(step, {})
         log.close()
         clock.now += 1000
-    assert [line["seconds"] for line in writers.read_metrics(workdir)] == [3.0, 7.0]
+    assert [line["seconds"] for line in hooks.read_metrics(workdir)] == [3.0, 7.0]
 
 
 @pytest.mark.parametrize("missing", ["tensorflow", "tensorboard"])
@@ -196,8 +197,8 @@ def test_tensorboard_says_what_it_needs(workdir, monkeypatch, missing):
         importlib.util, "find_spec", lambda name: None if name == missing else "there"
     )
     with pytest.raises(UserError, match=f"needs {missing}: pip install"):
-        writers.TensorBoard(workdir, "on")
-    silent = writers.TensorBoard(workdir, "auto")
+        hooks.TensorBoard(workdir, "on")
+    silent = hooks.TensorBoard(workdir, "auto")
     silent.write(1, {"a": 1.0})
     silent.close()
     assert not workdir.exists()

@@ -12,9 +12,9 @@ import time
 import flax.linen as nn
 import jax.numpy as jnp
 
+from multipath_jax.config.keys import default_config
 from multipath_jax.layers import CrossConnect
-from multipath_jax.training import loop, parts
-from multipath_jax.training.config import default_config
+from multipath_jax.training import loop, setup
 
 
 class Tiny(nn.Module):
@@ -44,8 +44,8 @@ def tiny_config(data_dir, **changes):
             "dataset.data_dir": os.fspath(data_dir),
             "dataset.shift": 1,
             "train_for": "6 epochs",
-            "schedule.rate": 0.5,
-            "schedule.drops": "5 epochs",
+            "schedule.learning_rate": 0.5,
+            "schedule.boundaries": "5 epochs",
             "log_every": "5 steps",
             "eval_every": "2 epochs",
             "checkpoint_every": "7 steps",
@@ -66,7 +66,8 @@ def slow_down(seconds):
 
 
 if __name__ == "__main__":
-    from multipath_jax import main, storage
+    from multipath_jax import main
+    from multipath_jax.utils import storage
 
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     import buckets
@@ -74,7 +75,7 @@ if __name__ == "__main__":
     buckets.register()
     if claim := os.environ.get("CLAIM"):
         storage.RENEWAL, storage.STALE, storage.SETTLING = map(float, claim.split())
-    parts.create_model = create_model
+    setup.create_model = create_model
     if seconds := os.environ.get("SECONDS_A_STEP"):
         slow_down(float(seconds))
     main.run()

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 
-from multipath_jax.storage import replacing
+from multipath_jax.utils.storage import replacing
 
 
 def as_written(*names: str) -> dict[str, Any]:

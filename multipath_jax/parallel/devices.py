@@ -1,6 +1,5 @@
-"""The mesh of all devices, where arrays lie on it, and XLA's compilation cache."""
+"""The mesh of all devices, and where arrays lie on it."""
 
-import os
 from collections.abc import Sequence
 
 import jax
@@ -10,10 +9,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, Int, Num, PyTree
 from ml_collections import ConfigDict
 
-from multipath_jax import filesystem
 from multipath_jax.errors import UserError
 
-CACHE_FOLDER = "xla_cache"  # in a workdir
 DATA, PATH = "data", "path"  # the axes of the mesh: a batch is split over the first
 
 
@@ -112,42 +109,3 @@ def compute_dtype(name: str) -> jnp.dtype:
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return jnp.dtype(name)
-
-
-def quick_compilation(mesh: Mesh) -> dict[str, int] | None:
-    """Compiler options for a function that runs once: a third of the time to compile on CPUs."""
-    return {"xla_backend_optimization_level": 0} if on_cpu(mesh) else None
-
-
-def enable_compilation_cache(folder: str, workdir: str | os.PathLike = "") -> None:
-    """Keeps compiled programs in ``folder``, or nowhere if that is "".
-
-    Where it is "auto", that is where JAX_COMPILATION_CACHE_DIR says, if it is set; else in the
-    workdir of a run that trains in a bucket, for that outlives this machine; else in the user's
-    cache folder, which all runs share.
-
-    Raises:
-      UserError: the folder cannot be written; where "auto" cannot be, nothing is kept.
-    """
-    try:
-        kept = _cache_folder(folder, workdir) if folder else None
-    except UserError:
-        if folder != "auto":
-            raise
-        kept = None
-    jax.config.update("jax_compilation_cache_dir", kept)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-
-
-def _cache_folder(name: str, workdir: str | os.PathLike) -> str:
-    """Its path, the folder made. Raises UserError where that cannot be."""
-    if name == "auto":
-        name = os.environ.get("JAX_COMPILATION_CACHE_DIR") or _own_cache(workdir)
-    folder = filesystem.path("compilation_cache", name)
-    return os.fspath(filesystem.output_folder("compilation_cache", folder))
-
-
-def _own_cache(workdir: str | os.PathLike) -> str:
-    if filesystem.is_address(workdir):
-        return f"{os.fspath(workdir).rstrip('/')}/{CACHE_FOLDER}"
-    return f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/multipath_jax/xla"

@@ -309,7 +309,7 @@ if argv[0] == "show":
 )
 
 
-class StandIns:
+class Fakes:
     """A folder of stand-ins, and an environment in which they come first."""
 
     def __init__(self, folder: Path, **programs: str):

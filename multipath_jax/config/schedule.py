@@ -61,7 +61,7 @@ class Plan:
     Attributes:
       steps_per_epoch: whole batches in the training split.
       total: the step at which training ends.
-      drops: the steps before which the learning rate falls.
+      boundaries: the steps before which the learning rate falls.
       warmup: the first steps, in which it rises.
       log_every, eval_every, checkpoint_every: in steps.
       profile: the steps between which a trace is recorded, if any.
@@ -69,7 +69,7 @@ class Plan:
 
     steps_per_epoch: int
     total: int
-    drops: tuple[int, ...]
+    boundaries: tuple[int, ...]
     log_every: int
     eval_every: int
     checkpoint_every: int
@@ -91,7 +91,7 @@ def make_plan(config: ConfigDict, steps_per_epoch: int) -> Plan:
     """The config's durations in steps.
 
     Raises:
-      UserError: a learning-rate drop at or past the end of training, or drops out of order; a
+      UserError: a boundary at or past the end of training, or boundaries out of order; a
         warm-up that ends no sooner than the first drop or training; steps to trace past the end.
     """
 
@@ -99,26 +99,26 @@ def make_plan(config: ConfigDict, steps_per_epoch: int) -> Plan:
         return parse_duration(key, config[key]).steps(steps_per_epoch)
 
     total = steps("train_for")
-    drops = _drops(config, total, steps_per_epoch)
-    warmup = _warmup(config, min((total, *drops)), steps_per_epoch)
+    boundaries = _boundaries(config, total, steps_per_epoch)
+    warmup = _warmup(config, min((total, *boundaries)), steps_per_epoch)
     cadence = {key: steps(key) for key in ("log_every", "eval_every", "checkpoint_every")}
     profile = parse_window("profile", config.profile)
     if profile and profile[1] > total:
         raise UserError(f"profile={config.profile!r} reaches past the {total} steps of training")
-    return Plan(steps_per_epoch, total, drops, **cadence, profile=profile, warmup=warmup)
+    return Plan(steps_per_epoch, total, boundaries, **cadence, profile=profile, warmup=warmup)
 
 
-def _drops(config: ConfigDict, total: int, steps_per_epoch: int) -> tuple[int, ...]:
-    durations = parse_durations("schedule.drops", config.schedule.drops)
-    drops = tuple(duration.steps(steps_per_epoch) for duration in durations)
-    if list(drops) != sorted(set(drops)):
-        raise UserError(f"schedule.drops={config.schedule.drops!r} must rise")
-    if drops and drops[-1] >= total:
+def _boundaries(config: ConfigDict, total: int, steps_per_epoch: int) -> tuple[int, ...]:
+    durations = parse_durations("schedule.boundaries", config.schedule.boundaries)
+    boundaries = tuple(duration.steps(steps_per_epoch) for duration in durations)
+    if list(boundaries) != sorted(set(boundaries)):
+        raise UserError(f"schedule.boundaries={config.schedule.boundaries!r} must rise")
+    if boundaries and boundaries[-1] >= total:
         raise UserError(
-            f"schedule.drops={config.schedule.drops!r} reaches past the end of training, "
-            f"train_for={config.train_for!r} (--config.schedule.drops= leaves the drops out)"
+            f"schedule.boundaries={config.schedule.boundaries!r} reaches past the end of training, "
+            f"train_for={config.train_for!r} (--config.schedule.boundaries= leaves them out)"
         )
-    return drops
+    return boundaries
 
 
 def _warmup(config: ConfigDict, end: int, steps_per_epoch: int) -> int:
@@ -127,7 +127,7 @@ def _warmup(config: ConfigDict, end: int, steps_per_epoch: int) -> int:
     warmup = parse_duration("schedule.warmup", text).steps(steps_per_epoch) if text else 0
     if warmup >= end:
         raise UserError(
-            f"schedule.warmup={text!r} must end before the first of schedule.drops and before "
+            f"schedule.warmup={text!r} must end before the first of schedule.boundaries and before "
             f"train_for={config.train_for!r} (--config.schedule.warmup= leaves it out)"
         )
     return warmup
@@ -136,11 +136,11 @@ def _warmup(config: ConfigDict, end: int, steps_per_epoch: int) -> int:
 def learning_rate(config: ConfigDict, plan: Plan) -> optax.Schedule:
     """The rate as a function of the step, counted from zero.
 
-    Section 6.2: a constant rate, multiplied by ``schedule.factor`` at every drop. Beyond the paper,
-    half a cosine or a straight line, which fall to zero over the steps after the warm-up; and, in
-    the n steps of the warm-up, rate / n, 2 rate / n, ... up to the rate.
+    Section 6.2: a constant rate, multiplied by ``schedule.factor`` at every boundary. Beyond the
+    paper, half a cosine or a straight line, which fall to zero over the steps after the warm-up;
+    and, in the n steps of the warm-up, rate / n, 2 rate / n, ... up to the rate.
     """
-    rate = config.schedule.rate
+    rate = config.schedule.learning_rate
     falling = plan.total - plan.warmup
     if config.schedule.kind == "cosine":
         pieces = [optax.cosine_decay_schedule(rate, falling)]
@@ -148,9 +148,9 @@ def learning_rate(config: ConfigDict, plan: Plan) -> optax.Schedule:
         pieces = [optax.linear_schedule(rate, 0.0, falling)]
     else:
         # Rates as exact powers, not as a running product: 0.1 * 0.1 * 0.1 is not 0.001.
-        powers = [math.pow(config.schedule.factor, n) for n in range(len(plan.drops) + 1)]
+        powers = [math.pow(config.schedule.factor, n) for n in range(len(plan.boundaries) + 1)]
         pieces = [optax.constant_schedule(rate * power) for power in powers]
-    starts = plan.drops
+    starts = plan.boundaries
     if plan.warmup:
         pieces.insert(0, optax.linear_schedule(rate / plan.warmup, rate, plan.warmup - 1))
         starts = (plan.warmup, *starts)

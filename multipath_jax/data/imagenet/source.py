@@ -17,7 +17,6 @@ import pathlib
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
-from multipath_jax import filesystem
 from multipath_jax.data.files import (
     ImageFile,
     LeftOut,
@@ -29,8 +28,9 @@ from multipath_jax.data.files import (
     open_tar,
     tar_images,
 )
-from multipath_jax.data.imagenet_labels import WNID, label_file, read_labels
+from multipath_jax.data.imagenet.labels import WNID, label_file, read_labels
 from multipath_jax.errors import UserError
+from multipath_jax.utils import filesystem
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VAL_TAR = "ILSVRC2012_img_val.tar"
@@ -46,7 +46,7 @@ class Source(NamedTuple):
     left_out: LeftOut
 
 
-def find(
+def find_images(
     source: str | os.PathLike,
     first_classes: int | None = None,
     val_labels: str | os.PathLike | None = None,

@@ -16,9 +16,9 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from multipath_jax import cli, filesystem
+from multipath_jax.config import keys as config_lib
 from multipath_jax.errors import UserError
-from multipath_jax.training import config as config_lib
+from multipath_jax.utils import cli, filesystem
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A recipe by its name, or a file of your own; after a colon, its argument."
@@ -115,7 +115,7 @@ def _check(config: object) -> None:
         given = "nothing" if config is None else f"a {type(config).__name__}"
         raise UserError(
             f"get_config of the config file gives {given}; let it begin with config = "
-            "multipath_jax.training.config.default_config(), change values, and return config"
+            "multipath_jax.config.keys.default_config(), change values, and return config"
         )
     default, found = config_lib.default_config(), config_lib.flatten(config)
     for key in found:
@@ -123,7 +123,7 @@ def _check(config: object) -> None:
     if missing := config_lib.flatten(default).keys() - found.keys():
         raise UserError(
             f"the config file lacks the keys {', '.join(sorted(missing))}; let its get_config "
-            "begin with config = multipath_jax.training.config.default_config()"
+            "begin with config = multipath_jax.config.keys.default_config()"
         )
     default.update_from_flattened_dict(found)
 

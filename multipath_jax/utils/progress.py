@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from multipath_jax.training import processes
+import jax
 
 SILENCE = 25.0  # seconds without a line, at most: with a second for a call of steps, 30 is kept
 SOON = 1.0  # what takes less is not worth a line
@@ -43,7 +43,7 @@ def at_work(what: str, announce: bool = False) -> Iterator[None]:
       what: it does, such as "compiling the training step".
       announce: whether to say so soon after it began.
     """
-    if on_terminal() or not processes.is_first():
+    if on_terminal() or jax.process_index() != 0:
         yield
         return
     ended = threading.Event()

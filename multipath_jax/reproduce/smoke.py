@@ -9,10 +9,10 @@ import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 from PIL import Image
 
-from multipath_jax import filesystem
 from multipath_jax.data import load_dataset
 from multipath_jax.data.datasets import Split
 from multipath_jax.errors import UserError
+from multipath_jax.utils import filesystem
 
 NAME = "sample"
 SIZES = {"train": 32, "test": 16}

@@ -6,9 +6,10 @@ import shlex
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import dataset_builder
 
-from multipath_jax import filesystem
-from multipath_jax.data import imagenet_source, shards
+from multipath_jax.data.imagenet import shards
+from multipath_jax.data.imagenet.source import Source, find_images
 from multipath_jax.errors import UserError
+from multipath_jax.utils import filesystem
 
 NAME = "imagenet256"
 CONFIGS = ("full", "subset100")
@@ -49,9 +50,9 @@ def builder(config: str, data_dir: str | os.PathLike) -> Imagenet256:
 
 def find(
     config: str, source: str | os.PathLike, val_labels: str | os.PathLike | None = None
-) -> imagenet_source.Source:
-    """The images that a config is made of; arguments and errors as in `imagenet_source.find`."""
-    return imagenet_source.find(source, _CLASSES.get(config), val_labels)
+) -> Source:
+    """The images that a config is made of; arguments and errors as in `find_images`."""
+    return find_images(source, _CLASSES.get(config), val_labels)
 
 
 def command(config: str, data_dir: str | os.PathLike | None = None) -> str:

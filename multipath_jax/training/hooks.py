@@ -15,15 +15,16 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from multipath_jax import jsonl, storage
+from multipath_jax.config.schedule import Plan
 from multipath_jax.data.datasets import HELD_OUT, TEST
 from multipath_jax.errors import Failure, UserError
-from multipath_jax.training import processes, progress
-from multipath_jax.training.schedule import Plan
+from multipath_jax.parallel import processes
+from multipath_jax.utils import jsonl, progress, storage
 
 METRICS_FILE = "metrics.jsonl"
 DROPPED_FILE = "metrics.dropped.jsonl"
 TEXT_FILE = "train.log"
+CURVES_FILE = "curves.png"  # drawn of the metrics when a run ends or stops
 TENSORBOARD_NEEDS = ("tensorflow", "tensorboard")  # clu's writer; the one does not bring the other
 
 # What is evaluated, by how the names of its metrics begin (`Dataset.evaluated`).
@@ -32,7 +33,6 @@ SPLITS = {TEST: "test", HELD_OUT: "held-out"}
 SHOWN = {
     "train/loss": "loss {:.4f}",
     "train/error": "error {:.2f} %",
-    "train/replaced": "{:,.0f} unreadable images replaced",
     **{f"{split}/error": f"{name} error {{:.2f}} %" for split, name in SPLITS.items()},
     **{f"{split}/ten_crop_error": "of ten crops {:.2f} %" for split in SPLITS},
     **{f"{split}/flip_error": "with mirror images {:.2f} %" for split in SPLITS},

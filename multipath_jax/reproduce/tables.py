@@ -11,10 +11,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from multipath_jax import recipes
+from multipath_jax.config import keys as config_lib
+from multipath_jax.config.schedule import parse_duration, parse_durations
 from multipath_jax.errors import UserError
 from multipath_jax.models import paper
-from multipath_jax.training import config as config_lib
-from multipath_jax.training.schedule import parse_duration, parse_durations
 
 # The recipes: the paper's, and ours of fewer epochs (`recipes.fast`).
 PROTOCOL, FAST = "protocol", "fast"
@@ -199,7 +199,7 @@ def campaign(
 
 
 def shorten(config: ConfigDict, epochs: float) -> None:
-    """Trains for so many epochs, the rate's warm-up and drops moved by the same factor.
+    """Trains for so many epochs, the rate's warm-up and boundaries moved by the same factor.
 
     Raises:
       UserError: none, or more than the recipe's.
@@ -210,7 +210,7 @@ def shorten(config: ConfigDict, epochs: float) -> None:
             f"--epochs={epochs:g} must be from 0.01 to the recipe's {whole:g}; it shortens"
         )
     config.train_for = f"{epochs:g} epochs"
-    for key in ("warmup", "drops"):
+    for key in ("warmup", "boundaries"):
         durations = parse_durations(f"schedule.{key}", config.schedule[key])
         scaled = [f"{duration.number * epochs / whole:.6g} epochs" for duration in durations]
         config.schedule[key] = ", ".join(scaled)

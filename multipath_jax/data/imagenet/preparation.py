@@ -24,9 +24,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import dataset_builder
 
-from multipath_jax.data import shards
 from multipath_jax.data.files import ImageFile
-from multipath_jax.data.shards import Done, OnBad, Shard
+from multipath_jax.data.imagenet import shards
+from multipath_jax.data.imagenet.shards import Done, OnBad, Shard
 from multipath_jax.errors import UserError
 
 BYTES_PER_IMAGE = 36_000  # measured: 35,400 each over 100 photographs, one of each class

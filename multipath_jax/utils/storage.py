@@ -24,9 +24,9 @@ from typing import Any, TextIO
 import fsspec
 from etils import epath
 
-from multipath_jax import filesystem
 from multipath_jax.errors import Failure, UserError
-from multipath_jax.filesystem import is_address
+from multipath_jax.utils import filesystem
+from multipath_jax.utils.filesystem import is_address
 
 LOCK_FILE = ".lock"
 CLAIM_FILE = ".claim"

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from multipath_jax.config import schedule
+from multipath_jax.config.keys import parse_options, validate
 from multipath_jax.data import (
     Dataset,
     Description,
@@ -23,19 +25,21 @@ from multipath_jax.errors import UserError
 from multipath_jax.evaluation.evaluate import Evaluator, Views, make_evaluator
 from multipath_jax.layers import Execution
 from multipath_jax.models import create_model
-from multipath_jax.training import devices, placement, processes, progress, schedule, state
-from multipath_jax.training.config import parse_options, validate
+from multipath_jax.parallel import devices, placement, processes
+from multipath_jax.parallel.compilation import quick_compilation
+from multipath_jax.training import state
 from multipath_jax.training.losses import LossFn, make_loss_fn
 from multipath_jax.training.metrics import TrainMetrics, zeros_like
 from multipath_jax.training.optimizer import make_optimizer
 from multipath_jax.training.sources import Encoded, Resident, Source, Streamed
 from multipath_jax.training.step import Batch, Carry, Runner, make_prepare, make_train_step
+from multipath_jax.utils import progress
 
 # Called with the step and the metrics of a line of the log.
 Hook = Callable[[int, dict[str, float]], Any]
 
 
-class Parts:
+class Setup:
     """Everything between the config and the loop, in memory; nothing is written.
 
     Nothing in it depends on the seed, so that the trials of one recipe share it.
@@ -171,7 +175,7 @@ class Parts:
 
     def _once(self, function, sharding=None):
         """Compiled for one or a few calls, its results on all devices unless told otherwise."""
-        options = devices.quick_compilation(self.mesh)
+        options = quick_compilation(self.mesh)
         where = self.everywhere if sharding is None else sharding
         return jax.jit(function, out_shardings=where, compiler_options=options)
 
@@ -217,9 +221,7 @@ def read_dataset(config: ConfigDict) -> Dataset:
     with processes.first_alone("dataset"):  # it may have to be prepared
         data_dir = config.data_dir or None
         if config.size:
-            return open_encoded(
-                config.name, data_dir, config.size, config.on_bad, config.source, config.holdout
-            )
+            return open_encoded(config.name, data_dir, config.size, config.source, config.holdout)
         return load_dataset(config.name, data_dir, config.holdout)
 
 

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from etils import epath
 from ml_collections import ConfigDict
 
-from multipath_jax import filesystem
-from multipath_jax.training import checkpoints as ckpt
-from multipath_jax.training.config import validate
+from multipath_jax import checkpoints as ckpt
+from multipath_jax.config.keys import validate
+from multipath_jax.trainer import ended
 from multipath_jax.training.loop import Result, never, run_steps, say_what_was_found, start_run
-from multipath_jax.training.parts import Parts
+from multipath_jax.training.setup import Setup
+from multipath_jax.utils import filesystem
 
 
 def train_trials(
@@ -38,16 +39,16 @@ def train_trials(
     for path, own in trials.items():
         ckpt.check_workdir(path, own, restart)
         ckpt.check_source(path, own, restart)
-    parts = Parts(config)
+    setup = Setup(config)
     for path in trials:
         if not restart:
-            ckpt.check_data(path, parts.description)
-    say_what_was_found(parts)
+            ckpt.check_data(path, setup.description)
+    say_what_was_found(setup)
     results = []
     for path, own in trials.items():
-        with start_run(parts, own, path, path.name, restart) as run:
+        with start_run(setup, own, path, path.name, restart) as run:
             run_steps(run, should_stop)
-            results.append(run.result())
+            results.append(ended(run))
         if not results[-1].finished:
             break
     return results

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
-from multipath_jax.cpu import use_fast_convolutions
 from multipath_jax.errors import Failure, UserError
-from multipath_jax.filesystem import described
+from multipath_jax.utils.cpu import use_fast_convolutions
+from multipath_jax.utils.filesystem import described
 
 NO_DEVICE = "Unable to initialize backend"  # how JAX begins to say so
 

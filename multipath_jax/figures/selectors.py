@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from multipath_jax import filesystem
 from multipath_jax.errors import UserError
-from multipath_jax.figures.observe import Observation, Outline
+from multipath_jax.gates import Observation, Outline
+from multipath_jax.utils import filesystem
 
 _NUMBERS = re.compile(r"(\d+)(?:-(\d+))?")
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, PyTree
 from multipath_jax.errors import UserError
 from multipath_jax.layers import Router, spread
 from multipath_jax.models.multipath import MultiPath
-from multipath_jax.training.devices import DATA, PATH
+from multipath_jax.parallel.devices import DATA, PATH
 
 
 def check(

@@ -9,8 +9,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
-from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
@@ -18,25 +17,17 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
 from jaxtyping import PyTree
-from ml_collections import ConfigDict
 from orbax.checkpoint import args as ocp_args
 from orbax.checkpoint import checkpoint_managers as policies
 
-from multipath_jax import filesystem, storage
-from multipath_jax.data.description import Description, differences, read_description, to_json
+from multipath_jax.checkpoints.fingerprint import fingerprint
 from multipath_jax.errors import Failure, UserError
-from multipath_jax.training import config as config_lib
-from multipath_jax.training import processes, progress
-from multipath_jax.training.devices import replicated
-from multipath_jax.training.fingerprint import fingerprint
-from multipath_jax.training.state import TrainState
-from multipath_jax.training.step import Carry
+from multipath_jax.parallel import processes
+from multipath_jax.parallel.devices import replicated
+from multipath_jax.utils import filesystem, storage
 
-CONFIG_FILE = "config.json"
-DATASET_FILE = "dataset.json"
 FOLDER = "checkpoints"
 DAMAGED = "damaged"
-EARLIER = "earlier"  # what a restart puts aside
 RECORD, RECORD_FILE = "record", "record.json"  # the item of a checkpoint, and its file
 CHANGED = "its numbers are not those that were saved"
 MARGIN = 1_000_000  # bytes beside the numbers: some dozens of files, and the log
@@ -70,6 +61,20 @@ class Damaged(Unreadable):
 
 class WritingFailed(Failure):
     """A checkpoint could not be written, for want of room or rights; those before it are whole."""
+
+
+@runtime_checkable
+class Saved(Protocol):
+    """What is kept of a run, whatever it is made of; a tree of arrays."""
+
+    def items(self) -> dict[str, PyTree]:
+        """Its two parts, ``weights`` and ``training``, as trees of arrays."""
+
+    def with_items(self, items: dict[str, PyTree]) -> Any:
+        """The same with other arrays."""
+
+
+S = TypeVar("S", bound=Saved)
 
 
 class Checkpoints:
@@ -157,7 +162,7 @@ class Checkpoints:
         unknown = set(steps) - self._errors.keys()
         return {*steps[-2:], self.best_of(steps), *unknown} - {None}
 
-    def save(self, step: int, carry: Carry, error: float | None) -> None:
+    def save(self, step: int, carry: Saved, error: float | None) -> None:
         """Copies the carry off the device and returns; the files are written meanwhile.
 
         The first of this process is waited for, and looked for where it should lie.
@@ -172,7 +177,7 @@ class Checkpoints:
             return
         self._newest = step
         self.wait()
-        items = _items(carry)
+        items = carry.items()
         settings = {name: getattr(jax.config, name) for name in SETTINGS}
         record = {"error": error, "fingerprint": _numbers(items), "settings": settings}
         items = items if self._copy.shared else _whole_arrays(items)
@@ -206,7 +211,7 @@ class Checkpoints:
             raise WritingFailed(f"{error}, though it was just written to {self._place}") from error
         self._proven = True
 
-    def restore(self, like: Carry, step: int) -> Carry:
+    def restore(self, like: S, step: int) -> S:
         """The carry saved at that step; ``like`` gives its shapes and where it lies.
 
         Raises:
@@ -214,16 +219,16 @@ class Checkpoints:
           Unreadable: it cannot be read, for want of rights or memory.
           UserError: it is of another network, optimizer, or kind of random numbers.
         """
-        items = _items(like)
+        items = like.items()
         self._check_fit(_flat(items), step, RANDOM)
         args = {name: _restore_args(item) for name, item in items.items()}
         with self._reading(step, *GARBLED):
             found = self._manager.restore(step, args=ocp_args.Composite(**args))
-            carry = _whole(like, found["weights"], found["training"])
-            self._check_numbers(_items(carry), step)
+            carry = like.with_items({name: found[name] for name in args})
+            self._check_numbers(carry.items(), step)
         return carry
 
-    def restore_newest(self, like: Carry) -> tuple[Carry | None, list[str]]:
+    def restore_newest(self, like: S) -> tuple[S | None, list[str]]:
         """The newest carry that is whole, and what to say of it; None if there is no checkpoint.
 
         Those after it, which are damaged, are moved to the workdir's folder ``damaged``.
@@ -406,7 +411,7 @@ class Checkpoints:
             self._uploading.shutdown()
             self._copy.close()
 
-    def _check_room(self, carry: Carry) -> None:
+    def _check_room(self, carry: Saved) -> None:
         """Before it is begun: what runs out of room in the middle ends in noise."""
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(carry)) + MARGIN
         free = shutil.disk_usage(self._folder).free
@@ -460,26 +465,6 @@ def _whole_arrays(items: dict[str, PyTree]) -> dict[str, PyTree]:
     mesh = jax.tree.leaves(items)[0].sharding.mesh
     found = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(items)
     return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), found)
-
-
-def _items(carry: Carry) -> dict[str, PyTree]:
-    """The two items of a checkpoint that are arrays."""
-    state = carry.state
-    progress = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
-    if state.average is not None:
-        progress["variables"] = state.variables
-    return {"weights": state.weights, "training": {"state": progress, "metrics": carry.metrics}}
-
-
-def _whole(like: Carry, weights: dict, training: dict) -> Carry:
-    """The carry of two items."""
-    progress = dict(training["state"])
-    average = weights if "variables" in progress else None
-    variables = progress.pop("variables", weights)
-    params = variables["params"]
-    collections = {name: tree for name, tree in variables.items() if name != "params"}
-    state = like.state.replace(params=params, collections=collections, **progress, average=average)
-    return Carry(state, training["metrics"])
 
 
 def _flat(tree: PyTree) -> dict[str, Any]:
@@ -539,213 +524,6 @@ def unused(path: epath.Path) -> epath.Path:
         number += 1
         free = path.with_name(f"{path.name}_{number}")
     return free
-
-
-# The config and the description of the data beside the checkpoints
-
-
-def move_aside(workdir: epath.Path, names: Sequence[str]) -> list[str]:
-    """Moves files and folders of the workdir, those that there are, to one of ``earlier``.
-
-    Returns:
-      What to say of it.
-    """
-    said = []
-    if processes.is_first():
-        there, aside = sorted({*names} & {*storage.names(workdir)}), unused(workdir / EARLIER)
-        for name in there:
-            storage.make(aside)
-            storage.move(workdir / name, aside / name)
-            said = [f"beginning afresh; what was here is now in {aside}"]
-    processes.wait_for_all("move aside")
-    return said
-
-
-def check_workdir(workdir: epath.Path, config: ConfigDict, restart: bool = False) -> None:
-    """Refuses the workdir of another run, and leaves it as it is.
-
-    Args:
-      restart: what it holds is moved aside, and may be of any run.
-
-    Raises:
-      UserError: it holds another recipe or model (the keys that differ are listed), or
-        checkpoints without a config, or it is no folder that can be written.
-    """
-    path = workdir / CONFIG_FILE
-    if "\\" in os.fspath(workdir):
-        raise UserError(
-            f"workdir {workdir} has a backslash, which checkpoints take for a slash; use another"
-        )
-    if storage.is_file(workdir):
-        raise UserError(f"workdir {workdir} is no folder")
-    if restart:
-        return
-    if not storage.exists(path):
-        if steps_in(workdir):
-            raise UserError(f"workdir {workdir} has checkpoints but no {CONFIG_FILE}; use another")
-        return
-    differing = config_lib.differences(config_lib.read_config(path), config)
-    if differing:
-        raise UserError(
-            f"workdir {workdir} holds a run of another config ({'; '.join(differing)}); "
-            "use another workdir, or the config it was started with"
-        )
-
-
-def check_data(workdir: epath.Path, description: Description) -> list[str]:
-    """Refuses the workdir of a run that was trained on other data.
-
-    Returns:
-      What to say of the test images, if these alone are other ones.
-
-    Raises:
-      UserError: the classes, the training images or their statistics differ (how, is said), or it
-        has checkpoints but no readable description of its data.
-    """
-    path = workdir / DATASET_FILE
-    # Asked in this order: the first of several processes may be writing both, one after the other.
-    trained = steps_in(workdir)
-    if not storage.exists(path) and not trained:
-        return []
-    found = differences(read_description(path), description)
-    tested = found.pop("test", None)
-    if found:
-        raise UserError(
-            f"workdir {workdir} holds a run of other data ({'; '.join(found.values())}); "
-            "use another workdir, or the data it was trained on"
-        )
-    return [f"test errors before and after are of different images ({tested})"] if tested else []
-
-
-@contextlib.contextmanager
-def claimed(workdir: epath.Path) -> Iterator[None]:
-    """The workdir, made if need be, for this run alone; see `storage.claimed`.
-
-    Raises:
-      UserError: another run has it, or it cannot be written.
-    """
-    if not processes.is_first():
-        yield
-        return
-    with storage.claimed(workdir, progress.say):
-        yield
-
-
-def write_config(workdir: epath.Path, config: ConfigDict) -> None:
-    """Stores the config beside the checkpoints, at once or not at all.
-
-    Raises:
-      UserError: the folder cannot be written.
-    """
-    _write(workdir / CONFIG_FILE, config_lib.to_json(config))
-
-
-def write_description(workdir: epath.Path, description: Description) -> None:
-    """Stores beside the checkpoints what a run is trained on, as `write_config` does; once."""
-    path = workdir / DATASET_FILE
-    if not storage.exists(path):
-        _write(path, to_json(description))
-
-
-def _write(path: epath.Path, text: str) -> None:
-    if not processes.is_first():
-        return
-    try:
-        storage.write(path, text.encode())
-    except OSError as error:
-        raise UserError(
-            f"workdir {path.parent} cannot be written ({filesystem.reason(error)})"
-        ) from error
-
-
-# Starting from another run's weights
-
-
-def check_source(
-    workdir: epath.Path, config: ConfigDict, restart: bool = False, state: TrainState | None = None
-) -> None:
-    """Raises UserError if a fresh run is to start from weights that are not there, or do not fit.
-
-    Args:
-      restart: whether the run is to be a fresh one in any case.
-      state: of the network, or its shapes; None: whether they fit is not looked at yet.
-    """
-    if not config.init_from or (steps_in(workdir) and not restart):
-        return
-    source = filesystem.path("init_from", config.init_from)
-    open_existing(source).close()
-    if state is not None:
-        read_existing(source, "best", partial(_compare, state=state, config=config))
-
-
-class Comparison(NamedTuple):
-    """The arrays of a network and those of a checkpoint.
-
-    Attributes:
-      fitting: the shapes of those that are in both, as saved, by flattened key.
-      missing: the names of those that are not in the checkpoint.
-      reshaped: of those that are there of another shape, with both shapes.
-      extra: of those that are in the checkpoint alone.
-    """
-
-    fitting: dict[tuple[str, ...], PyTree]
-    missing: list[str]
-    reshaped: list[str]
-    extra: list[str]
-
-
-def initialize_from(config: ConfigDict, state: TrainState) -> tuple[TrainState, Comparison]:
-    """The state with the best weights of ``config.init_from`` in place of its own.
-
-    Raises:
-      UserError: the workdir has no checkpoint; it lacks arrays of the network, or has them of
-        another shape, and ``config.init_partial`` does not allow that; or it has none of them.
-    """
-    own = traverse_util.flatten_dict(state.variables)
-
-    def read(source: Checkpoints, step: int) -> tuple[Comparison, dict]:
-        found = _compare(source, step, state, config)
-        tree = source.restore_weights(traverse_util.unflatten_dict(found.fitting), step)
-        return found, traverse_util.flatten_dict(tree)
-
-    source = filesystem.path("init_from", config.init_from)
-    _, (found, restored) = read_existing(source, "best", read)
-    cast = {key: value.astype(own[key].dtype) for key, value in restored.items()}
-    variables = traverse_util.unflatten_dict(own | cast)
-    params = variables.pop("params")
-    return state.replace(params=params, collections=state.collections | variables), found
-
-
-def _compare(source: Checkpoints, step: int, state: TrainState, config: ConfigDict) -> Comparison:
-    """The arrays of a state and those of a checkpoint. Raises UserError as `initialize_from`."""
-    own, saved = traverse_util.flatten_dict(state.variables), source.shapes(step)
-    fitting = {
-        key: jax.ShapeDtypeStruct(value.shape, saved[key].dtype, sharding=value.sharding)
-        for key, value in own.items()
-        if key in saved and tuple(saved[key].shape) == value.shape
-    }
-    missing = sorted("/".join(key) for key in own.keys() - saved.keys())
-    reshaped = sorted(
-        f"{'/'.join(key)} {tuple(saved[key].shape)} there and {own[key].shape} here"
-        for key in (own.keys() & saved.keys()) - fitting.keys()
-    )
-    if not fitting:
-        raise UserError(f"init_from={config.init_from}: nothing in it fits this network")
-    if len(fitting) < len(own) and not config.init_partial:
-        reasons = [f"of another shape: {_listed(reshaped)}"] * bool(reshaped)
-        reasons += [f"missing there: {_listed(missing)}"] * bool(missing)
-        raise UserError(
-            f"init_from={config.init_from} gives {len(fitting)} of the {len(own)} arrays of this "
-            f"network ({'; '.join(reasons)}); --config.init_partial=True starts the others afresh"
-        )
-    extra = sorted("/".join(key) for key in saved.keys() - own.keys())
-    return Comparison(fitting, missing, reshaped, extra)
-
-
-def _listed(names: list[str], most: int = 8) -> str:
-    """The first names, and how many follow."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def open_existing(workdir: epath.PathLike) -> Checkpoints:

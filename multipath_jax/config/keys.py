@@ -8,10 +8,10 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from multipath_jax import filesystem, storage
+from multipath_jax.config.schedule import parse_duration, parse_durations, parse_window
 from multipath_jax.errors import UserError
-from multipath_jax.names import nearest
-from multipath_jax.training.schedule import parse_duration, parse_durations, parse_window
+from multipath_jax.utils import filesystem, storage
+from multipath_jax.utils.names import nearest
 
 # Keys that may differ between the start of a run and its continuation: they change where data,
 # logs and checkpoints go and how often, or how the devices share the work, but not the recipe.
@@ -22,7 +22,6 @@ FREE_KEYS = (
     "dataset.ten_crop",
     "dataset.eval_flip",
     "dataset.workers",
-    "dataset.on_bad",
     "log_every",
     "eval_every",
     "checkpoint_every",
@@ -41,7 +40,6 @@ FOLDER_KEYS = ("dataset.data_dir", "dataset.source", "init_from")
 OWN = "own:"  # how the names of what is given to `Trainer` begin in a stored config
 FOLDER = "folder"  # the name of a data set that is dataset.source
 CHOICES = {
-    "dataset.on_bad": ("stop", "replace"),
     "dtype": ("auto", "float32", "bfloat16"),
     "dispatch": ("auto", "loop", "step"),
     "tensorboard": ("auto", "on", "off"),
@@ -80,14 +78,14 @@ def default_config() -> ConfigDict:
     config.dataset.crop = 0  # the side of crops, random ones in training, else the centre; 0: none
     config.dataset.ten_crop = False  # also evaluate on ten crops, at the end of training
     config.dataset.workers = 2  # decoding processes, of each process of the run; 0: none
-    config.dataset.on_bad = "stop"  # at a picture that cannot be read, or replace it by the next
     config.batch_size = 128  # over all devices; BatchNorm's statistics are of the whole batch
 
     # How: stochastic gradient descent with momentum (Section 6.2).
     config.train_for = "200 epochs"
     config.schedule = ConfigDict()
-    config.schedule.rate = 0.1  # the learning rate at the start
-    config.schedule.drops = ""  # when the rate is multiplied by the factor: "80 epochs, 150 epochs"
+    config.schedule.learning_rate = 0.1  # the learning rate at the start
+    # When the learning rate is multiplied by the factor, such as "80 epochs, 150 epochs".
+    config.schedule.boundaries = ""
     config.schedule.factor = 0.1
     config.optimizer = ConfigDict()
     config.optimizer.momentum = 0.9
@@ -96,7 +94,7 @@ def default_config() -> ConfigDict:
     config.init_partial = False  # whether arrays that it lacks, or has of another shape, stay fresh
 
     # Beyond the paper; with these values none of it happens.
-    # cosine, linear: no drops, but down to zero at the end of training
+    # cosine, linear: no boundaries, but down to zero at the end of training
     config.schedule.kind = "step"
     config.schedule.warmup = ""  # a duration of n steps, of rates rate / n, 2 rate / n, ..., rate
     config.optimizer.name = "sgd"  # or any other of optax's: adamw, lion, muon, ...
@@ -164,11 +162,19 @@ def read_config(path: epath.PathLike) -> ConfigDict:
     Raises:
       UserError: the file cannot be read or is no such config.
     """
-    config = default_config()
     try:
-        stored = json.loads(storage.read(path))
-        config.update_from_flattened_dict(flatten(stored))
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        stored = flatten(json.loads(storage.read(path)))
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{path} is no config of this program ({error})") from error
+    config = default_config()
+    if unknown := sorted(stored.keys() - flatten(config).keys()):
+        raise UserError(
+            f"{path} was written by another version of this program, with keys that this one does "
+            f"not have ({', '.join(unknown)}); go on with that version, or use another workdir"
+        )
+    try:
+        config.update_from_flattened_dict(stored)
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no config of this program ({error})") from error
     return config
 
@@ -224,7 +230,7 @@ def validate(config: ConfigDict) -> None:
             raise UserError(f"{key}={flat[key]!r} is none of {', '.join(choices)}")
     for key in ("batch_size", "eval_batch_size", "trials", "accumulate"):
         _require(flat[key] >= 1, key, flat[key], "at least 1")
-    for key in ("schedule.rate", "schedule.factor"):
+    for key in ("schedule.learning_rate", "schedule.factor"):
         _require(0 < flat[key] < math.inf, key, flat[key], "positive")
     _require(0 <= flat["seed"] < 2**32, "seed", flat["seed"], "from 0 to 4294967295")
     if flat["seed"] + flat["trials"] > 2**32:
@@ -258,14 +264,14 @@ def validate(config: ConfigDict) -> None:
         _require(0 <= flat[key] < 1, key, flat[key], "at least 0 and below 1")
     for key in ("train_for", "log_every", "eval_every", "checkpoint_every"):
         parse_duration(key, flat[key])
-    parse_durations("schedule.drops", flat["schedule.drops"])
+    parse_durations("schedule.boundaries", flat["schedule.boundaries"])
     if flat["schedule.warmup"]:
         parse_duration("schedule.warmup", flat["schedule.warmup"])
-    if flat["schedule.drops"] and flat["schedule.kind"] != "step":
+    if flat["schedule.boundaries"] and flat["schedule.kind"] != "step":
         raise UserError(
-            f"schedule.kind={flat['schedule.kind']} has no drops, but "
-            f"schedule.drops={flat['schedule.drops']!r} "
-            "(--config.schedule.drops= leaves them out)"
+            f"schedule.kind={flat['schedule.kind']} has no boundaries, but "
+            f"schedule.boundaries={flat['schedule.boundaries']!r} "
+            "(--config.schedule.boundaries= leaves them out)"
         )
     parse_window("profile", flat["profile"])
     for key in ("model.options", "optimizer.options"):

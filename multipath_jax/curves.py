@@ -6,11 +6,10 @@ from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from multipath_jax import lettering
 from multipath_jax.data.datasets import HELD_OUT, TEST
-from multipath_jax.training.writers import SPLITS, read_metrics
+from multipath_jax.training.hooks import CURVES_FILE, SPLITS, read_metrics
+from multipath_jax.utils import lettering
 
-CURVES_FILE = "curves.png"
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 COLOURS = (
     "#0072B2",

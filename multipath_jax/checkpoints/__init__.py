@@ -1,0 +1,53 @@
+"""The checkpoints of a workdir, and what lies beside them."""
+
+from multipath_jax.checkpoints.store import (
+    DAMAGED,
+    FOLDER,
+    RECORD,
+    RECORD_FILE,
+    Checkpoints,
+    Damaged,
+    Unreadable,
+    WritingFailed,
+    open_existing,
+    read_existing,
+    steps_in,
+)
+from multipath_jax.checkpoints.transfer import Comparison, check_source, initialize_from
+from multipath_jax.checkpoints.workdir import (
+    CONFIG_FILE,
+    DATASET_FILE,
+    EARLIER,
+    check_data,
+    check_workdir,
+    claimed,
+    move_aside,
+    write_config,
+    write_description,
+)
+
+__all__ = [
+    "CONFIG_FILE",
+    "DAMAGED",
+    "DATASET_FILE",
+    "EARLIER",
+    "FOLDER",
+    "RECORD",
+    "RECORD_FILE",
+    "Checkpoints",
+    "Comparison",
+    "Damaged",
+    "Unreadable",
+    "WritingFailed",
+    "check_data",
+    "check_source",
+    "check_workdir",
+    "claimed",
+    "initialize_from",
+    "move_aside",
+    "open_existing",
+    "read_existing",
+    "steps_in",
+    "write_config",
+    "write_description",
+]

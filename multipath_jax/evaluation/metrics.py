@@ -1,0 +1,28 @@
+"""What is measured on a split: cross-entropy, top-1 and top-5 error."""
+
+import flax
+import jax
+from clu import metrics
+from jaxtyping import Array, Bool, Float, Int
+
+
+@flax.struct.dataclass
+class EvalMetrics(metrics.Collection):
+    """Of a whole split: mean cross-entropy, top-1 and top-5 error."""
+
+    loss: metrics.Average.from_output("loss")
+    error: metrics.Average.from_output("wrong")
+    top5_error: metrics.Average.from_output("wrong5")
+
+
+def is_wrong(logits: Float[Array, "b classes"], labels: Int[Array, " b"]) -> Bool[Array, " b"]:
+    """Whether the largest logit is another class's."""
+    return logits.argmax(-1) != labels
+
+
+def is_wrong_among(
+    logits: Float[Array, "b classes"], labels: Int[Array, " b"], k: int
+) -> Bool[Array, " b"]:
+    """Whether the label is not among the ``k`` largest logits (all of them, if there are fewer)."""
+    _, largest = jax.lax.top_k(logits, min(k, logits.shape[-1]))
+    return (largest != labels[:, None]).all(-1)

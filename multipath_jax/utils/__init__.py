@@ -1,0 +1,1 @@
+"""Helpers that know nothing of networks: files, the command line, lines that report progress."""

@@ -1,0 +1,67 @@
+"""Packages import one way, from the equations up to the programs."""
+
+import ast
+import itertools
+from pathlib import Path
+
+import pytest
+
+import multipath_jax
+
+ROOT = Path(multipath_jax.__file__).parent
+# Each imports only what is above it; those of one line do not import each other.
+ORDER = (
+    ("errors", "routing"),
+    ("utils", "layers"),
+    ("config", "data", "models"),
+    ("parallel", "recipes"),
+    ("checkpoints", "evaluation"),
+    ("training",),
+    ("curves", "runs"),
+    ("gates", "pictures", "trainer"),
+    ("trials",),
+    ("reproduce",),
+    ("figures",),
+    ("benchmark", "compile_tpu", "export", "main", "predict", "prepare", "summary"),
+)
+
+
+def modules():
+    """The modules of the package, each as the name of its file or folder at the top."""
+    for path in sorted(ROOT.rglob("*.py")):
+        name = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        if name not in ("__init__", "configs"):
+            yield name, path
+
+
+def imported(path):
+    """What a file imports of ours, wherever in it, by the name at the top."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from (name.split(".")[1] for name in names if name.startswith("multipath_jax."))
+
+
+def test_every_module_has_its_place():
+    assert {name for name, _ in modules()} == {*itertools.chain(*ORDER)}
+
+
+@pytest.mark.parametrize("level", range(len(ORDER)))
+def test_imports_go_one_way(level):
+    below = {*itertools.chain(*ORDER[:level])}
+    for name, path in modules():
+        if name in ORDER[level]:
+            others = {*imported(path)} - below - {name}
+            assert not others, f"{path} imports {others}"
+
+
+def test_the_equations_import_nothing_of_ours():
+    assert not {*imported(ROOT / "routing.py")}
+
+
+def test_training_is_seen_whole():
+    assert len([*(ROOT / "training").iterdir()]) - (ROOT / "training/__pycache__").exists() <= 12
