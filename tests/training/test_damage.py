@@ -23,7 +23,8 @@ from multipath_jax import checkpoints as ckpt
 from multipath_jax.checkpoints.fingerprint import fingerprint
 from multipath_jax.errors import UserError
 from multipath_jax.trainer import train
-from multipath_jax.training import hooks, loop, setup
+from multipath_jax.training import hooks, loop
+from multipath_jax.training.setup import Setup
 from multipath_jax.utils import storage
 
 pytestmark = [
@@ -141,7 +142,9 @@ def test_a_checkpoint_of_another_network_is_not_called_damaged(
     data_dir, workdir, stopped, monkeypatch
 ):
     before = contents(workdir)
-    monkeypatch.setattr(setup, "create_model", lambda *_: tiny.Tiny(features=4))
+    monkeypatch.setattr(
+        "multipath_jax.training.setup.create_model", lambda *_: tiny.Tiny(features=4)
+    )
     with pytest.raises(UserError, match=r"norm/mean is float32\[8\] there and float32\[4\] here"):
         train(recipe(data_dir), workdir)
     assert contents(workdir) == before
