@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 from multipath_jax import checkpoints as ckpt
 from multipath_jax.config.keys import validate
 from multipath_jax.trainer import ended
-from multipath_jax.training.loop import Result, never, run_steps, say_what_was_found, start_run
+from multipath_jax.training.loop import never, run_steps, say_what_was_found, start_run
+from multipath_jax.training.run import Result
 from multipath_jax.training.setup import Setup
 from multipath_jax.utils import filesystem
 
