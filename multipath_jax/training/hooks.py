@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -42,7 +42,6 @@ SHOWN = {
     **{f"{split}/flip_error": "with mirror images {:.2f} %" for split in SPLITS},
     "images_per_second": "{:,.0f} images/s",
 }
-
 
 Metrics = dict[str, float]  # by the names of ``metrics.jsonl``
 
@@ -158,7 +157,7 @@ class Profiler(LoopHook):
         self._recording.close()
 
     @contextlib.contextmanager
-    def _recorded(self):
+    def _recorded(self) -> Iterator[None]:
         options = jax.profiler.ProfileOptions()
         options.python_tracer_level = 0  # every call in Python would bury the device's work
         with storage.filled(self._folder) as folder:
@@ -224,7 +223,7 @@ def _read(path: epath.Path) -> bytes:
 
 
 def _is_measured(line: dict[str, Any]) -> bool:
-    """Whether it is as `MetricsFile.write` writes them: a step, and finite numbers or null."""
+    """Whether it is as `MetricsFile` writes them: a step, and finite numbers or null."""
     numbers = [value for value in line.values() if value is not None]
     return isinstance(line.get("step"), int) and all(
         isinstance(value, int | float) and abs(value) <= sys.float_info.max for value in numbers

@@ -43,7 +43,7 @@ def parts(monkeypatch):
     ("flag", "message"),
     [
         ("--quik", "unrecognized arguments: --quik"),
-        ("--only=overhaed", "there is no part 'overhaed'; did you mean overhead?"),
+        ("--only=overhaed", "there is no part 'overhaed'; there are overhead, "),
         ("--only=", "--only names no part"),
         (
             "--json=/nowhere/at/all.json",
