@@ -19,7 +19,7 @@ from multipath_jax.models.adapter import adapt
 from multipath_jax.parallel import processes
 from multipath_jax.training.loop import never, run_steps, say_what_was_found, start_run
 from multipath_jax.training.losses import LossFn
-from multipath_jax.training.run import Result, Run
+from multipath_jax.training.run import Pace, Result, Run
 from multipath_jax.training.setup import Hook, Setup
 from multipath_jax.utils import filesystem
 
@@ -105,7 +105,7 @@ class Trainer:
           TrainingFailed: the loss is not finite.
         """
         workdir, plan = filesystem.path("workdir", workdir), self._parts.plan
-        end = plan.total
+        pace, end = Pace(steps_per_call), plan.total
         if until is not None:
             end = min(end, parse_duration("until", until).steps(plan.steps_per_epoch))
         ckpt.check_workdir(workdir, self.config, restart)
@@ -114,7 +114,7 @@ class Trainer:
             overview = parameter_overview.get_parameter_overview
             run.log.say(overview(run.carry.state.params, include_stats=False))
             begun = run.step
-            run_steps(run, should_stop, end, steps_per_call)
+            run_steps(run, should_stop, end, pace)
             if begun < run.step == end < plan.total:
                 run.stop()
                 run.evaluate()

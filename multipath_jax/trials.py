@@ -9,7 +9,7 @@ from multipath_jax import checkpoints as ckpt
 from multipath_jax.config.keys import validate
 from multipath_jax.trainer import ended
 from multipath_jax.training.loop import never, run_steps, say_what_was_found, start_run
-from multipath_jax.training.run import Result
+from multipath_jax.training.run import Pace, Result
 from multipath_jax.training.setup import Setup
 from multipath_jax.utils import filesystem
 
@@ -49,7 +49,7 @@ def train_trials(
     results = []
     for path, own in trials.items():
         with start_run(setup, own, path, path.name, restart) as run:
-            run_steps(run, should_stop, steps_per_call=steps_per_call)
+            run_steps(run, should_stop, pace=Pace(steps_per_call))
             results.append(ended(run))
         if not results[-1].finished:
             break

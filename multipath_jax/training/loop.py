@@ -65,14 +65,14 @@ def run_steps(
     run: Run,
     should_stop: Callable[[], bool],
     until: int | None = None,
-    steps_per_call: int | None = None,
+    pace: Pace | None = None,
 ) -> None:
     """Trains to the end, or to the step ``until``, or until asked to stop.
 
     A checkpoint is the last thing that it does, unless the run is to go on.
 
     Args:
-      steps_per_call: after how many steps at most the hooks are called and ``should_stop`` is
+      pace: how many steps a call takes, after which the hooks are called and ``should_stop`` is
         asked; None: about a second's worth.
     """
     end = run.plan.total if until is None else until
@@ -81,7 +81,7 @@ def run_steps(
     if run.step >= end:
         return
     run.compile()
-    pace = Pace(steps_per_call)
+    pace = pace or Pace()
     with contextlib.closing(run.setup.source):
         while run.step < end:
             run.advance(pace, end)

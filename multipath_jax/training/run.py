@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from multipath_jax import checkpoints as ckpt
 from multipath_jax.data.datasets import TEST
-from multipath_jax.errors import Failure
+from multipath_jax.errors import Failure, UserError
 from multipath_jax.parallel import processes
 from multipath_jax.training.hooks import (
     METRICS_FILE,
@@ -243,7 +243,13 @@ class Pace:
     """How many steps a call takes. Where one begins and ends changes no result."""
 
     def __init__(self, steps_per_call: int | None = None):
-        """``steps_per_call``: None: as many as fit into `SECONDS_PER_CALL`, from one on."""
+        """``steps_per_call``: at most; None: as many as fit into `SECONDS_PER_CALL`, from one on.
+
+        Raises:
+          UserError: it is less than one.
+        """
+        if steps_per_call is not None and steps_per_call < 1:
+            raise UserError(f"steps_per_call={steps_per_call} must be at least 1")
         self._fixed = steps_per_call
         self._steps = steps_per_call or 1
 

@@ -147,6 +147,12 @@ def test_another_recipe_is_refused_and_nothing_is_touched(undisturbed, data_dir)
     assert files(workdir) == before
 
 
+def test_less_than_a_step_a_call_is_refused(data_dir, workdir):
+    with pytest.raises(UserError, match="steps_per_call=0 must be at least 1"):
+        tiny.train(tiny.tiny_config(data_dir), workdir, steps_per_call=0)
+    assert not workdir.exists()
+
+
 def test_a_run_starts_from_anothers_weights(undisturbed, data_dir, workdir, capsys):
     source, _, result = undisturbed
     changes = {"init_from": str(source), "train_for": "1 step", "schedule.boundaries": ""}
