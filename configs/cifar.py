@@ -21,7 +21,7 @@ def get_config(arguments: str = "BaseCNN-2-CC") -> ConfigDict:
     name, options = parse(arguments)
     epochs = options.get("epochs")
     dataset = options.get("dataset", "cifar10")
-    if epochs not in (None, *map(str, recipes.DROPS)) or dataset not in recipes.DATASETS:
+    if epochs not in (None, *map(str, recipes.BOUNDARIES)) or dataset not in recipes.DATASETS:
         raise UserError(f"--config=cifar:{arguments} is not {get_config.__doc__.split(';')[0]}")
     return recipes.cifar(name, None if epochs is None else int(epochs), dataset)
 

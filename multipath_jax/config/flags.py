@@ -22,7 +22,7 @@ from multipath_jax.utils.names import nearest
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A recipe by its name, or a file of your own; after a colon, its argument."
 )
-PACKAGE = pathlib.Path(__file__).parent
+PACKAGE = pathlib.Path(__file__).parent.parent
 
 
 def run(main: Callable[[list[str]], int]) -> NoReturn:
