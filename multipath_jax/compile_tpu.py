@@ -35,6 +35,7 @@ from multipath_jax.parallel.devices import placed, split_batch
 from multipath_jax.training.setup import Setup
 from multipath_jax.training.step import Batch
 from multipath_jax.utils import filesystem
+from multipath_jax.utils.tables import aligned
 
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x4", "A slice, such as v5e:4x4 or v4:2x2x4.")
 JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
@@ -161,16 +162,18 @@ def _bytes(kind: str, dimensions: str) -> int:
 def lines(found: dict[str, Any], topology: str, gigabytes: int) -> list[str]:
     """The figures for people."""
     mesh = " x ".join(f"{name} {size}" for name, size in found["mesh"].items())
-    text = [
-        f"{found['network']} batch {found['batch_size']} {found['dtype']} on {topology}: {mesh}",
-        f"compiled in {found['compile_seconds']} s; for each chip and step:",
-        f"  memory      {found['memory'] / 2**30:.3f} GiB of {gigabytes} GiB",
-        f"  operations  {(found['flops'] or 0) / 1e9:,.1f} GFLOPs",
-        f"  bytes       {(found['bytes'] or 0) / 1e6:,.0f} MB",
+    cells = [
+        ["memory", f"{found['memory'] / 2**30:.3f} GiB of {gigabytes} GiB"],
+        ["operations", f"{(found['flops'] or 0) / 1e9:,.1f} GFLOPs"],
+        ["bytes", f"{(found['bytes'] or 0) / 1e6:,.0f} MB"],
     ]
     for kind, exchange in sorted(found["exchanged"].items()):
-        text.append(f"  {kind:<18} {exchange['count']:4}, {exchange['bytes'] / 1e6:,.3f} MB")
-    return text
+        cells.append([kind, f"{exchange['count']}, {exchange['bytes'] / 1e6:,.3f} MB"])
+    return [
+        f"{found['network']} batch {found['batch_size']} {found['dtype']} on {topology}: {mesh}",
+        f"compiled in {found['compile_seconds']} s; for each chip and step:",
+        *(f"  {line}" for line in aligned(cells, left=(0, 1)).splitlines()),
+    ]
 
 
 def run() -> NoReturn:

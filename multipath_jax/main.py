@@ -31,7 +31,7 @@ from multipath_jax.parallel.compilation import enable_compilation_cache
 from multipath_jax.runs import load_run
 from multipath_jax.trainer import train
 from multipath_jax.training.hooks import SPLITS
-from multipath_jax.training.loop import Result
+from multipath_jax.training.run import Result
 from multipath_jax.trials import train_trials
 from multipath_jax.utils import filesystem
 from multipath_jax.utils.stopping import Stopping

@@ -10,16 +10,17 @@ most probable classes, or all of fewer. Exit status: 0; 1 if a picture cannot be
 named while the others go on, or something cannot be written; 2 for bad input.
 """
 
+import itertools
 import json
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import NamedTuple, NoReturn
 
 import jax
 import numpy as np
 from jaxtyping import Float32, UInt8
+from rich.cells import cell_len
 
 from multipath_jax import gates, pictures
 from multipath_jax.data.files import LeftOut
@@ -30,6 +31,7 @@ from multipath_jax.parallel.compilation import enable_compilation_cache
 from multipath_jax.runs import LoadedRun, load_run
 from multipath_jax.utils import cli, filesystem
 from multipath_jax.utils.names import shown
+from multipath_jax.utils.tables import aligned
 
 BATCH = 64  # pictures at a time, so that a folder of any size fits into memory
 TOP = 5
@@ -63,11 +65,10 @@ def main(argv: Sequence[str]) -> int:
     form = _json if flags.json else Table(paths, run.description.class_names)
     readable, size, count = _readable(paths, run), min(BATCH, len(paths)), 0
     drawn: list[Picture] = []
-    while batch := list(islice(readable, size)):
+    while batch := list(itertools.islice(readable, size)):
         count += len(batch)
         drawn += batch[: DRAWN - len(drawn)]
-        for answer in answers(run, batch, size):
-            print(form(answer), flush=True)
+        print(form(answers(run, batch, size)), flush=True)
     if drawing and drawn:
         draw_routes(run, drawn, drawing)
         print(f"wrote {drawing}", file=sys.stderr)
@@ -134,7 +135,12 @@ def draw_routes(run: LoadedRun, chosen: Sequence[Picture], path: pathlib.Path) -
     routes.draw(path, routes.trace(run, images, names, run.description.class_names))
 
 
-def _json(answer: Answer) -> str:
+def _json(found: Sequence[Answer]) -> str:
+    """An object for each answer."""
+    return "\n".join(map(_object, found))
+
+
+def _object(answer: Answer) -> str:
     classes = [{"class": name, "probability": value} for name, value in answer.ranked]
     return json.dumps({"picture": str(answer.path), "classes": classes})
 
@@ -143,14 +149,18 @@ class Table:
     """Answers in columns whose widths are known before the first answer is."""
 
     def __init__(self, paths: Sequence[pathlib.Path], class_names: Sequence[str]):
-        self._path = max(len(shown(str(path))) for path in paths)
-        self._name = max(len(shown(name)) for name in class_names)
+        path = max(cell_len(shown(str(path))) for path in paths)
+        name = max(cell_len(shown(name)) for name in class_names)
+        ranks = min(TOP, len(class_names))
+        self._widths = [path, *[name, len("100.0 %")] * ranks]
+        self._left = [0, *range(1, 2 * ranks, 2)]  # all but the probabilities
 
-    def __call__(self, answer: Answer) -> str:
-        cells = [
-            f"{shown(name):<{self._name}} {100 * value:5.1f} %" for name, value in answer.ranked
-        ]
-        return "   ".join([f"{shown(str(answer.path)):<{self._path}}", *cells])
+    def __call__(self, found: Sequence[Answer]) -> str:
+        return aligned([self._cells(answer) for answer in found], self._left, self._widths)
+
+    def _cells(self, answer: Answer) -> list[str]:
+        ranked = ((shown(name), f"{100 * value:.1f} %") for name, value in answer.ranked)
+        return [shown(str(answer.path)), *itertools.chain(*ranked)]
 
 
 def run() -> NoReturn:

@@ -4,17 +4,15 @@ run = multipath_jax.load_run("runs/digits")
 logits = run.logits(images)  # uint8 [b h w c], of the run's image_shape -> float32 [b classes]
 """
 
-import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property, partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from etils import epath
 from flax import nnx, traverse_util
 from jaxtyping import Array, Float, Num, PyTree
@@ -30,7 +28,7 @@ from multipath_jax.evaluation.evaluate import Views, make_evaluator
 from multipath_jax.models.adapter import adapt
 from multipath_jax.parallel.devices import evaluation_mesh, replicated
 from multipath_jax.training.setup import make_model, read_dataset
-from multipath_jax.utils import filesystem
+from multipath_jax.utils import cli, filesystem
 
 Images = Num[Array, "b h w c"] | Num[np.ndarray, "b h w c"]
 
@@ -168,7 +166,7 @@ def load_run(
         }
         return found.restore_weights(traverse_util.unflatten_dict(shapes), step)
 
-    with _quiet():
+    with cli.quiet_logs():
         checkpoints.open_existing(workdir).close()
         config = read_config(workdir / checkpoints.CONFIG_FILE)
         if dtype is not None:
@@ -207,14 +205,3 @@ def _check_fits(model: nn.Module, weights: PyTree, image_shape: tuple[int, int, 
             f"arrays differ, such as {key}, {found.get(key, 'none')} in the checkpoint and "
             f"{expected.get(key, 'none')} in the network"
         )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Orbax warns of reading only, which is meant, and prints what it also raises."""
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.FATAL)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)

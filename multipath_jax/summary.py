@@ -5,7 +5,7 @@
     python -m multipath_jax.summary BaseCNN-5-CC VGG16 networks by name
     python -m multipath_jax.summary BaseCNN-2-CC       one network, with its layers
 
-Nothing is computed or allocated: shapes alone are evaluated. Exit status: 0; 2 for bad input.
+No network is computed or allocated: shapes alone are evaluated. Exit status: 0; 2 for bad input.
 """
 
 import json
@@ -14,11 +14,12 @@ from typing import Any, NoReturn
 
 import flax.linen as nn
 import jax
-from flax import traverse_util
+import jax.numpy as jnp
 
 from multipath_jax.models import create_model, family_of, paper
 from multipath_jax.models.complexity import complexity
 from multipath_jax.utils import cli
+from multipath_jax.utils.tables import WIDE, aligned
 
 HEADINGS = {
     "network": "network",
@@ -99,15 +100,7 @@ def entry(row: paper.Row) -> dict[str, Any]:
 def table(entries: list[dict[str, Any]]) -> str:
     """Aligned columns, one network a line."""
     cells = [list(HEADINGS.values()), *(_cells(entry) for entry in entries)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for row in cells:
-        first, *numbers, errors, note = [
-            cell.ljust(width) if index in (0, 6, 7) else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join((first, *numbers, errors, note)).rstrip())
-    return "\n".join(lines)
+    return aligned(cells, left=(0, 6, 7))
 
 
 def _cells(entry: dict[str, Any]) -> list[str]:
@@ -127,37 +120,19 @@ def _cells(entry: dict[str, Any]) -> list[str]:
 
 
 def layers(model: nn.Module, image_shape: tuple[int, int, int]) -> str:
-    """The layers in their order, with the shapes of outputs and parameters, for one image."""
-    image = jax.ShapeDtypeStruct((1, *image_shape), "float32")
-    order = []  # written while tracing: what comes out of it has its keys sorted
+    """The layers in the order of their calls, with the shapes of inputs and outputs, for one image.
 
-    def run(image):
-        variables = model.init(jax.random.key(0), image, train=False)
-        kept = {key: variables[key] for key in ("params", "batch_stats") if key in variables}
-        _, captured = model.apply(
-            kept, image, train=False, capture_intermediates=True, mutable=["intermediates"]
-        )
-        order.extend(captured["intermediates"])
-        return kept["params"], captured["intermediates"]
-
-    params, outputs = (traverse_util.flatten_dict(tree) for tree in jax.eval_shape(run, image))
-    calls = sorted(
-        (path[:-1] for path in outputs if path[-1] == "__call__"),
-        key=lambda path: (order.index(path[0]) if path else -1, path),
+    And of their parameters and statistics, of which parallel paths have one array for all.
+    """
+    plain = {"width": WIDE, "force_terminal": False, "color_system": None}
+    tabulate = nn.tabulate(
+        model,
+        jax.random.key(0),
+        console_kwargs=plain,
+        table_kwargs={"box": None, "pad_edge": False},
     )
-    lines = []
-    for path in calls:
-        own = [f"{key[-1]} {_shape(leaf)}" for key, leaf in params.items() if key[:-1] == path]
-        output = jax.tree.leaves(outputs[*path, "__call__"])[0]
-        lines.append(("/".join(path) or "(the network)", _shape(output), ", ".join(own)))
-    widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
-    return "\n".join(
-        f"{name:{widths[0]}}  {shape:{widths[1]}}  {own}".rstrip() for name, shape, own in lines
-    )
-
-
-def _shape(leaf) -> str:
-    return "x".join(map(str, leaf.shape)) or "scalar"
+    text = tabulate(jnp.zeros((1, *image_shape)), train=False)
+    return "\n".join(line.rstrip() for line in text.strip("\n").splitlines())
 
 
 def run() -> NoReturn:

@@ -53,6 +53,8 @@ def program(body, *arguments, options="", shell="{}", **environment):
         ("os.rename('/nowhere/a', '/b')", 1, "error: /nowhere/a: /b: No such file or directory\n"),
         ("os.kill(os.getpid(), signal.SIGINT)", 130, "interrupted\n"),
         ("sys.exit(0)", 0, ""),
+        ("from absl import logging; logging.error('noise of a library')", 0, ""),
+        ("import logging; logging.getLogger('asyncio').error('noise of a library')", 0, ""),
     ],
 )
 def test_every_end_has_its_status_and_at_most_a_line(body, status, said):

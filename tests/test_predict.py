@@ -160,7 +160,7 @@ def test_names_that_no_encoding_has_are_answered(run, tmp_path, monkeypatch):
     routes = tmp_path / "routes.pdf"
     lines = printed(f"--routes={routes}", encoding="ascii")
     assert len(lines) == len(names)
-    shown = {line.split("   ")[0].strip().removeprefix(f"{tmp_path}/") for line in lines}
+    shown = {line.split("  ")[0].removeprefix(f"{tmp_path}/") for line in lines}
     assert shown == {r"caf\xe9.png", r"\u732b.png", r"a\nb.png", "$x$.png"}
     assert r"\xff" in lines[0]
     assert routes.exists()

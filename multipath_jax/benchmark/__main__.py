@@ -9,15 +9,12 @@ written; 2 bad input; 3 the minutes are spent.
 """
 
 import argparse
-import difflib
 import math
 import os
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
-
-from absl import logging
 
 from multipath_jax.benchmark import (
     limit,
@@ -37,6 +34,7 @@ from multipath_jax.errors import UserError
 from multipath_jax.utils import cli
 from multipath_jax.utils.cpu import convolutions_in_use
 from multipath_jax.utils.filesystem import output_file
+from multipath_jax.utils.names import nearest
 
 PARTS: dict[str, Part] = {  # what says most comes first
     "peers": peers.PEERS,
@@ -78,9 +76,8 @@ def _parts(text: str) -> tuple[str, ...]:
     names = tuple(part.strip() for part in text.split(",") if part.strip())
     for name in names:
         if name not in PARTS:
-            nearest = difflib.get_close_matches(name, PARTS, n=1, cutoff=0.4)
-            hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(PARTS)}"
-            raise UserError(f"--only: there is no part {name!r}; {hint}")
+            near = nearest(name, PARTS, len(PARTS))
+            raise UserError(f"--only: there is no part {name!r}; there are {near}")
     if not names:
         raise UserError(f"--only names no part; there are {', '.join(PARTS)}")
     return tuple(name for name in PARTS if name in names)
@@ -96,7 +93,6 @@ def _picture(text: str) -> Path:
 def main(argv: Sequence[str]) -> int:
     """Measures, prints and writes; gives the exit status."""
     flags = parse(argv)
-    logging.set_verbosity(logging.ERROR)  # of the libraries behind a run
     settings = make_settings(flags.quick, flags.minutes or math.inf)
     about = report.environment(settings)
     print(report.heading(about), flush=True)

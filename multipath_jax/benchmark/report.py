@@ -14,6 +14,7 @@ import jax
 from multipath_jax.benchmark.rows import Row
 from multipath_jax.benchmark.settings import Settings
 from multipath_jax.utils.filesystem import replacing
+from multipath_jax.utils.tables import aligned
 
 SCHEMA = 1  # of the JSON file; another number means that a key changed its meaning
 PACKAGES = ("multipath_jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch")
@@ -75,16 +76,16 @@ def heading(about: dict[str, Any]) -> str:
 
 def lines(row: Row) -> Iterator[str]:
     """A row of the table: the ratio with its quartiles, the target, and below it the figures."""
-    if row.ratio is None:
-        ratio = f"{'-':>7}{'':18}"
-    else:
+    ratio, spread, target = "-", "", ""
+    if row.ratio is not None:
+        ratio = number(row.ratio.median)
         spread = f"({number(row.ratio.low)} to {number(row.ratio.high)})"
-        ratio = f"{number(row.ratio.median):>7} {spread:<17}"
-    target = ""
     if row.target is not None:
         verdict = (row.verdict or "").replace("missed", "MISSED")
         target = f"[{row.target} {verdict}]".replace(" ]", "]")
-    yield f"  {ratio} {target:<15} {row.subject}: {row.compared}".rstrip()
+    # As wide as the others, which are not yet known.
+    cells = [[ratio, spread, target, f"{row.subject}: {row.compared}".rstrip()]]
+    yield aligned(cells, left=(1, 2, 3), widths=(9, 16, 14))
     figures = ", ".join(_figure(name, value) for name, value in row.figures.items())
     for text in (figures, row.note):
         if text:

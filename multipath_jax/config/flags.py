@@ -5,20 +5,19 @@ repository's folder ``configs/``, which is installed with the package. What ends
 ``/`` is the path of a file of one's own.
 """
 
-import difflib
 import pathlib
 import re
 import sys
 from collections.abc import Callable
-from logging import CRITICAL, getLogger
 from typing import NoReturn
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from multipath_jax.config import keys as config_lib
 from multipath_jax.errors import UserError
 from multipath_jax.utils import cli, filesystem
+from multipath_jax.utils.names import nearest
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A recipe by its name, or a file of your own; after a colon, its argument."
@@ -48,10 +47,6 @@ def parse(argv: list[str]) -> list[str]:
     Raises:
       UserError: a flag, its value, or the config file is at fault.
     """
-    # Unless --verbosity says otherwise: Orbax warns of what is meant, and prints what it also
-    # raises, once a thread.
-    logging.set_verbosity(logging.FATAL)
-    getLogger("asyncio").setLevel(CRITICAL)
     try:
         argv = _with_files(flags.FLAGS.read_flags_from_files(argv, force_gnu=False))
         for argument in argv[1:]:
@@ -101,8 +96,7 @@ def find(name: str) -> pathlib.Path:
 
 def _listed(name: str) -> str:
     """All recipes, those with the nearest names first."""
-    near = difflib.get_close_matches(name, names(), n=len(names()), cutoff=0)
-    return f"the recipes are {', '.join(near)}"
+    return f"the recipes are {nearest(name, names(), len(names()))}"
 
 
 def _check(config: object) -> None:

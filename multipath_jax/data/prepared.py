@@ -5,7 +5,6 @@ TensorFlow takes neither time nor device memory from the training that follows.
 """
 
 import contextlib
-import difflib
 import importlib.util
 import io
 import json
@@ -26,6 +25,7 @@ from multipath_jax.data import digits
 from multipath_jax.data.imagenet import dataset as imagenet
 from multipath_jax.errors import UserError
 from multipath_jax.utils import filesystem, storage
+from multipath_jax.utils.names import nearest
 
 _DOWNLOADED = ("cifar10", "cifar100")  # prepared here when missing; other sets by their users
 _HERE = "tfds"  # where a set for a bucket is prepared
@@ -205,9 +205,9 @@ def _how_to_get(name: str, data_dir: epath.Path) -> str:
 
 def _unknown(name: str, data_dir: epath.Path) -> str:
     known = {*_registered(), *_folders(data_dir)}
-    nearest = difflib.get_close_matches(name, known) or ("digits", *_DOWNLOADED)
+    near = nearest(name, known, 3, alike=0.6) or ", ".join(("digits", *_DOWNLOADED))
     return (
-        f"unknown data set {name!r}; the nearest known names are {', '.join(nearest)} "
+        f"unknown data set {name!r}; the nearest known names are {near} "
         f"(a set of your own has to be prepared by TFDS in {data_dir})"
     )
 

@@ -26,14 +26,12 @@ of an earlier call is replaced. Exit status: 0; 1 if one cannot be written; 2 fo
 
 import argparse
 import dataclasses
-import difflib
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
-from absl import logging
 
 from multipath_jax.errors import UserError
 from multipath_jax.figures import (
@@ -53,12 +51,12 @@ from multipath_jax.reproduce import plot, report
 from multipath_jax.reproduce.ledger import Ledger
 from multipath_jax.runs import load_run
 from multipath_jax.utils import cli, storage
+from multipath_jax.utils.names import nearest
 
 
 def main(argv: Sequence[str]) -> int:
     """Draws the figures that the flags ask for; gives the exit status."""
     flags = parse(argv)
-    logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant
     run = load_run(flags.workdir, flags.checkpoint)
     enable_compilation_cache(run.config.compilation_cache)
     subject = Subject(run, flags)
@@ -108,8 +106,8 @@ def _figures(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in FIGURES:
-            near = difflib.get_close_matches(name, FIGURES) or FIGURES
-            raise UserError(f"--only: there is no figure {name!r}; choose {', '.join(near)}")
+            near = nearest(name, FIGURES, len(FIGURES))
+            raise UserError(f"--only: there is no figure {name!r}; choose {near}")
     return names
 
 

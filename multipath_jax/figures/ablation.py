@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from multipath_jax.figures import style
 from multipath_jax.gates import BATCH_SIZE, Observation, Trained, batches
+from multipath_jax.utils.tables import aligned
 
 KINDS = {"mean": "mean gates", "uniform": "even gates", "shuffled": "another image's gates"}
 TICKS = (0.5, 1, 2, 5, 10, 20, 50, 100)
@@ -143,13 +144,14 @@ def table(outcomes: Sequence[Outcome]) -> str:
     base, *rest = outcomes
     by_place = {(outcome.router, outcome.kind): outcome for outcome in rest}
     routers = list(dict.fromkeys(outcome.router for outcome in rest))
-    lines = [f"error {base.error:.2f} % as trained; with other gates, in percent (and the change):"]
-    lines.append("".join([f"{'':10}", *(f"{words:>26}" for words in KINDS.values())]))
+    cells = [["", *KINDS.values()]]
     for router in routers:
         name = "all" if router is None else f"router {router}"
-        cells = (_cell(by_place[router, kind]) for kind in KINDS)
-        lines.append("".join([f"{name:10}", *(f"{cell:>26}" for cell in cells)]))
-    return "\n".join(lines)
+        cells.append([name, *(_cell(by_place[router, kind]) for kind in KINDS)])
+    return (
+        f"error {base.error:.2f} % as trained; with other gates, in percent (and the change):\n"
+        f"{aligned(cells, left=(0,))}"
+    )
 
 
 def _cell(outcome: Outcome) -> str:

@@ -5,7 +5,6 @@
 --images=0,7,20-25,x.png    of the test split by number, and picture files
 """
 
-import difflib
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from jaxtyping import Float
 from multipath_jax.errors import UserError
 from multipath_jax.gates import Observation, Outline
 from multipath_jax.utils import filesystem
+from multipath_jax.utils.names import nearest
 
 _NUMBERS = re.compile(r"(\d+)(?:-(\d+))?")
 
@@ -100,10 +100,9 @@ def classes(text: str, names: Sequence[str]) -> list[int]:
         elif item.isdecimal() and int(item) < len(names):
             chosen.append(int(item))
         else:
-            near = difflib.get_close_matches(item, names) or names[:3]
             raise UserError(
-                f"--classes: there is no class {item!r}; the nearest are {', '.join(near)}, and "
-                f"numbers are 0 to {len(names) - 1}"
+                f"--classes: there is no class {item!r}; the nearest are "
+                f"{nearest(item, names, 3)}, and numbers are 0 to {len(names) - 1}"
             )
     return chosen
 
@@ -144,10 +143,9 @@ def layers(text: str, names: Sequence[str]) -> list[str]:
     chosen = list(_items(text, "--layers", names[0]))
     for item in chosen:
         if item not in names:
-            near = difflib.get_close_matches(item, names, cutoff=0.3) or names[:3]
             raise UserError(
                 f"--layers: {item!r} is no layer of parallel paths; the nearest are "
-                f"{', '.join(near)}"
+                f"{nearest(item, names, 3)}"
             )
     return chosen
 

@@ -1,6 +1,5 @@
 """The one table that names every network; `create_model` and `list_models` read it."""
 
-import difflib
 import re
 
 import flax.linen as nn
@@ -19,6 +18,7 @@ from multipath_jax.models import (
     vgg,
 )
 from multipath_jax.models.family import Family
+from multipath_jax.utils.names import nearest
 
 FAMILIES: tuple[Family, ...] = (
     *plain.FAMILIES,
@@ -75,6 +75,6 @@ def _find(name: str) -> tuple[Family, re.Match]:
     for family in FAMILIES:
         if match := re.fullmatch(family.pattern, name):
             return family, match
-    nearest = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.4)
-    hint = f"did you mean {', '.join(nearest)}?" if nearest else "see multipath_jax.list_models()"
+    near = nearest(name, list_models(), 3, alike=0.4)
+    hint = f"did you mean {near}?" if near else "see multipath_jax.list_models()"
     raise UserError(f"there is no network {name!r}; {hint}")

@@ -98,11 +98,17 @@ def first_decides(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-def any_wishes(wish: bool) -> bool:
-    """Whether it is true on any process."""
+def any_process(value: bool) -> bool:
+    """Whether it is true on any process; all of them ask at the same step.
+
+    JAX's `multihost_utils.reached_preemption_sync_point` does not serve to stop a run: it hears
+    SIGTERM alone, where a run stops for Ctrl-C and at the end of its minutes too, and it names a
+    step to stop at that may lie in the middle of a call of many steps, where it has to be asked
+    after every single one.
+    """
     if jax.process_count() == 1:
-        return wish
-    return bool(multihost_utils.process_allgather(np.bool_(wish)).any())
+        return value
+    return bool(multihost_utils.process_allgather(np.bool_(value)).any())
 
 
 def wait_for_all(name: str) -> None:

@@ -22,8 +22,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from absl import logging
-
 from multipath_jax.errors import Failure, UserError
 from multipath_jax.models import paper
 from multipath_jax.reproduce import pages, report, smoke, tables
@@ -88,7 +86,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Does what the flags ask for; gives the exit status."""
     flags = parse(argv)
-    logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant
     with Stopping(flags.minutes or float("inf")) as stopping:
         try:
             if flags.report:

@@ -26,7 +26,7 @@ from multipath_jax.reproduce.ledger import Ledger, Line, identity
 from multipath_jax.reproduce.tables import Campaign
 from multipath_jax.training import setup
 from multipath_jax.training.hooks import read_metrics
-from multipath_jax.training.loop import Result, TrainingFailed
+from multipath_jax.training.run import Result, TrainingFailed
 from multipath_jax.trials import train_trials
 from multipath_jax.utils.stopping import Stopping
 

@@ -79,7 +79,12 @@ class Ledger:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[int]:
-        """The file, open to append, for this process alone."""
+        """The file, open to append, for this process alone.
+
+        The lock is on the file itself, which `filelock` warns against: one beside it would be left
+        in a folder that is kept under version control, and campaigns of an earlier version, which
+        take this one, may be writing the same ledger.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:

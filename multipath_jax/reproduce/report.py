@@ -9,6 +9,7 @@ from multipath_jax.models import paper
 from multipath_jax.reproduce import plot, tables
 from multipath_jax.reproduce.ledger import Line, identity
 from multipath_jax.utils.progress import duration
+from multipath_jax.utils.tables import aligned
 
 HEADINGS = (
     ("network", "data", "paper"),
@@ -190,18 +191,6 @@ def _how(line: Line, row: paper.Row) -> str:
         whole = tables.recipe(row, column, recipe).train_for.removesuffix(" epochs")
         parts.insert(0, f"{line['epochs']:g} of {whole} epochs")
     return ", ".join(parts)
-
-
-def aligned(cells: Sequence[Sequence[str]], left: Sequence[int]) -> str:
-    """Columns side by side, those numbered in ``left`` beginning at their left edge."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if index in left else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in cells
-    )
 
 
 # As a picture

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from multipath_jax.config import keys as config_lib
 from multipath_jax.config.schedule import parse_duration, parse_durations
 from multipath_jax.errors import UserError
 from multipath_jax.models import paper
+from multipath_jax.utils.names import nearest
 
 # The recipes: the paper's, and ours of fewer epochs (`recipes.fast`).
 PROTOCOL, FAST = "protocol", "fast"
@@ -155,8 +155,7 @@ def _unknown_row(table: int, name: str, known: Mapping[str, paper.Row]) -> str:
     elsewhere = [row.table for row in paper.ROWS if name in (row.model, row.network)]
     if elsewhere:
         return f"--rows: {name} is a row of table{elsewhere[0]}, not of table{table}"
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-    return f"--rows: table{table} has no row {name!r}; the nearest is {nearest}"
+    return f"--rows: table{table} has no row {name!r}; the nearest is {nearest(name, known)}"
 
 
 # How they are trained

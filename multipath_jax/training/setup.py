@@ -35,7 +35,7 @@ from multipath_jax.training.sources import Encoded, Resident, Source, Streamed
 from multipath_jax.training.step import Batch, Carry, Runner, make_prepare, make_train_step
 from multipath_jax.utils import progress
 
-# Called with the step and the metrics of a line of the log.
+# Called with the step and the metrics of a line of ``metrics.jsonl``.
 Hook = Callable[[int, dict[str, float]], Any]
 
 

@@ -3,11 +3,14 @@
 import argparse
 import contextlib
 import io
+import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
+
+from absl import logging as absl_logging
 
 from multipath_jax.errors import Failure, UserError
 from multipath_jax.utils.cpu import use_fast_convolutions
@@ -53,7 +56,7 @@ def run(main: Callable[[Sequence[str]], int], only_prints: bool = False) -> NoRe
     _open_streams()
     take_any_character()
     try:
-        with contextlib.redirect_stdout(Output(sys.stdout)):
+        with contextlib.redirect_stdout(Output(sys.stdout)), quiet_logs():
             status = _status(main)
             sys.stdout.flush()
     except KeyboardInterrupt:
@@ -68,6 +71,22 @@ def run(main: Callable[[Sequence[str]], int], only_prints: bool = False) -> NoRe
             raise
         status = fail(message, 2)
     sys.exit(status)
+
+
+@contextlib.contextmanager
+def quiet_logs() -> Iterator[None]:
+    """Keeps what libraries log off the terminal: Orbax warns of what is meant, and prints what it
+    also raises, once a thread. The flag ``--verbosity`` may say otherwise within.
+    """
+    asyncio = logging.getLogger("asyncio")
+    before = absl_logging.get_verbosity(), asyncio.level
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    asyncio.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        absl_logging.set_verbosity(before[0])
+        asyncio.setLevel(before[1])
 
 
 def fail(error: Exception | str, status: int) -> int:

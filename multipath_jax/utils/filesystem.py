@@ -112,11 +112,10 @@ def output_folder(name: str, text: str | os.PathLike) -> pathlib.PurePath:
 
 
 @contextlib.contextmanager
-def replacing(target: str | os.PathLike) -> Iterator[pathlib.Path]:
+def whole(target: str | os.PathLike) -> Iterator[pathlib.Path]:
     """A name to write to, of the same suffix; what is written there then becomes ``target``.
 
-    Raises:
-      Failure: it could not be written; the file that was there before is kept.
+    Whatever ends it before, ``target`` is as it was. Raises OSError.
     """
     target = pathlib.Path(os.path.realpath(target))
     # Beside it, for only in its own file system a file is moved at once; not over a device.
@@ -125,11 +124,24 @@ def replacing(target: str | os.PathLike) -> Iterator[pathlib.Path]:
         yield new
         if new != target:
             new.replace(target)
-    except OSError as error:
-        raise Failure(f"{target} could not be written ({reason(error)})") from error
     finally:
         if new != target:
             new.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing(target: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """As `whole`, for a file that a user asked for.
+
+    Raises:
+      Failure: it could not be written; the file that was there before is kept.
+    """
+    try:
+        with whole(target) as new:
+            yield new
+    except OSError as error:
+        path = os.path.realpath(target)
+        raise Failure(f"{path} could not be written ({reason(error)})") from error
 
 
 def _is_special(path: pathlib.Path) -> bool:

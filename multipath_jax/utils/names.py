@@ -22,6 +22,14 @@ def _shown(character: str) -> str:
     return character.encode("unicode_escape").decode() if category == "Cc" else character
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Of the known names, which are one or more, the one that is most like ``name``."""
-    return difflib.get_close_matches(name, list(known), n=1, cutoff=0)[0]
+def nearest(name: str, known: Iterable[str], count: int = 1, alike: float = 0.0) -> str:
+    """The known names that are most like ``name``, for an error's text.
+
+    Args:
+      count: how many at most.
+      alike: from 0 to 1, how like they have to be (`difflib.SequenceMatcher.ratio`).
+
+    Returns:
+      The names separated by commas, the nearest first; ``""`` if none is alike.
+    """
+    return ", ".join(difflib.get_close_matches(name, list(known), n=count, cutoff=alike))

@@ -21,11 +21,10 @@ from multipath_jax import main, trials
 from multipath_jax.config.keys import read_config
 from multipath_jax.errors import UserError
 from multipath_jax.runs import load_run
-from multipath_jax.trainer import train
-from multipath_jax.training import loop
+from multipath_jax.trainer import Trainer, train
 from multipath_jax.utils import storage
 
-pytestmark = pytest.mark.usefixtures("tiny_model")
+pytestmark = pytest.mark.usefixtures("tiny_by_name")
 PICTURES = {"train": 18, "test": 12}
 
 
@@ -48,7 +47,7 @@ def folder(pictures, tmp_path):
 
 
 def recipe(folder, **changes):
-    own = {
+    own = tiny.NAMED | {
         "dataset.source": os.fspath(folder),
         "dataset.size": 16,
         "dataset.shift": 0,
@@ -62,13 +61,11 @@ def recipe(folder, **changes):
 
 
 @pytest.fixture(scope="module")
-def run(pictures, tmp_path_factory):
+def run(tiny_by_name, pictures, tmp_path_factory):
     """The workdir of a run that was trained on them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("multipath_jax.training.setup.create_model", tiny.create_model)
-        workdir = tmp_path_factory.mktemp("run")
-        train(recipe(pictures), workdir)
-        return workdir
+    workdir = tmp_path_factory.mktemp("run")
+    train(recipe(pictures), workdir)
+    return workdir
 
 
 @pytest.fixture
@@ -165,8 +162,8 @@ def test_a_folder_that_has_moved_is_named_anew(folder, tmp_path, workdir, monkey
     monkeypatch.chdir(tmp_path)
     config = recipe(folder, **{"dataset.source": "mine", "train_for": "6 steps"})
     stop = iter([False, False, True])
-    monkeypatch.setattr(loop.Pace, "steps", lambda _, limit: 1)
-    assert train(config, workdir, should_stop=lambda: next(stop)).step == 3
+    stopped = Trainer(config).fit(workdir, should_stop=lambda: next(stop), steps_per_call=1)
+    assert stopped.step == 3
     assert read_config(workdir / ckpt.CONFIG_FILE).dataset.source == os.fspath(folder)
     monkeypatch.setenv("HOME", os.fspath(tmp_path))
     folder.rename(tmp_path / "moved")

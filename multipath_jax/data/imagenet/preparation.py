@@ -13,7 +13,6 @@ were, so that after an interruption, or after a bad image was replaced, only the
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import pathlib
@@ -21,6 +20,7 @@ import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 
+import filelock
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import dataset_builder
 
@@ -28,6 +28,7 @@ from multipath_jax.data.files import ImageFile
 from multipath_jax.data.imagenet import shards
 from multipath_jax.data.imagenet.shards import Done, OnBad, Shard
 from multipath_jax.errors import UserError
+from multipath_jax.utils import storage
 
 BYTES_PER_IMAGE = 36_000  # measured: 35,400 each over 100 photographs, one of each class
 LEFT_OUT = "left_out.txt"
@@ -173,18 +174,16 @@ def claim(builder: dataset_builder.DatasetBuilder) -> Iterator[None]:
     folder = work_folder(builder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "w")  # noqa: SIM115
+        lock = storage.lock(folder / "lock").acquire()
+    except filelock.Timeout as error:
+        raise UserError(
+            f"another process is preparing {folder}; wait for it, or end it first"
+        ) from error
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written ({error.strerror}); choose another data directory"
         ) from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another process is preparing {folder}; wait for it, or end it first"
-            ) from error
         try:
             yield
         finally:
