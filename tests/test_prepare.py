@@ -148,7 +148,7 @@ def test_bad_flags(flags, message):
 
 
 def test_a_bad_source_leaves_nothing(tmp_path):
-    assert "holds no training images; put" in _error(*_flags(tmp_path / "none", tmp_path / "data"))
+    assert "has no training images; put" in _error(*_flags(tmp_path / "none", tmp_path / "data"))
     assert not list((tmp_path / "data").rglob("incomplete*"))
 
 
@@ -278,4 +278,4 @@ def test_without_a_home_folder(source, monkeypatch):
 
 def test_no_images_are_one_line(tmp_path):
     said = _error(*_flags(tmp_path, tmp_path / "data"))
-    assert said.startswith(f"{tmp_path} holds no training images; put")
+    assert said.startswith(f"{tmp_path} has no training images; put")

@@ -7,8 +7,8 @@ import shlex
 import shutil
 import subprocess
 
-import pytest
 import fakes
+import pytest
 from fakes import LAUNCH, ROOT, Fakes
 
 FLAGS = ["--", "--config=cifar:BaseCNN-2-CC", "--workdir=gs://my-bucket/runs/cifar"]

@@ -3,8 +3,8 @@
 import signal
 import time
 
-import pytest
 import fakes
+import pytest
 from fakes import LAUNCH, Fakes, alive, wait_until
 
 SCRIPT = LAUNCH / "local.sh"

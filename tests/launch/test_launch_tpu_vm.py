@@ -8,8 +8,8 @@ import signal
 import subprocess
 import time
 
-import pytest
 import fakes
+import pytest
 from fakes import LAUNCH, Fakes, alive, wait_until
 
 PLACE = ["--zone=us-west4-a", "--project=my-project"]

@@ -114,7 +114,7 @@ def test_a_run_on_held_out_images_says_so_everywhere(data_dir, workdir, capsys):
     ("changes", "message"),
     [
         ({"accumulate": 3}, "among 3 micro-batches on 2 devices; use a multiple of 6"),
-        ({"schedule.kind": "cosine", "schedule.boundaries": "5 steps"}, "has no boundaries"),
+        ({"schedule.kind": "cosine", "schedule.boundaries": "5 steps"}, "takes no boundaries"),
         ({"schedule.warmup": "10 steps"}, "must end before"),
         ({"dataset.holdout": 1442}, "leaves none of the 1442 training images"),
     ],

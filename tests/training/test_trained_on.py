@@ -107,7 +107,7 @@ CHANGES = {
     one_more_class: r"classes added: ant; 18 -> 21 training images",
     a_class_renamed: r"class names: red -> purple",
     a_picture_less: r"18 -> 17 training images",
-    another_picture: r"other training images: \w+ -> \w+",
+    another_picture: r"different training images: \w+ -> \w+",
 }
 
 
