@@ -99,7 +99,7 @@ CASES = {
         "past the end",
     ),
     "no duration": ([DIGITS, "--workdir=RUN", "--config.train_for=1 week"], "is not a duration"),
-    "workdir is a file": ([DIGITS, "--workdir=FOLDER/typo.py"], "is no folder"),
+    "workdir is a file": ([DIGITS, "--workdir=FOLDER/typo.py"], "is not a folder"),
     "workdir in a file": ([DIGITS, "--workdir=FOLDER/typo.py/run"], "cannot be written"),
     "nothing to evaluate": (["--mode=eval", "--workdir=RUN"], "has no checkpoint"),
     "no checkpoint to start from": (

@@ -27,7 +27,7 @@ from multipath_jax.data.prepared import open_prepared
 from multipath_jax.data.records import Records
 from multipath_jax.figures.subject import Subject
 from multipath_jax.runs import LoadedRun
-from multipath_jax.training.setup import read_dataset, seen_shape
+from multipath_jax.training.setup import cropped_shape, read_dataset
 
 COUNT = 9  # test images
 # A name for each kind of set; how it is stored; the keys of `dataset` that name and crop it.
@@ -105,7 +105,7 @@ def run(request, folder, data_dir):
     if config.dataset.name == "digits":
         config.dataset.data_dir = os.fspath(data_dir)
     dataset = read_dataset(config.dataset)
-    described = describe(dataset, seen_shape(dataset, config.dataset.crop))
+    described = describe(dataset, cropped_shape(dataset, config.dataset.crop))
     return LoadedRun(epath.Path(folder), config, 0, Pixels(), {}, described)
 
 

@@ -207,7 +207,7 @@ def test_why_a_picture_cannot_be_read(run, tmp_path):
         (["x.png"], "--workdir"),
         (["--workdir=EMPTY", "x.png"], "has no checkpoint"),
         (["--workdir=RUN", "--checkpoint=9", "x.png"], "has no checkpoint '9'"),
-        (["--workdir=RUN", "EMPTY"], "has no pictures"),
+        (["--workdir=RUN", "EMPTY"], "has no images"),
         (["--workdir=RUN", "--routes=EMPTY/x.txt", "x.png"], ".png, .pdf or .svg"),
         (["--workdir=RUN", "--routes=EMPTY/no/x.png", "x.png"], "no folder that can be written"),
         (["--workdir=RUN", "--routes=gs://b/x.png", "x.png"], "only paths on this machine"),

@@ -228,11 +228,11 @@ def test_a_workdir_of_another_network_is_refused(tmp_path):
     mp.Trainer(config(), model=Plain(), dataset=arrays()).fit(tmp_path, until="1 steps")
     with pytest.raises(UserError, match=r"another config \(model.name: 'own:Plain' -> 'own:With"):
         mp.Trainer(config(), model=WithDropout(), dataset=arrays()).fit(tmp_path)
-    with pytest.raises(UserError, match="Plain, was given to Trainer"):
+    with pytest.raises(UserError, match="Plain, was passed to Trainer"):
         mp.load_run(tmp_path)
     with pytest.raises(UserError, match="WithDropout is not the network that was trained"):
         mp.load_run(tmp_path, model=WithDropout())
-    with pytest.raises(UserError, match="were given to Trainer"):
+    with pytest.raises(UserError, match="were passed to Trainer"):
         mp.load_run(tmp_path, model=Plain()).evaluate()
     with pytest.raises(UserError, match=r"call fit\(workdir\) first"):
         mp.Trainer(config(), model=Plain(), dataset=arrays()).evaluate()

@@ -22,8 +22,8 @@ def photograph(seed: int, width: int, height: int) -> UInt8[np.ndarray, "h w 3"]
     spectrum = np.fft.rfft2(rng.normal(size=(3, height, width))) / frequency
     waves = np.fft.irfft2(spectrum, (height, width))
     # Colours vary less than brightness.
-    brightness, colours = waves[:1], 0.3 * waves[1:]
-    pixels = np.concatenate([brightness, brightness + colours])
+    brightness, colors = waves[:1], 0.3 * waves[1:]
+    pixels = np.concatenate([brightness, brightness + colors])
     pixels = 128 + 20 * (pixels - pixels.mean()) / pixels.std()
     return np.moveaxis(pixels, 0, -1).clip(0, 255).astype(np.uint8)
 

@@ -14,7 +14,7 @@ from multipath_jax.benchmark.report import number
 from multipath_jax.benchmark.rows import Row
 from multipath_jax.utils import lettering
 
-# Okabe and Ito's colours, told apart by colour-blind eyes; the shapes say the same again.
+# Okabe and Ito's colors, told apart by color-blind eyes; the shapes say the same again.
 STYLES = {
     "met": ("#0072B2", "o", "target met"),
     "open": ("#E69F00", "s", "within the noise of it"),

@@ -11,7 +11,7 @@ TEST = 100  # images in the test split
 
 
 class RandomImages(tfds.core.GeneratorBasedBuilder):
-    """Noise in colour, 32x32 pixels, 10 classes. ``count`` is the size of the training split."""
+    """Noise in color, 32x32 pixels, 10 classes. ``count`` is the size of the training split."""
 
     VERSION = tfds.core.Version("1.0.0")
 

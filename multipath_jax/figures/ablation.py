@@ -175,7 +175,7 @@ def draw(path: str | os.PathLike, outcomes: Sequence[Outcome], images: str = "te
             [outcome.change for outcome in chosen],
             [outcome.deviation for outcome in chosen],
             fmt=style.MARKERS[number],
-            color=style.COLOURS[number],
+            color=style.COLORS[number],
             capsize=3,
             label=words,
         )

@@ -87,7 +87,7 @@ def draw(
     class_names: Sequence[str],
     classes: Sequence[int],
 ) -> None:
-    """Draws the plane of every router, chosen classes in colours, and the agreement by depth."""
+    """Draws the plane of every router, chosen classes in colors, and the agreement by depth."""
     count = len(found) + 1
     columns = min(COLUMNS, count)
     rows = -(-count // columns)
@@ -115,12 +115,12 @@ def _plane(axes: Axes, one: Clusters, labels, classes, points) -> None:
         axes.plot(*one.plane[others].T, ".", color="#CCCCCC", ms=3)
     for place, number in enumerate(classes):
         chosen = points[labels[points] == number]
-        count = len(style.COLOURS)
+        count = len(style.COLORS)
         marker = style.MARKERS[(place + place // count) % count]
         axes.plot(
             *one.plane[chosen].T,
             marker,
-            color=style.COLOURS[place % count],
+            color=style.COLORS[place % count],
             markersize=4,
             markeredgewidth=0,
             alpha=0.7,
@@ -135,7 +135,7 @@ def _plane(axes: Axes, one: Clusters, labels, classes, points) -> None:
 def _agreement(axes: Axes, found: Sequence[Clusters]) -> None:
     numbers = [one.router for one in found]
     values = [one.agreement for one in found]
-    bars = axes.bar(numbers, values, color=style.COLOURS[0], width=0.6)
+    bars = axes.bar(numbers, values, color=style.COLORS[0], width=0.6)
     axes.bar_label(bars, fmt="%.2f", fontsize=8)
     axes.set_ylim(0, max(1.15 * max(values), 0.1))
     axes.set_xticks(numbers)

@@ -72,9 +72,9 @@ def draw(path: str | os.PathLike, rows: Sequence[Sequence[Histogram]]) -> None:
 def _panel(axes, found: Histogram) -> None:
     total = found.counts.sum()
     share = 100 * found.counts / max(total, 1)
-    axes.stairs(share, BINS, fill=True, color=style.COLOURS[0], alpha=0.75)
+    axes.stairs(share, BINS, fill=True, color=style.COLORS[0], alpha=0.75)
     if total:
-        axes.axvline(found.mean, color=style.COLOURS[1], lw=1.3, ls="--")
+        axes.axvline(found.mean, color=style.COLORS[1], lw=1.3, ls="--")
     words = f"mean {found.mean:.2f}" if total else "no images"
     side = {"x": 0.97, "ha": "right"} if not found.mean > 0.5 else {"x": 0.03, "ha": "left"}
     axes.text(y=0.93, s=words, va="top", fontsize=8, transform=axes.transAxes, **side)

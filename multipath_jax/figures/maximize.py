@@ -125,7 +125,7 @@ def synthesize(
 
     key = jax.random.key(ascent.seed)
     noise = jax.random.normal(key, (len(gates), *image_shape))
-    x = jnp.clip(0.1 * noise, low, high)  # about the mean colour
+    x = jnp.clip(0.1 * noise, low, high)  # about the mean color
     before = scores(trained.variables, x)
     for number in tqdm(range(ascent.steps), "maximizing", unit="step", leave=False, disable=None):
         rate = ascent.rate * (1 - number / ascent.steps)

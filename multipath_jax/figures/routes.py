@@ -138,10 +138,10 @@ class _Strip:
     def _line(self, start, end, **options) -> None:
         self._axes.plot(*zip(start, end, strict=True), **{"color": style.GREY, "lw": 0.8} | options)
 
-    def _box(self, x: float, y: float, width: float, height: float, colour) -> None:
+    def _box(self, x: float, y: float, width: float, height: float, color) -> None:
         """A box from x on, around y."""
         corner = (x, y - height / 2)
-        box = Rectangle(corner, width, height, facecolor=colour, edgecolor="black", lw=0.7)
+        box = Rectangle(corner, width, height, facecolor=color, edgecolor="black", lw=0.7)
         self._axes.add_patch(box).set_zorder(3)
 
     def _text(self, x: float, y: float, text: str, size: float, **options) -> None:
@@ -200,20 +200,20 @@ class _Strip:
         self._ends = [(right + box, y) for y in out_ys]
 
     def _tensor(self, x: float, y: float, width: float, share: float, count: int) -> None:
-        colour = style.STRENGTH(min(1.0, share * count / 2))
-        self._box(x, y, width, BOX, colour)
+        color = style.STRENGTH(min(1.0, share * count / 2))
+        self._box(x, y, width, BOX, color)
         if count > 1:
-            self._text(x + width / 2, y, f"{100 * share:.0f}", 6.5, color=style.ink(colour))
+            self._text(x + width / 2, y, f"{100 * share:.0f}", 6.5, color=style.ink(color))
 
     def _gate(self, place: tuple[float, float], target: tuple[float, float], value: float) -> None:
-        colour = style.GATE(value)
+        color = style.GATE(value)
         edge = {"lw": 0.4 + 4 * value, "solid_capstyle": "butt", "zorder": 1 + value}
-        self._line(place, target, color=colour, **edge)
-        circle = Circle(place, self._plan.circle / 2, facecolor=colour, edgecolor="black", lw=0.5)
+        self._line(place, target, color=color, **edge)
+        circle = Circle(place, self._plan.circle / 2, facecolor=color, edgecolor="black", lw=0.5)
         self._axes.add_patch(circle).set_zorder(4)
         if self._plan.circle >= 0.22:  # smaller ones have no room for it
             number = f"{value:.2f}".removeprefix("0")
-            self._text(*place, number, 6.0 if value < 0.995 else 5.2, color=style.ink(colour))
+            self._text(*place, number, 6.0 if value < 0.995 else 5.2, color=style.ink(color))
 
     def _answer(self) -> None:
         """The mean over the paths, where there are several."""
@@ -238,12 +238,12 @@ def _legend(figure: Figure, plan: _Plan) -> None:
         (style.GATE, "gate", ("0", "0.5", "1")),
     )
     width, height = 1.5, 0.1
-    for at, (colours, title, ticks) in enumerate(scales):
+    for at, (colors, title, ticks) in enumerate(scales):
         left = MARGIN + 0.1 + at * 2.6
         axes = figure.add_axes(
             (left / plan.width, 0.19 / plan.height, width / plan.width, height / plan.height)
         )
-        axes.imshow(np.linspace(0, 1, 64)[None], cmap=colours, aspect="auto", extent=(0, 1, 0, 1))
+        axes.imshow(np.linspace(0, 1, 64)[None], cmap=colors, aspect="auto", extent=(0, 1, 0, 1))
         axes.set_xticks((0, 0.5, 1), ticks, fontsize=6.5)
         axes.set_yticks(())
         axes.tick_params(length=2, pad=1)

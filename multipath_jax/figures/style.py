@@ -1,4 +1,4 @@
-"""What the figures share: colours, sizes, images in axes, and how they are saved."""
+"""What the figures share: colors, sizes, images in axes, and how they are saved."""
 
 import os
 
@@ -9,15 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from multipath_jax.curves import COLOURS  # Okabe and Ito's
+from multipath_jax.curves import COLORS  # Okabe and Ito's
 from multipath_jax.utils import lettering
 
 DPI = 150
 WIDTH = 10.4  # inches, of the widest figures: 1,560 pixels
 GREY = "#888888"
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # the shapes say again what the colours say
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # the shapes say again what the colors say
 
-__all__ = ["COLOURS", "DPI", "GREY", "MARKERS", "WIDTH"]
+__all__ = ["COLORS", "DPI", "GREY", "MARKERS", "WIDTH"]
 
 
 def _from_light(name: str) -> Colormap:
@@ -26,7 +26,7 @@ def _from_light(name: str) -> Colormap:
     return LinearSegmentedColormap.from_list(f"light {name}", hues)
 
 
-# The paper's colours (Section 7.1). Lightness alone tells their values apart.
+# The paper's colors (Section 7.1). Lightness alone tells their values apart.
 STRENGTH = _from_light("Reds")
 GATE = _from_light("Blues")
 
@@ -36,9 +36,9 @@ def save(figure: Figure, path: str | os.PathLike) -> None:
     lettering.save(figure, path, DPI)
 
 
-def ink(colour: tuple[float, ...]) -> str:
-    """Black or white, whichever is read more easily on a colour."""
-    return "black" if np.dot(colour[:3], (0.299, 0.587, 0.114)) > 0.55 else "white"
+def ink(color: tuple[float, ...]) -> str:
+    """Black or white, whichever is read more easily on a color."""
+    return "black" if np.dot(color[:3], (0.299, 0.587, 0.114)) > 0.55 else "white"
 
 
 def show(axes: Axes, image: UInt8[np.ndarray, "h w c"]) -> None:

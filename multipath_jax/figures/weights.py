@@ -149,8 +149,8 @@ def _panel(axes: Axes, layer: LayerWeights) -> None:
         density, _ = np.histogram(row, edges, density=True)
         width = 1.4 if number < 4 else 0.9
         line = "-" if number < 4 else "--"
-        colour = style.COLOURS[number % len(style.COLOURS)]
-        axes.stairs(density, edges, color=colour, lw=width, ls=line, label=f"path {number + 1}")
+        color = style.COLORS[number % len(style.COLORS)]
+        axes.stairs(density, edges, color=color, lw=width, ls=line, label=f"path {number + 1}")
     words = (
         f"D = {layer.distance:.3f}\nby chance {layer.by_chance:.3f}\n"
         f"untrained {layer.untrained:.3f}"

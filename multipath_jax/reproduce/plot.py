@@ -12,7 +12,7 @@ from matplotlib.transforms import Bbox, BboxBase
 
 from multipath_jax.utils import lettering
 
-# Okabe and Ito's colours, told apart by colour-blind eyes; the shapes say the same again.
+# Okabe and Ito's colors, told apart by color-blind eyes; the shapes say the same again.
 FAMILIES = {
     "single": ("#0072B2", "o", "plain, wide, deep, and ensembles"),
     "adaptive": ("#CC79A7", "D", "other adaptive or multi-path networks"),

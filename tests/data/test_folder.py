@@ -111,7 +111,7 @@ def test_images_without_labels_alone_are_nothing_to_test_on(tmp_path):
     _write(tmp_path, test=2)
     message = _error(tmp_path)
     assert f"{tmp_path / 'test'} has no class folders, so its images have no labels" in message
-    assert f"name {tmp_path / 'train'} itself" in message
+    assert f"use {tmp_path / 'train'} as the source" in message
 
 
 @pytest.fixture

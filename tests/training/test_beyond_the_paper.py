@@ -133,6 +133,6 @@ def test_labels_of_a_network_with_another_loss_stay_as_they_are(
 ):
     monkeypatch.undo()  # of `tiny_model`
     changes = {"model.name": "BaseCNN-Ensemble", key: 0.1}
-    with pytest.raises(UserError, match="has a loss of its own"):
+    with pytest.raises(UserError, match="defines its own loss"):
         train(recipe(data_dir, **changes), workdir)
     assert not workdir.exists()

@@ -115,9 +115,7 @@ CHANGES = {
 def test_other_data_are_refused_by_name_and_nothing_is_touched(folder, trained, change):
     before, answers = kept(trained), load_run(trained).description.class_names
     change(folder)
-    with pytest.raises(
-        UserError, match=rf"holds a run of other data \({CHANGES[change]}"
-    ) as caught:
+    with pytest.raises(UserError, match=rf"has a run on other data \({CHANGES[change]}") as caught:
         train(recipe(folder), trained)
     assert "\n" not in str(caught.value)
     assert kept(trained) == before
@@ -148,7 +146,10 @@ def test_other_test_images_are_said_and_measured(folder, trained, capsys):
     before = kept(trained)
     next((folder / "test" / "red").iterdir()).unlink()
     train(recipe(folder), trained)
-    assert "of different images (12 -> 11 test images)" in capsys.readouterr().out
+    assert (
+        "the test images have changed since the run began (12 -> 11 test images)"
+        in capsys.readouterr().out
+    )
     assert kept(trained)[trained / ckpt.DATASET_FILE] == before[trained / ckpt.DATASET_FILE]
 
 
