@@ -94,11 +94,14 @@ def test_every_network_can_be_exported(run, name):
     ("argv", "message"),
     [
         (["--workdir=RUN"], "--out"),
-        (["--workdir=RUN", "--out=TMP/kept"], "is there already"),
-        (["--workdir=RUN", "--out=TMP"], "is there already"),
+        (["--workdir=RUN", "--out=TMP/kept"], "exists already"),
+        (["--workdir=RUN", "--out=TMP"], "is an existing folder"),
         (["--workdir=RUN", "--out=TMP/no/such.jax"], "no folder that can be written (No such file"),
-        (["--workdir=RUN", "--out=/proc/x.jax"], "/proc is no folder that can be written"),
-        (["--workdir=RUN", "--out=gs://b/x.jax"], "--out=gs://b/x.jax: only paths on this machine"),
+        (["--workdir=RUN", "--out=/proc/x.jax"], "/proc is not a writable folder"),
+        (
+            ["--workdir=RUN", "--out=gs://b/x.jax"],
+            "--out=gs://b/x.jax: must be a path on this machine",
+        ),
         (["--workdir=RUN", "--out=~nobody_here/x.jax"], "no such home folder"),
         (["--workdir=hf://a/b", "--out=TMP/x.jax"], "workdir=hf://a/b: no access to hf://"),
         (["--workdir=TMP", "--out=TMP/x.jax"], "has no checkpoint"),

@@ -65,7 +65,7 @@ CASES = {
     ),
     "config leads nowhere": (
         ["--config=FOLDER/dangling.py", "--workdir=RUN"],
-        "which is not there",
+        "is a broken link to",
     ),
     "config is a folder": (["--config=FOLDER", "--workdir=RUN"], "directory"),
     "config has an argument": ([DIGITS + ":BaseCNN", "--workdir=RUN"], "TypeError"),
@@ -110,7 +110,7 @@ CASES = {
     "workdir cannot be made": ([DIGITS, "--workdir=/proc/run"], "cannot be written"),
     "workdir leads nowhere": (
         [DIGITS, "--workdir=FOLDER/dangling.py/run"],
-        "FOLDER/dangling.py is a link to FOLDER/gone, which is not there",
+        "FOLDER/dangling.py is a broken link to FOLDER/gone",
     ),
     "workdir is an address": (
         [DIGITS, "--workdir=hf://a/b"],
@@ -182,13 +182,13 @@ VALUES = {
     "mesh.path=4": "do not make up the 2 devices",
     "mesh.path=0": "must be at least 1",
     "init_from=torchvision://resnet18": "init_from=torchvision://resnet18: no access to",
-    "init_from=FOLDER/dangling.py": "which is not there",
+    "init_from=FOLDER/dangling.py": "is a broken link to",
     "init_from=~nobody_here/run": "no such home folder",
     "dataset.data_dir=hf://a": "dataset.data_dir=hf://a: no access to hf://",
-    "dataset.data_dir=FOLDER/dangling.py": "which is not there",
+    "dataset.data_dir=FOLDER/dangling.py": "is a broken link to",
     "dataset.data_dir=FOLDER/typo.py": "cannot be read",
     "dataset.data_dir=/proc/x": "cannot be written",
-    "dataset.source=gs://a": "dataset.source=gs://a: only paths on this machine",
+    "dataset.source=gs://a": "dataset.source=gs://a: must be a path on this machine",
     "compilation_cache=hf://a": "compilation_cache=hf://a: no access to hf://",
     "compilation_cache=FOLDER/typo.py": "cannot be written",
 }

@@ -13,7 +13,7 @@ from multipath_jax.data.datasets import Dataset, Split
 from multipath_jax.data.encoded import EncodedSplit
 from multipath_jax.errors import UserError
 from multipath_jax.utils import storage
-from multipath_jax.utils.names import shown
+from multipath_jax.utils.names import printable
 
 # Tolerance for mean and deviation in [0, 1], a quarter of a grey level: JPEG decoders of different
 # versions round differently.
@@ -141,7 +141,7 @@ def _other_classes(before: Sequence[str], after: Sequence[str]) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     more = [f"and {len(names) - _LISTED} more"] * (len(names) > _LISTED)
-    return ", ".join([*map(shown, names[:_LISTED]), *more])
+    return ", ".join([*map(printable, names[:_LISTED]), *more])
 
 
 def _rounded(values: Float32[np.ndarray, " c"]) -> str:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from multipath_jax.data.images import BadImage
 from multipath_jax.errors import UserError
-from multipath_jax.utils.names import shown
+from multipath_jax.utils.names import printable
 
 SUFFIXES = (
     ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp",
@@ -122,7 +122,7 @@ def _is_image(name: str, left_out: LeftOut) -> bool:
         left_out["hidden images"] += 1
     elif not hidden and not image:
         suffix = os.path.splitext(name)[1].lower()
-        left_out[f"{shown(suffix)} files" if suffix else "files without a suffix"] += 1
+        left_out[f"{printable(suffix)} files" if suffix else "files without a suffix"] += 1
     return image and not hidden
 
 

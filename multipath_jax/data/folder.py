@@ -26,7 +26,7 @@ from multipath_jax.data.files import (
 )
 from multipath_jax.errors import UserError
 from multipath_jax.utils import filesystem
-from multipath_jax.utils.names import shown
+from multipath_jax.utils.names import printable
 
 TRAIN_FOLDER = "train"
 TEST_FOLDERS = ("test", "val", "valid", "validation")
@@ -207,7 +207,7 @@ def _given_splits(
         "train": _images(train, class_names, class_names, left_out),
         "test": _images(test, tested, class_names, left_out),
     }
-    return _Found(class_names, splits, f"the folder {shown(test.name)}")
+    return _Found(class_names, splits, f"the folder {printable(test.name)}")
 
 
 def _labelled(tests: Sequence[pathlib.Path], class_names: Sequence[str]) -> pathlib.Path:
@@ -222,7 +222,7 @@ def _count_unused(folder: pathlib.Path, left_out: LeftOut) -> None:
     """Counts the images in a folder that is not used; a folder that cannot be read is skipped."""
     with contextlib.suppress(UserError):
         if images := images_within(folder, LeftOut()):
-            left_out[f"images in {shown(folder.name)}"] += len(images)
+            left_out[f"images in {printable(folder.name)}"] += len(images)
 
 
 def _hold_out(source: pathlib.Path, left_out: LeftOut) -> _Found:
@@ -241,7 +241,7 @@ def _notes(source: pathlib.Path, found: _Found, left_out: LeftOut) -> tuple[str,
     names, (train, test) = found.class_names, (found.splits[split] for split in ("train", "test"))
     tested = {image.label for image in test}
     notes = [
-        f"{shown(str(source))}: {len(train):,} training and {len(test):,} test images of "
+        f"{printable(str(source))}: {len(train):,} training and {len(test):,} test images of "
         f"{len(names):,} classes: {_listed(names)}",
         f"held out to test on: {found.held_out}",
     ]
@@ -254,7 +254,7 @@ def _notes(source: pathlib.Path, found: _Found, left_out: LeftOut) -> tuple[str,
 
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
-    return ", ".join(map(shown, names[:_LISTED])) + more
+    return ", ".join(map(printable, names[:_LISTED])) + more
 
 
 def _class_names(folder: pathlib.Path, left_out: LeftOut) -> list[str]:

@@ -47,10 +47,10 @@ def parts(monkeypatch):
         ("--only=", "--only names no part"),
         (
             "--json=/nowhere/at/all.json",
-            "/nowhere/at is no folder that can be written",
+            "/nowhere/at is not a writable folder",
         ),
-        ("--plot=/", "--plot: / is there already, and a folder"),
-        ("--plot=gs://a/b.png", "only paths on this machine"),
+        ("--plot=/", "--plot: / is an existing folder"),
+        ("--plot=gs://a/b.png", "must be a path on this machine"),
         ("--minutes=0", "--minutes=0 must be positive"),
         ("--minutes=nan", "--minutes=nan must be positive"),
         ("--plot=picture.xyz", "picture.xyz"),

@@ -42,7 +42,7 @@ def test_every_key_is_read_by_something():
         ("seed", 2**32, "from 0"),
         ("init_from", "torchvision://resnet18", "no access to torchvision://"),
         ("dataset.data_dir", "hf://a/b", "no access to hf://"),
-        ("dataset.source", "gs://a/b", "only paths on this machine"),
+        ("dataset.source", "gs://a/b", "must be a path on this machine"),
         ("compilation_cache", "ftp://a", "no access to ftp://"),
         ("dataset.shift", -1, "at least 0"),
         ("dataset.size", -1, "at least 0"),

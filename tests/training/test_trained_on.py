@@ -221,7 +221,7 @@ def test_the_program_says_that_it_evaluates_other_images(
     assert main._evaluate() == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"best checkpoint of {trained}, step 4, {tmp_path / where} test split"
-    assert said[1] == "not the data of training: 12 -> 10 test images"
+    assert said[1] == "the data differ from those of training: 12 -> 10 test images"
     assert any(re.fullmatch(r"error \d+\.\d\d %", line) for line in said)
 
 
