@@ -4,8 +4,8 @@
 
 The file is a `jax.export` artifact: a function from stored images, uint8 ``[b h w c]`` with any b,
 to float32 logits ``[b classes]``, including cropping, normalization and parameters. It runs on
-CPUs, NVIDIA GPUs and TPUs. JAX guarantees that versions up to three weeks older and six months newer than
-the one that wrote it can read it. Reading also needs the package flatbuffers, as `jax.export` does.
+CPUs, NVIDIA GPUs and TPUs. JAX guarantees that versions up to three weeks older and six months
+newer than the one that wrote it can read it. Reading also needs the package flatbuffers.
 Exit status: 0 success; 1 the file cannot be written; 2 invalid input.
 """
 

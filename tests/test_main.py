@@ -78,7 +78,10 @@ CASES = {
         ["--config=FOLDER/dict.py", "--workdir=RUN"],
         "returns a dict; begin it with",
     ),
-    "config is nothing": (["--config=FOLDER/nothing.py", "--workdir=RUN"], "gives nothing; let it"),
+    "config is nothing": (
+        ["--config=FOLDER/nothing.py", "--workdir=RUN"],
+        "returns nothing; begin it",
+    ),
     "config is another": (
         ["--config=FOLDER/other.py", "--workdir=RUN"],
         "lacks the keys accumulate",

@@ -207,7 +207,7 @@ def test_a_router_of_ones_own_says_whether_its_paths_may_be_sharded():
         )
 
     placement.check(network(OwnAdditive), "mine", 2, (8, 8, 1))
-    with pytest.raises(UserError, match=r"mesh.path=2: mine has no parallel paths"):
+    with pytest.raises(UserError, match=r"mesh.path=2: mine has no paths that can"):
         placement.check(network(Own), "mine", 2, (8, 8, 1))
 
 
