@@ -96,7 +96,7 @@ def test_every_network_can_be_exported(run, name):
         (["--workdir=RUN"], "--out"),
         (["--workdir=RUN", "--out=TMP/kept"], "exists already"),
         (["--workdir=RUN", "--out=TMP"], "is an existing folder"),
-        (["--workdir=RUN", "--out=TMP/no/such.jax"], "no folder that can be written (No such file"),
+        (["--workdir=RUN", "--out=TMP/no/such.jax"], "not a writable folder (No such file"),
         (["--workdir=RUN", "--out=/proc/x.jax"], "/proc is not a writable folder"),
         (
             ["--workdir=RUN", "--out=gs://b/x.jax"],

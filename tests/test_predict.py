@@ -209,7 +209,7 @@ def test_why_a_picture_cannot_be_read(run, tmp_path):
         (["--workdir=RUN", "--checkpoint=9", "x.png"], "has no checkpoint '9'"),
         (["--workdir=RUN", "EMPTY"], "has no images"),
         (["--workdir=RUN", "--routes=EMPTY/x.txt", "x.png"], ".png, .pdf or .svg"),
-        (["--workdir=RUN", "--routes=EMPTY/no/x.png", "x.png"], "no folder that can be written"),
+        (["--workdir=RUN", "--routes=EMPTY/no/x.png", "x.png"], "not a writable folder"),
         (["--workdir=RUN", "--routes=gs://b/x.png", "x.png"], "must be a path on this machine"),
         (["--workdir=hf://a/b", "x.png"], "no access to hf://"),
         (["--workdir=RUN", "--jsn", "x.png"], "--jsn"),

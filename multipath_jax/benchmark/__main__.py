@@ -129,7 +129,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"\nwrote {path}")
     left_out = [f"{part}: {row.subject}" for part, row in rows if str(OutOfTime()) in row.note]
     if left_out:
-        print(f"\nthe minutes are spent; not measured: {'; '.join(left_out)}")
+        print(f"\nthe time limit is reached; not measured: {'; '.join(left_out)}")
     return int(failed) or (BUDGET_SPENT if left_out else 0)
 
 
