@@ -267,10 +267,12 @@ class Checkpoints:
             except Damaged as damage:
                 damages[step] = damage
                 continue
-            said = [f"{damage}; falling back to the previous one" for damage in damages.values()]
+            messages = [
+                f"{damage}; falling back to the previous one" for damage in damages.values()
+            ]
             if damages:
-                said.append(f"damaged checkpoints are now in {self._put_aside(damages)}")
-            return carry, [*said, f"resuming at step {step} of {self._workdir}"]
+                messages.append(f"damaged checkpoints are now in {self._put_aside(damages)}")
+            return carry, [*messages, f"resuming at step {step} of {self._workdir}"]
         workdir = self._workdir
         if damages:
             raise UserError(

@@ -29,15 +29,15 @@ def move_aside(workdir: epath.Path, names: Sequence[str]) -> list[str]:
     Returns:
       Lines to print.
     """
-    said = []
+    messages = []
     if processes.is_first():
         there, aside = sorted({*names} & {*storage.names(workdir)}), unused(workdir / EARLIER)
         for name in there:
             storage.make(aside)
             storage.move(workdir / name, aside / name)
-            said = [f"starting from scratch; the previous files are now in {aside}"]
+            messages = [f"starting from scratch; the previous files are now in {aside}"]
     processes.wait_for_all("move aside")
-    return said
+    return messages
 
 
 def check_workdir(workdir: epath.Path, config: ConfigDict, restart: bool = False) -> None:
