@@ -39,8 +39,8 @@ for line in open(sys.argv[1]):
 
 CASES = {
     "nothing": ([], "--config=digits"),
-    "no config": (["--workdir=RUN"], "by which recipe"),
-    "no workdir": ([DIGITS], "where to write"),
+    "no config": (["--workdir=RUN"], "--config is missing"),
+    "no workdir": ([DIGITS], "--workdir is missing"),
     "no flag": ([DIGITS, "--workdir=RUN", "train"], "'train'"),
     "unknown flag": ([DIGITS, "--wrkdir=RUN"], "workdir"),
     "unknown mode": ([DIGITS, "--workdir=RUN", "--mode=test"], "<train|eval>"),
