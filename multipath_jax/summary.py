@@ -1,11 +1,11 @@
-"""The networks beside the paper's figures, or the layers of one.
+"""Prints the size of networks beside the paper's figures, or the layers of one network.
 
     python -m multipath_jax.summary                    the rows of Tables 2, 3 and 4
-    python -m multipath_jax.summary --table=3          those of one table
+    python -m multipath_jax.summary --table=3          the rows of one table
     python -m multipath_jax.summary BaseCNN-5-CC VGG16 networks by name
     python -m multipath_jax.summary BaseCNN-2-CC       one network, with its layers
 
-No network is computed or allocated: shapes alone are evaluated. Exit status: 0; 2 for bad input.
+Networks are only traced; nothing is computed. Exit status: 0 success; 2 invalid input.
 """
 
 import json
@@ -34,7 +34,7 @@ HEADINGS = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints what the flags ask for; gives the exit status."""
+    """Prints the table and returns the exit status."""
     flags = _parser().parse_args(argv)
     rows = [row for name in flags.names for row in _rows_of(name, flags.classes, flags.size)]
     if not flags.names:
@@ -50,20 +50,20 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser("summary", "The networks beside the paper's figures.")
+    parser = cli.Parser("summary", "Prints the size of networks beside the paper's figures.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="networks; default: the tables")
-    parser.add_argument("--table", type=int, choices=(2, 3, 4), help="the rows of one table")
-    parser.add_argument("--classes", type=int, help="classes, instead of the paper's")
-    parser.add_argument("--size", type=int, help="side of the images, instead of the paper's")
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--table", type=int, choices=(2, 3, 4), help="only the rows of one table")
+    parser.add_argument("--classes", type=int, help="number of classes; default: the paper's")
+    parser.add_argument("--size", type=int, help="side of the images; default: the paper's")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
 def _rows_of(name: str, classes: int | None, size: int | None) -> list[paper.Row]:
-    """A network's rows in the paper, or a row of its own; at other classes or sizes if asked.
+    """The rows of a network in the paper, or a new row for other classes, sizes or networks.
 
     Raises:
-      UserError: an unknown name.
+      UserError: the name is unknown.
     """
     family = family_of(name)
     found = paper.rows(model=name)
@@ -77,7 +77,7 @@ def _rows_of(name: str, classes: int | None, size: int | None) -> list[paper.Row
 
 
 def entry(row: paper.Row) -> dict[str, Any]:
-    """Our measures of a row's network beside the paper's figures."""
+    """The size of a row's network and the paper's figures, as values for JSON."""
     model = create_model(row.model, row.num_classes)
     ours = complexity(model, row.image_shape)
     notes = (row.exception, family_of(row.model).note)
@@ -98,7 +98,7 @@ def entry(row: paper.Row) -> dict[str, Any]:
 
 
 def table(entries: list[dict[str, Any]]) -> str:
-    """Aligned columns, one network a line."""
+    """Formats entries as aligned columns, with one network per line."""
     cells = [list(HEADINGS.values()), *(_cells(entry) for entry in entries)]
     return aligned(cells, left=(0, 6, 7))
 
@@ -120,9 +120,10 @@ def _cells(entry: dict[str, Any]) -> list[str]:
 
 
 def layers(model: nn.Module, image_shape: tuple[int, int, int]) -> str:
-    """The layers in the order of their calls, with the shapes of inputs and outputs, for one image.
+    """A table of the layers in the order of their calls, for one image.
 
-    And of their parameters and statistics, of which parallel paths have one array for all.
+    Its columns are the shapes of inputs, outputs, parameters and statistics. Parallel paths have
+    one array for all of them.
     """
     plain = {"width": WIDE, "force_terminal": False, "color_system": None}
     tabulate = nn.tabulate(

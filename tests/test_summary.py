@@ -82,7 +82,7 @@ def test_json_has_the_figures_as_numbers(capsys):
         (("BaseCNN-2-CB",), "did you mean BaseCNN-2-C"),
         (("--table=5",), "invalid choice"),
         (("--tabel=2",), "unrecognized arguments: --tabel=2"),
-        (("BaseCNN", "--classes=0"), "start at one"),
+        (("BaseCNN", "--classes=0"), "at least 1 path and 1 class"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(capsys, monkeypatch, argv, message):

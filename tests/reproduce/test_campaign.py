@@ -191,7 +191,9 @@ def test_spent_minutes_stop_at_a_checkpoint_and_the_same_command_goes_on(
             patch.setattr(Stopping, "budget_spent", spent)
             assert main(command(tmp_path, data_dir, "--minutes=60")) == 3
         last = capsys.readouterr().out.splitlines()[-1]
-        assert last.startswith("0 of 1 trials are done; the minutes are spent; the same command")
+        assert last.startswith(
+            "0 of 1 trials are done; the time limit is reached; rerun the command"
+        )
         assert ledger(tmp_path) == []
     assert "BaseCNN, CIFAR-10, seed 0, at step " in last
     assert last.endswith(f" of {TOTAL}")
@@ -207,7 +209,9 @@ def test_signals_stop_at_a_checkpoint(data_dir, tmp_path, monkeypatch, capsys, n
     printed = capsys.readouterr().out
     assert "stopped at step 3" in printed
     name = signal.Signals(number).name
-    assert f"stopped by {name}; the same command goes on with BaseCNN" in printed.splitlines()[-1]
+    assert (
+        f"stopped by {name}; rerun the command to resume with BaseCNN" in printed.splitlines()[-1]
+    )
 
 
 @pytest.mark.slow
@@ -243,7 +247,9 @@ def test_a_ledger_without_room_is_one_line(undisturbed, data_dir, tmp_path, monk
     (folder / "results" / "ledger.jsonl").unlink()
     with monkeypatch.context() as patch:
         patch.setattr("os.write", lambda *_: 3)  # bytes of the line
-        with pytest.raises(Failure, match="part of the line only; the same command goes on when"):
+        with pytest.raises(
+            Failure, match="only a part of the line was written; free disk space and rerun"
+        ):
             main(command(folder, data_dir))
     assert ledger(folder) == []
     assert main(command(folder, data_dir)) == 0
@@ -326,7 +332,7 @@ def test_a_trial_by_our_recipe_goes_on_after_a_signal_and_is_entered_apart(
     with monkeypatch.context() as patch:
         patch.setattr(campaign_lib, "train_trials", partial(signalled, signal.SIGTERM))
         assert main(ours) == 143
-    assert "goes on with BaseCNN, CIFAR-10, fast recipe" in capsys.readouterr().out
+    assert "resume with BaseCNN, CIFAR-10, fast recipe" in capsys.readouterr().out
     assert len(ledger(folder)) == 1
     assert main(ours) == 0
     before, line = ledger(folder)

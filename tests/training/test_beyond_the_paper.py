@@ -110,7 +110,7 @@ def test_a_run_on_held_out_images_says_so_everywhere(tiny_by_name, data_dir, wor
     ("changes", "message"),
     [
         ({"accumulate": 3}, "among 3 micro-batches on 2 devices; use a multiple of 6"),
-        ({"schedule.kind": "cosine", "schedule.boundaries": "5 steps"}, "has no boundaries"),
+        ({"schedule.kind": "cosine", "schedule.boundaries": "5 steps"}, "takes no boundaries"),
         ({"schedule.warmup": "10 steps"}, "must end before"),
         ({"dataset.holdout": 1442}, "leaves none of the 1442 training images"),
     ],
@@ -126,6 +126,6 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
 @pytest.mark.parametrize("key", ["label_smoothing", "mixup", "cutmix"])
 def test_labels_of_a_network_with_another_loss_stay_as_they_are(key, data_dir, workdir):
     changes = {"model.name": "BaseCNN-Ensemble", key: 0.1}
-    with pytest.raises(UserError, match="has a loss of its own"):
+    with pytest.raises(UserError, match="defines its own loss"):
         train(recipe(data_dir, **changes), workdir)
     assert not workdir.exists()

@@ -117,7 +117,7 @@ def test_the_same_recipe_is_welcome(workdir):
 
 def test_what_is_no_workdir_is_refused(tmp_path, workdir):
     workdir.write_text("a file")
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         ckpt.check_workdir(workdir, default_config())
     with pytest.raises(UserError, match="cannot be written"), ckpt.claimed(workdir):
         pass

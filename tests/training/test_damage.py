@@ -90,7 +90,7 @@ def test_a_run_begins_afresh_only_if_it_is_told_to(data_dir, workdir, stopped, w
         tiny.train(recipe(data_dir), workdir)
     assert contents(workdir) == before
     tiny.train(recipe(data_dir), workdir, restart=True)
-    assert "beginning afresh; what was here is now in" in capsys.readouterr().out
+    assert "starting from scratch; the previous files are now in" in capsys.readouterr().out
     after = contents(workdir)
     lock = workdir / storage.LOCK_FILE
     for path, content in before.items():

@@ -174,7 +174,7 @@ def test_what_a_folder_holds_is_said_once_and_its_names_are_kept(tmp_path, capsy
 
 
 def test_too_large_a_crop_is_refused(photo_dir):
-    with pytest.raises(UserError, match=r"crop=33 is more than the images have, 32x32 pixels"):
+    with pytest.raises(UserError, match=r"crop=33 is larger than the images of 32x32 pixels"):
         Setup(recipe(photo_dir, **{"dataset.crop": 33}))
 
 

@@ -169,7 +169,7 @@ def test_a_run_starts_from_anothers_weights(undisturbed, data_dir, workdir, caps
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 1500}, "cannot be drawn from"),
+        ({"batch_size": 1500}, "is larger than"),
         ({"batch_size": 127}, "does not divide"),
         ({"train_for": "3 epochs"}, "past the end"),
         ({"dataset.name": "digitz"}, "digitz"),

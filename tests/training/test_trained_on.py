@@ -104,7 +104,7 @@ CHANGES = {
     one_more_class: r"classes added: ant; 18 -> 21 training images",
     a_class_renamed: r"class names: red -> purple",
     a_picture_less: r"18 -> 17 training images",
-    another_picture: r"other training images: \w+ -> \w+",
+    another_picture: r"different training images: \w+ -> \w+",
 }
 
 
@@ -112,9 +112,7 @@ CHANGES = {
 def test_other_data_are_refused_by_name_and_nothing_is_touched(folder, trained, change):
     before, answers = kept(trained), load_run(trained).description.class_names
     change(folder)
-    with pytest.raises(
-        UserError, match=rf"holds a run of other data \({CHANGES[change]}"
-    ) as caught:
+    with pytest.raises(UserError, match=rf"has a run on other data \({CHANGES[change]}") as caught:
         train(recipe(folder), trained)
     assert "\n" not in str(caught.value)
     assert kept(trained) == before
@@ -145,7 +143,10 @@ def test_other_test_images_are_said_and_measured(folder, trained, capsys):
     before = kept(trained)
     next((folder / "test" / "red").iterdir()).unlink()
     train(recipe(folder), trained)
-    assert "of different images (12 -> 11 test images)" in capsys.readouterr().out
+    assert (
+        "the test images have changed since the run began (12 -> 11 test images)"
+        in capsys.readouterr().out
+    )
     assert kept(trained)[trained / ckpt.DATASET_FILE] == before[trained / ckpt.DATASET_FILE]
 
 
@@ -217,7 +218,7 @@ def test_the_program_says_that_it_evaluates_other_images(
     assert main._evaluate() == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"best checkpoint of {trained}, step 4, {tmp_path / where} test split"
-    assert said[1] == "not the data of training: 12 -> 10 test images"
+    assert said[1] == "the data differ from those of training: 12 -> 10 test images"
     assert any(re.fullmatch(r"error \d+\.\d\d %", line) for line in said)
 
 

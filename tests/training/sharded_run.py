@@ -1,6 +1,6 @@
 """A few steps on a mesh of virtual devices, as a program: what they gave goes into a file.
 
-python spread_run.py DATA PATH NETWORK OUT [seed]
+python sharded_run.py DATA PATH NETWORK OUT [seed]
 """
 
 import os
