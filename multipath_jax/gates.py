@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from jaxtyping import Array, Float, PyTree, UInt8
+from jaxtyping import Array, Float, Num, PyTree
 from tqdm import tqdm
 
 BATCH_SIZE = 250
@@ -29,7 +29,7 @@ class Trained(Protocol):
     model: nn.Module
     variables: PyTree
 
-    def prepare(self, images: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def prepare(self, images: Num[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Converts stored images to the network's input, by the same affine map for all pixels."""
 
 
@@ -127,7 +127,7 @@ def outline(trained: Trained, image_shape: tuple[int, int, int]) -> Outline:
 
 
 def observe(
-    trained: Trained, images: UInt8[np.ndarray, "b h w c"], batch_size: int = BATCH_SIZE
+    trained: Trained, images: Num[np.ndarray, "b h w c"], batch_size: int = BATCH_SIZE
 ) -> Observation:
     """Runs a network on images and collects the records of its routers.
 

@@ -209,8 +209,7 @@ def held_out_indices(
     known = np.flatnonzero(labels >= 0)
     if holdout >= len(known):
         raise UserError(
-            f"dataset.holdout={holdout} leaves none of the {len(known)} training images; "
-            "hold out fewer"
+            f"holdout={holdout} leaves none of the {len(known)} training images; hold out fewer"
         )
     # NumPy guarantees the raw output of a bit generator across versions, not that of a Generator.
     drawn = np.random.PCG64(0).random_raw(len(labels))

@@ -116,7 +116,7 @@ def differences(trained: Description, now: Description) -> dict[str, str]:
         found["stored_shape"] = f"shape of the images: {' -> '.join(shapes)}"
     if trained.dtype != now.dtype:
         found["dtype"] = f"type of the pixels: {trained.dtype} -> {now.dtype}"
-    for key, split in (("train", "training"), ("test", "test")):
+    for key, split in (("train", "training"), ("test", "evaluation")):
         before, after = getattr(trained, key), getattr(now, key)
         if before.count != after.count:
             found[key] = f"{before.count:,} -> {after.count:,} {split} images"

@@ -128,7 +128,7 @@ def open_folder(source: str | os.PathLike) -> Folder:
       UserError: the folder is missing or has no class folders, a class has no images, there are
         fewer than two classes, a test class has no training images, or there are no test images.
     """
-    source = filesystem.local("dataset.source", source)
+    source = filesystem.local("source", source)
     if not os.path.isdir(source):
         raise UserError(f"{source} is not a folder; name one with a folder for each class")
     left_out = LeftOut()

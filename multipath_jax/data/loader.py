@@ -155,7 +155,7 @@ def _surviving(iterator: Iterator[_Ready]) -> Iterator[_Ready]:
                 raise
             raise UserError(
                 "a process that decodes images was killed, most likely for lack of memory; "
-                "use fewer dataset.workers or a smaller batch_size"
+                "use fewer workers or a smaller batch_size"
             ) from error
         yield ready
 

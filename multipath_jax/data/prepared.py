@@ -46,10 +46,10 @@ def open_prepared(name: str, data_dir: str | os.PathLike | None) -> tfds.core.Da
     Raises:
       UserError: the data set is missing, damaged or has no ArrayRecord files.
     """
-    data_dir = filesystem.path("dataset.data_dir", data_dir or tfds.core.constants.DATA_DIR)
+    data_dir = filesystem.path("data_dir", data_dir or tfds.core.constants.DATA_DIR)
     if filesystem.is_address(data_dir) and not os.fspath(data_dir).startswith(_BUCKETS):
         raise UserError(
-            f"dataset.data_dir={data_dir}: array_record reads only local files and {_BUCKETS}; "
+            f"data_dir={data_dir}: array_record reads only local files and {_BUCKETS}; "
             "copy the data there"
         )
     try:

@@ -84,6 +84,6 @@ def _check_room(size: int) -> None:
     if free < size:
         raise UserError(
             f"the decoding workers need {size / 1e6:,.0f} MB of shared memory, but "
-            f"{_FOLDER} has {free / 1e6:,.0f} MB free; use fewer dataset.workers or a smaller "
+            f"{_FOLDER} has {free / 1e6:,.0f} MB free; use fewer workers or a smaller "
             "batch, or increase it (docker run --shm-size)"
         )

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Num
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 from tqdm import tqdm
@@ -51,7 +51,7 @@ class Outcome:
 
 def ablate(
     trained: Trained,
-    images: UInt8[np.ndarray, "b h w c"],
+    images: Num[np.ndarray, "b h w c"],
     labels: Int[np.ndarray, " b"],
     observation: Observation,
     seed: int = 0,
@@ -106,7 +106,7 @@ class _Network:
 
     def logits(
         self,
-        images: UInt8[np.ndarray, "b h w c"],
+        images: Num[np.ndarray, "b h w c"],
         given: Gates,
         replaced: Bool[np.ndarray, " routers"],
         batch_size: int,

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, Num, Shaped, UInt8
 from PIL import Image
 
 from multipath_jax.data.datasets import Split
-from multipath_jax.figures import selectors
+from multipath_jax.figures import selectors, style
 from multipath_jax.figures.routes import relative_strength
 from multipath_jax.gates import Observation, Outline
 from multipath_jax.utils.names import printable
@@ -101,13 +101,13 @@ def _fractions(values: Float[np.ndarray, "..."]) -> str:
     return _integers(np.round(65535 * np.clip(values, 0, 1)))
 
 
-def thumbnails(images: UInt8[np.ndarray, "b h w c"]) -> dict[str, Any]:
+def thumbnails(images: Num[np.ndarray, "b h w c"]) -> dict[str, Any]:
     """Sheets of thumbnails, and the layout of the sheets.
 
     Args:
       images: ``[b h w c]``.
     """
-    small = np.stack([_small(image) for image in images])
+    small = np.stack([_small(image) for image in style.pixels(images)])
     height, width = small.shape[1:3]
     padding = [(0, -height % BLOCK), (0, -width % BLOCK), (0, 0)]
     tiles = np.pad(small, [(0, 0), *padding], mode="edge")

@@ -7,7 +7,7 @@ from collections.abc import Container
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Num
 
 from multipath_jax import pictures
 from multipath_jax.data import EncodedSplit, Split
@@ -95,7 +95,7 @@ class FigureInputs:
         return selectors.layers(self.flags.layers, self.parallel_layers)
 
     @cached_property
-    def pictures(self) -> list[tuple[UInt8[np.ndarray, "h w c"], str]]:
+    def pictures(self) -> list[tuple[Num[np.ndarray, "h w c"], str]]:
         """The selected images, with descriptions."""
         wanted = self.flags.images
         # Image files do not need the data set.

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Num, UInt8
 from matplotlib.figure import Figure, SubFigure
 from tqdm import tqdm
 
@@ -55,7 +55,7 @@ class Synthesized:
       before, after: relevance scores of the initial noise and of ``images``, ``[g]``.
     """
 
-    images: UInt8[np.ndarray, "g h w c"]
+    images: Num[np.ndarray, "g h w c"]
     before: Float[np.ndarray, " g"]
     after: Float[np.ndarray, " g"]
 
@@ -174,7 +174,7 @@ def maxima(
 def draw(
     path: str | os.PathLike,
     maxima: Sequence[Maximum],
-    images: UInt8[np.ndarray, "b h w c"],
+    images: Num[np.ndarray, "b h w c"],
     kind: str = "test",
 ) -> None:
     """Draws a panel for each gate: test images on the left, gradient ascent on the right.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Num
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
@@ -49,13 +49,13 @@ class Routes:
 
     outline: Outline
     observation: Observation
-    images: UInt8[np.ndarray, "b h w c"]
+    images: Num[np.ndarray, "b h w c"]
     captions: Sequence[str]
 
 
 def trace(
     trained: Trained,
-    images: UInt8[np.ndarray, "b h w c"],
+    images: Num[np.ndarray, "b h w c"],
     names: Sequence[str],
     class_names: Sequence[str],
 ) -> Routes:

@@ -44,8 +44,8 @@ NAMES = tuple(f"class {number}" for number in range(1000))
         ("stored_shape", (32, 24, 3), "shape of the images: 32x32x3 -> 32x24x3"),
         ("train", Examples(1204, "cc"), "1,203 -> 1,204 training images"),
         ("train", Examples(1203, "cc"), "different training images: aa -> cc"),
-        ("test", Examples(121, "cc"), "120 -> 121 test images"),
-        ("test", Examples(120, "cc"), "different test images: bb -> cc"),
+        ("test", Examples(121, "cc"), "120 -> 121 evaluation images"),
+        ("test", Examples(120, "cc"), "different evaluation images: bb -> cc"),
         (
             "mean",
             np.float32([0.1, 0.25, 0.3]),
@@ -107,7 +107,7 @@ def test_encoded_sets_are_told_apart_by_their_version(tmp_path):
     newer = describe(open_encoded("photos", tmp_path, 16))
     assert differences(described, newer) == {
         "train": "different training images: photos/1.0.0 -> photos/2.0.0",
-        "test": "different test images: photos/1.0.0 -> photos/2.0.0",
+        "test": "different evaluation images: photos/1.0.0 -> photos/2.0.0",
     }
 
 

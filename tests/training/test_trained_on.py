@@ -144,7 +144,7 @@ def test_other_test_images_are_said_and_measured(folder, trained, capsys):
     next((folder / "test" / "red").iterdir()).unlink()
     train(recipe(folder), trained)
     assert (
-        "the test images have changed since the run began (12 -> 11 test images)"
+        "the test images have changed since the run began (12 -> 11 evaluation images)"
         in capsys.readouterr().out
     )
     assert kept(trained)[trained / ckpt.DATASET_FILE] == before[trained / ckpt.DATASET_FILE]
@@ -199,7 +199,7 @@ def test_evaluation_is_of_the_images_that_there_are_now(folder, trained):
     assert load_run(trained).other_images == []
     shutil.rmtree(folder / "test" / "red")
     run = load_run(trained)
-    assert run.other_images == ["12 -> 10 test images"]
+    assert run.other_images == ["12 -> 10 evaluation images"]
     assert len(run.test()) == 10
     assert "error" in run.evaluate()
 
@@ -218,7 +218,7 @@ def test_the_program_says_that_it_evaluates_other_images(
     assert main._evaluate() == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"best checkpoint of {trained}, step 4, {tmp_path / where} test split"
-    assert said[1] == "the data differ from those of training: 12 -> 10 test images"
+    assert said[1] == "the data differ from those of training: 12 -> 10 evaluation images"
     assert any(re.fullmatch(r"error \d+\.\d\d %", line) for line in said)
 
 
