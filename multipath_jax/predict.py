@@ -27,7 +27,6 @@ from multipath_jax import gates, pictures
 from multipath_jax.data.files import LeftOut
 from multipath_jax.data.images import BadImage
 from multipath_jax.errors import UserError
-from multipath_jax.figures import routes
 from multipath_jax.parallel.compilation import enable_compilation_cache
 from multipath_jax.runs import LoadedRun, load_run
 from multipath_jax.utils import cli, filesystem
@@ -148,6 +147,8 @@ def _drawing(run: LoadedRun, name: str) -> pathlib.Path:
 
 def draw_routes(run: LoadedRun, chosen: Sequence[Picture], path: pathlib.Path) -> None:
     """Draws the routes of images through the network, as in Fig. 8 of the paper."""
+    from multipath_jax.figures import routes  # matplotlib, which other predictions do not need
+
     images = np.stack([picture.pixels for picture in chosen])
     names = [picture.path.name for picture in chosen]
     routes.draw(path, routes.trace(run, images, names, run.description.class_names))
