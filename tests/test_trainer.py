@@ -208,7 +208,7 @@ def test_arrays_that_do_not_fit_are_refused(change, message):
 @pytest.mark.parametrize(
     ("changes", "given", "message"),
     [
-        ({}, {"model": Plain}, "an instance and no class"),
+        ({}, {"model": Plain}, "must be an instance .not a class."),
         (
             {"model.options": "depth=3"},
             {"model": Plain()},
@@ -216,7 +216,7 @@ def test_arrays_that_do_not_fit_are_refused(change, message):
         ),
         ({"dataset.holdout": 9}, {}, "dataset.holdout=9 is of a data set that is read"),
         ({"label_smoothing": 0.1}, {"loss_fn": lambda o, y: o[:, 0]}, "loss_fn is given"),
-        ({"mesh.path": 2}, {"model": Plain()}, "own:Plain has no parallel paths"),
+        ({"mesh.path": 2}, {"model": Plain()}, "own:Plain has no paths that can be sharded"),
     ],
 )
 def test_what_does_not_go_together_is_refused(changes, given, message):

@@ -225,7 +225,7 @@ def test_the_program_says_that_it_evaluates_other_images(
 @pytest.mark.parametrize("change", [one_more_class, a_class_renamed])
 def test_evaluation_refuses_other_classes(folder, trained, change):
     change(folder)
-    with pytest.raises(UserError, match=r"of other data than .*mine now has \(class") as caught:
+    with pytest.raises(UserError, match=r"on other data than .*mine now has \(class") as caught:
         load_run(trained).evaluate()
     assert "\n" not in str(caught.value)
 
