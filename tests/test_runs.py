@@ -78,7 +78,7 @@ def test_a_description_comes_back_to_the_bit(digits_run, tmp_path):
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"name": "digits"}'])
 def test_a_broken_description_is_said_to_be_one(copy, text):
     (copy / ckpt.DATASET_FILE).write_text(text)
-    with pytest.raises(UserError, match=r"dataset.json does not say what .*; put back") as caught:
+    with pytest.raises(UserError, match=r"dataset.json does not say what .*; restore") as caught:
         load_run(copy)
     assert "\n" not in str(caught.value)
 

@@ -27,13 +27,13 @@ BAD = {
     "unknown option": (["table2", "--set=model.options=paths_=3"], "paths_"),
     "one column of a run": (["table4", "--rows=ResNet18:top5"], "is trained for imagenet"),
     "unknown recipe": (["table2", "--recipe=quick"], "--recipe"),
-    "a recipe of other data": (["table4", "--recipe=fast"], "for CIFAR, and table4 is not"),
+    "a recipe of other data": (["table4", "--recipe=fast"], "only for CIFAR, not for table4"),
     "a column without it": (
         ["table2", "--recipe=fast", "--rows=BaseCNN-2-CC:cifar10_350"],
         "is trained for cifar10, not",
     ),
     "too many epochs of ours": (["table2", "--recipe=fast", "--epochs=31"], "the recipe's 30"),
-    "held-out images": (["table2", "--set=dataset.holdout=5000"], "errors of test splits"),
+    "held-out images": (["table2", "--set=dataset.holdout=5000"], "errors on test splits"),
     "both": (["table2", "--smoke", "--report"], "--smoke"),
 }
 

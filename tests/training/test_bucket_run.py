@@ -43,7 +43,7 @@ def test_it_goes_on_restarts_and_is_evaluated(bucket, data_dir, tmp_path, capsys
     assert_same_end(before, tmp_path / "whole")
 
     tiny.train(config, workdir, restart=True)
-    assert f"what was here is now in {workdir}/earlier" in capsys.readouterr().out
+    assert f"the previous files are now in {workdir}/earlier" in capsys.readouterr().out
     after = local_copy(workdir, tmp_path / "after")
     assert_same_end(after, before)
     assert_same_end(after / "earlier", before)
