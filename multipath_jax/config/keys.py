@@ -36,7 +36,7 @@ FREE_KEYS = (
     "tensorboard",
 )
 # Keys that name a folder; they are stored so that they are found from any working folder.
-FOLDER_KEYS = ("dataset.data_dir", "dataset.source", "init_from")
+FOLDER_KEYS = ("dataset.data_dir", "dataset.source")
 OWN = "own:"  # how the names of what is given to `Trainer` begin in a stored config
 FOLDER = "folder"  # the name of a data set that is dataset.source
 CHOICES = {
@@ -77,6 +77,10 @@ def default_config() -> ConfigDict:
     config.dataset.source = ""  # a folder of class folders, in place of a prepared data set
     config.dataset.crop = 0  # the side of crops, random ones in training, else the centre; 0: none
     config.dataset.ten_crop = False  # also evaluate on ten crops, at the end of training
+    # Of the pixels (in [0, 1] if they are uint8), by channel, such as "0.485, 0.456, 0.406"; "":
+    # those of the training images.
+    config.dataset.mean = ""
+    config.dataset.std = ""
     config.dataset.workers = 2  # decoding processes, of each process of the run; 0: none
     config.batch_size = 128  # over all devices; BatchNorm's statistics are of the whole batch
 
@@ -90,7 +94,9 @@ def default_config() -> ConfigDict:
     config.optimizer = ConfigDict()
     config.optimizer.momentum = 0.9
     config.optimizer.weight_decay = 5e-4  # but for the parameters of optimizer.no_decay
-    config.init_from = ""  # a workdir whose best weights a fresh run starts from
+    # What a fresh run starts from: a workdir, for its best weights; a file of weights
+    # (.safetensors, or of PyTorch), a folder with one, or the address of either.
+    config.init_from = ""
     config.init_partial = False  # whether arrays that it lacks, or has of another shape, stay fresh
 
     # Beyond the paper; with these values none of it happens.
@@ -150,9 +156,10 @@ def to_json(config: ConfigDict) -> str:
     """The config as indented JSON, as it is stored beside checkpoints; its folders are absolute."""
     stored = config.copy_and_resolve_references()
     flat = flatten(config)
-    stored.update_from_flattened_dict(
-        {key: os.fspath(filesystem.path(key, flat[key])) for key in FOLDER_KEYS if flat[key]}
-    )
+    paths = {key: os.fspath(filesystem.path(key, flat[key])) for key in FOLDER_KEYS if flat[key]}
+    if flat["init_from"]:
+        paths["init_from"] = filesystem.anywhere("init_from", flat["init_from"])
+    stored.update_from_flattened_dict(paths)
     return json.dumps(stored.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
@@ -210,6 +217,16 @@ def parse_options(key: str, text: str) -> dict[str, Any]:
     return options
 
 
+def parse_numbers(key: str, text: str) -> tuple[float, ...]:
+    """``"0.485, 0.456, 0.406"`` as numbers. Raises UserError for anything else."""
+    try:
+        numbers = tuple(float(part) for part in text.split(",")) if text.strip() else ()
+    except ValueError as error:
+        raise UserError(f"{key}={text!r} is not of the form 0.485, 0.456, 0.406") from error
+    _require(all(map(math.isfinite, numbers)), key, text, "finite")
+    return numbers
+
+
 def _literal(text: str) -> Any:
     words = {"True": True, "False": False, "None": None}
     if text in words:
@@ -249,6 +266,7 @@ def validate(config: ConfigDict) -> None:
     if flat["dataset.alternate_flip"] and not flat["dataset.flip"]:
         raise UserError("dataset.alternate_flip=True needs dataset.flip=True")
     _validate_paths(flat)
+    _validate_statistics(flat)
     if flat["dataset.name"] == FOLDER and not flat["dataset.source"]:
         raise UserError("say where your images are: --config.dataset.source=DIR")
     if flat["dataset.source"] and not flat["dataset.size"]:
@@ -278,10 +296,22 @@ def validate(config: ConfigDict) -> None:
         parse_options(key, flat[key])
 
 
+def _validate_statistics(flat: dict[str, Any]) -> None:
+    mean, std = (parse_numbers(key, flat[key]) for key in ("dataset.mean", "dataset.std"))
+    if len(mean) != len(std):
+        raise UserError(
+            f"dataset.mean has {len(mean)} numbers and dataset.std {len(std)}; give one of each "
+            "for every channel, or neither"
+        )
+    _require(min(std, default=1) > 0, "dataset.std", flat["dataset.std"], "positive")
+
+
 def _validate_paths(flat: dict[str, Any]) -> None:
-    for key in ("dataset.data_dir", "init_from", "compilation_cache"):
+    for key in ("dataset.data_dir", "compilation_cache"):
         if flat[key]:
             filesystem.path(key, flat[key])
+    if flat["init_from"]:
+        filesystem.anywhere("init_from", flat["init_from"])
     if flat["dataset.source"]:
         filesystem.local("dataset.source", flat["dataset.source"])
 
