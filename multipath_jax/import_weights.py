@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from multipath_jax import weights
 from multipath_jax.config.keys import default_config, parse_options, validate
 from multipath_jax.pretrained import check_free, in_words, make_run, origin_of
+from multipath_jax.training.setup import read_dataset, seen_shape
 from multipath_jax.utils import cli, filesystem
 from multipath_jax.weights import StateDict
 
@@ -29,13 +30,14 @@ def main(argv: Sequence[str]) -> int:
     workdir = filesystem.path("--workdir", flags.workdir)
     check_free(workdir)
     options = parse_options("--options", flags.options)
-    source = f"--from={flags.source_file}"
     state = weights.read("--from", flags.source_file)
-    origin = origin_of(state, source, flags.model, options)
     config = _config(flags, state)
-    config.model.name, config.model.options = origin.name, in_words(origin.options)
     validate(config)
-    found = make_run(state, config, workdir)
+    dataset = read_dataset(config.dataset)
+    shape = seen_shape(dataset, config.dataset.crop)
+    origin = origin_of(state, f"--from={flags.source_file}", flags.model, options, shape)
+    config.model.name, config.model.options = origin.name, in_words(origin.options)
+    found = make_run(state, config, dataset, workdir)
     lines = [f"wrote {workdir}: {origin.name} with the weights of {flags.source_file}"]
     if found.head:
         lines.append(str(found.head))

@@ -22,11 +22,13 @@ from ml_collections import ConfigDict
 from multipath_jax import checkpoints as ckpt
 from multipath_jax import weights
 from multipath_jax.config.keys import default_config, parse_options, read_config
+from multipath_jax.data import Dataset
 from multipath_jax.data.description import read_description
 from multipath_jax.errors import UserError
 from multipath_jax.models import create_model, family_of
+from multipath_jax.parallel import devices
 from multipath_jax.runs import LoadedRun, load_run
-from multipath_jax.training.setup import Setup, read_dataset
+from multipath_jax.training.setup import Setup
 from multipath_jax.training.state import RECORDS
 from multipath_jax.utils import filesystem, storage
 from multipath_jax.weights import Comparison, StateDict
@@ -55,7 +57,12 @@ class Origin(NamedTuple):
 
 
 def load_weights(
-    source: str | os.PathLike, name: str = "", num_classes: int | None = None, **options: Any
+    source: str | os.PathLike,
+    name: str = "",
+    num_classes: int | None = None,
+    *,
+    image_shape: tuple[int, int, int] | None = None,
+    **options: Any,
 ) -> tuple[nn.Module, PyTree]:
     """A network with the weights of a file, or with the best ones of a run.
 
@@ -66,6 +73,8 @@ def load_weights(
       name: of the network, as `create_model` knows it; "": as the source says.
       num_classes: width of the output; None: the source's. With another number the last layer
         starts afresh, of which a warning is logged.
+      image_shape: of the images: height, width and channels; None: as the source says, or those
+        that the network is meant for.
       **options: of the network, beside those with which it computes what the source's did.
 
     Returns:
@@ -80,7 +89,7 @@ def load_weights(
         origin = _of_workdir(source, name)
     else:
         state = weights.read("source", source)
-        origin = origin_of(state, f"source={source}", name, options)
+        origin = origin_of(state, f"source={source}", name, options, image_shape)
     options = origin.options | options
     network = create_model(origin.name, num_classes or origin.num_classes, **options)
     config = default_config()
@@ -88,15 +97,23 @@ def load_weights(
     config.model.options = in_words(
         {key: options[key] for key in weights.TELLING if key in options}
     )
-    fresh = _initial(network, origin.image_shape)
-    variables, found = ckpt.initialize_from(config, fresh, state)
+    init = partial(_init, network, image_shape or origin.image_shape)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = jax.eval_shape(init)
+    shapes = devices.placed(shapes, jax.tree.map(lambda _: here, shapes))
+    variables, found = ckpt.initialize_from(config, shapes, state)
     if found.head:
         logging.warning("%s", found.head)
+        variables = jax.tree.map(_value_of, variables, jax.jit(init)())
     return network, variables
 
 
 def origin_of(
-    state: StateDict, source: str, name: str = "", options: Mapping[str, Any] | None = None
+    state: StateDict,
+    source: str,
+    name: str = "",
+    options: Mapping[str, Any] | None = None,
+    image_shape: tuple[int, int, int] | None = None,
 ) -> Origin:
     """The network that a file's weights are of.
 
@@ -104,21 +121,22 @@ def origin_of(
       source: for errors.
       name: of the network, in place of what the file says.
       options: of the network, in place of what it needs.
+      image_shape: of its images, in place of what the file says.
 
     Raises:
-      UserError: neither says which network it is, or the file is of another one.
+      UserError: nothing says which network it is, or the file is of another one.
     """
     name = name or state.model
     if not name:
         raise UserError(f"{source} does not say of which network it is; name it, such as ResNet18")
-    image_shape = state.image_shape or family_of(name).image_shape
+    image_shape = image_shape or state.image_shape or family_of(name).image_shape
 
     def read(options: Mapping[str, Any]) -> weights.Reading:
-        shapes = jax.eval_shape(partial(_init, create_model(name, ANY, **options), image_shape))
-        return weights.convert(state, _flat_shapes(shapes))
+        network = create_model(name, ANY, **options)
+        shapes = traverse_util.flatten_dict(jax.eval_shape(partial(_init, network, image_shape)))
+        return weights.convert(state, {key: leaf.shape for key, leaf in shapes.items()})
 
-    needed = (state.options or {}) | read({}).options
-    options = needed | dict(options or {})
+    options = (state.options or {}) | read({}).options | dict(options or {})
     compared = read(options).compared
     compared.check(source, f"{name} is not the network that it is of", whole=True)
     num_classes = compared.head.there if compared.head else ANY
@@ -133,19 +151,15 @@ def _of_workdir(source: str, name: str) -> Origin:
     return Origin(name or stored.name, options, description.num_classes, description.image_shape)
 
 
-def _initial(network: nn.Module, image_shape: tuple[int, ...]) -> PyTree:
-    """The variables with which training would begin. Compiles the initializers alone."""
-    return jax.jit(partial(_init, network, image_shape))()
+def _value_of(variable: jax.Array | jax.ShapeDtypeStruct, fresh: jax.Array) -> jax.Array:
+    """The fresh value where there is a shape alone."""
+    return fresh if isinstance(variable, jax.ShapeDtypeStruct) else variable
 
 
 def _init(network: nn.Module, image_shape: tuple[int, ...]) -> PyTree:
+    """The variables with which training would begin."""
     variables = network.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False)
     return {name: tree for name, tree in variables.items() if name not in RECORDS}
-
-
-def _flat_shapes(variables: PyTree) -> dict[weights.Key, tuple[int, ...]]:
-    flat = traverse_util.flatten_dict(variables)
-    return {key: value.shape for key, value in flat.items()}
 
 
 def in_words(options: Mapping[str, Any]) -> str:
@@ -153,12 +167,15 @@ def in_words(options: Mapping[str, Any]) -> str:
     return ",".join(f"{name}={value}" for name, value in options.items())
 
 
-def make_run(state: StateDict, config: ConfigDict, workdir: epath.Path) -> Comparison:
+def make_run(
+    state: StateDict, config: ConfigDict, dataset: Dataset, workdir: epath.Path
+) -> Comparison:
     """Makes a workdir of which a file's weights are the only checkpoint, of step 0.
 
     Args:
       state: what the file has.
       config: of the run; ``init_from`` is the file.
+      dataset: that the config describes.
       workdir: holds no run yet.
 
     Returns:
@@ -169,7 +186,6 @@ def make_run(state: StateDict, config: ConfigDict, workdir: epath.Path) -> Compa
         file does not fit the network. Nothing is written then.
     """
     check_free(workdir)
-    dataset = read_dataset(config.dataset)
     config.batch_size = min(config.batch_size, len(dataset.train))
     setup = Setup(config, dataset, jax.local_devices()[:1])
     carry = setup.fresh_carry(config.seed)

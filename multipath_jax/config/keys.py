@@ -77,10 +77,6 @@ def default_config() -> ConfigDict:
     config.dataset.source = ""  # a folder of class folders, in place of a prepared data set
     config.dataset.crop = 0  # the side of crops, random ones in training, else the centre; 0: none
     config.dataset.ten_crop = False  # also evaluate on ten crops, at the end of training
-    # Of the pixels (in [0, 1] if they are uint8), by channel, such as "0.485, 0.456, 0.406"; "":
-    # those of the training images.
-    config.dataset.mean = ""
-    config.dataset.std = ""
     config.dataset.workers = 2  # decoding processes, of each process of the run; 0: none
     config.batch_size = 128  # over all devices; BatchNorm's statistics are of the whole batch
 
@@ -109,6 +105,10 @@ def default_config() -> ConfigDict:
     # Parameters without weight decay: patterns of their names or paths, separated by commas.
     config.optimizer.no_decay = "bias, scale, b1, b2, coefficients"
     config.dataset.holdout = 0  # training images to evaluate in place of the test split; 0: none
+    # What pixels (in [0, 1] if they are uint8) are normalized by, such as "0.485, 0.456, 0.406";
+    # "": the mean and deviation of the training images.
+    config.dataset.mean = ""
+    config.dataset.std = ""
     config.dataset.eval_flip = False  # also evaluate with mirror images, at the end of training
     config.dataset.shift_mode = "zeros"  # what comes in at the edges: zeros, reflect
     config.dataset.alternate_flip = False  # mirror an image in every other epoch, not at random

@@ -186,9 +186,8 @@ def _plain(name: str, text: str | os.PathLike, arrays: dict[str, np.ndarray]) ->
             f"{name}={text} is no state dict: it has no arrays of weights by name; save "
             "model.state_dict()"
         )
-    for prefix in _PREFIXES:
-        if all(key.startswith(prefix) for key in arrays):
-            arrays = {key.removeprefix(prefix): value for key, value in arrays.items()}
+    while wrapped := [p for p in _PREFIXES if all(key.startswith(p) for key in arrays)]:
+        arrays = {key.removeprefix(wrapped[0]): value for key, value in arrays.items()}
     return arrays
 
 
