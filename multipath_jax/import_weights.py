@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from multipath_jax import weights
 from multipath_jax.config.keys import default_config, parse_options, validate
 from multipath_jax.pretrained import check_free, in_words, make_run, origin_of
-from multipath_jax.training.setup import read_dataset, seen_shape
+from multipath_jax.training.setup import cropped_shape, read_dataset
 from multipath_jax.utils import cli, filesystem
 from multipath_jax.weights import StateDict
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     config = _config(flags, state)
     validate(config)
     dataset = read_dataset(config.dataset)
-    shape = seen_shape(dataset, config.dataset.crop)
+    shape = cropped_shape(dataset, config.dataset.crop)
     origin = origin_of(state, f"--from={flags.source_file}", flags.model, options, shape)
     config.model.name, config.model.options = origin.name, in_words(origin.options)
     found = make_run(state, config, dataset, workdir)

@@ -1,4 +1,4 @@
-"""Parallel paths: the same layers, run on m tensors with m sets of stacked parameters."""
+"""Parallel paths: one module applied to m tensors with m sets of stacked parameters."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -13,10 +13,17 @@ Execution = Literal["unrolled", "grouped"]
 def stack_paths(
     layer: nn.Module, xs: Sequence[Array] | Float[Array, "..."]
 ) -> Float[Array, "m b *rest"]:
-    """Stacks m parallel tensors ``[b ... c]`` along a leading axis; a stacked array passes.
+    """Stacks m parallel tensors ``[b ... c]`` along a leading axis.
+
+    Args:
+      layer: the layer to name in errors.
+      xs: a sequence of m tensors, or an array ``[m b ... c]``, which is returned as it is.
+
+    Returns:
+      ``[m b ... c]``.
 
     Raises:
-      ValueError: there is none, or their shapes differ or lack a batch axis; names ``layer``.
+      ValueError: there are no tensors, their shapes differ, or they have no batch axis.
     """
     shapes = [x.shape for x in xs]
     if not shapes or len(set(shapes)) > 1 or len(shapes[0]) < 2:
@@ -28,21 +35,20 @@ def stack_paths(
 
 
 def describe(layer: nn.Module) -> str:
-    """The layer's class and its place in the network, for messages."""
+    """The class of a layer and its path in the network, for error messages."""
     return f"{type(layer).__name__} {'/'.join(layer.path) or '(top)'}"
 
 
 def check_sizes(
     layer: nn.Module, shape: Sequence[Any], sizes: Mapping[str, int], count: int = 1
 ) -> None:
-    """Raises ValueError for sizes below one and for tensors ``[b ... c]`` without numbers.
+    """Raises ValueError if a size is below 1 or an input has no channels or pixels.
 
     Args:
-      layer: is named.
-      shape: of each of its inputs; the batch, its first axis, may be empty, or a symbol while a
-        network is exported for any size.
-      sizes: attributes of the layer, by name.
-      count: of its inputs.
+      layer: the layer to name in errors.
+      shape: shape of each input. The batch axis may be empty, or symbolic during export.
+      sizes: attributes of the layer that must be positive, by name.
+      count: number of inputs.
     """
     for name, size in sizes.items():
         if size < 1:
@@ -57,26 +63,33 @@ def check_sizes(
 
 
 class Parallel(nn.Module):
-    """Runs ``module`` on m parallel tensors, each with its own parameters.
+    """Applies ``module`` to m parallel tensors, each with its own parameters.
 
-    All variables of ``module`` get a leading axis m: one array for all paths. ``execution`` says
-    how the paths run, and changes neither the variables nor the result: ``"unrolled"``, one after
-    another, or ``"grouped"``, together under ``vmap``, which turns m convolutions into one grouped
-    convolution. The gradient of the latter is many times slower on a CPU.
+    All variables of ``module`` get a leading axis m. The results and the variables do not depend on
+    ``execution``.
 
     Attributes:
-      module: any Flax module that takes one tensor; keyword arguments of the call are handed on.
-      execution: ``"unrolled"`` or ``"grouped"``.
+      module: any Flax module that takes one tensor.
+      execution: ``"unrolled"``: the paths run one after another; ``"grouped"``: together under
+        ``vmap``, which makes one grouped convolution of m convolutions. Gradients of grouped
+        convolutions are many times slower on a CPU.
     """
 
     module: nn.Module
     execution: str = "unrolled"
 
     def setup(self):
-        nn.share_scope(self, self.module)  # the variables lie as if the wrapper were not there
+        nn.share_scope(self, self.module)  # adds no level to the variable tree
 
     def __call__(self, xs: Sequence[Array] | Float[Array, "m b *rest"], **kwargs) -> Array:
-        """``m`` tensors ``[b ...]``, stacked or as a sequence -> ``[m b ...]``.
+        """Applies the module to every path.
+
+        Args:
+          xs: m tensors ``[b ...]``, stacked or as a sequence.
+          **kwargs: passed to the module.
+
+        Returns:
+          The outputs, ``[m b ...]``.
 
         Raises:
           ValueError: the tensors differ in shape, or ``execution`` is unknown.
@@ -85,11 +98,12 @@ class Parallel(nn.Module):
         lift = {"variable_axes": {True: 0}, "split_rngs": {True: True}}
         if self.execution not in ("unrolled", "grouped"):
             raise ValueError(
-                f"{describe(self)}: execution is 'unrolled' or 'grouped', not {self.execution!r}"
+                f"{describe(self)}: execution must be 'unrolled' or 'grouped', not "
+                f"{self.execution!r}"
             )
-        # A scan over one path is compiled as a loop, in which XLA's CPU backend has no fast
-        # gradient of a convolution (it prepares the entry computation's only): vmap serves it.
-        # Flax draws other numbers under vmap than under scan: parameters always come from scan.
+        # vmap also for a single path: a scan of length 1 compiles to a loop, in which XLA's CPU
+        # backend has no fast gradients of convolutions (it only canonicalizes those of the entry
+        # computation). Initialization always uses scan: under vmap, Flax's random keys differ.
         grouped = self.execution == "grouped" or len(xs) == 1
         if grouped and not self.is_initializing():
             return nn.vmap(lambda module, x: module(x, **kwargs), **lift)(self.module, xs)

@@ -1,7 +1,5 @@
 """A file of a small network's weights, and a run made of it."""
 
-from functools import partial
-
 import definitions
 import numpy as np
 import pytest
@@ -9,14 +7,13 @@ import safetensors.numpy
 
 from multipath_jax import import_weights
 
-DEFINE = partial(definitions.cifar_resnet, depth=8)
 STATISTICS = ["--mean=0.25", "--std=0.5"]
 
 
 @pytest.fixture(scope="session")
 def arrays():
     """He et al.'s form of ResNet8, for the digits."""
-    return definitions.drawn(DEFINE, np.zeros((1, 1, 8, 8), np.float32))
+    return definitions.drawn(definitions.resnet8, np.zeros((1, 1, 8, 8), np.float32))
 
 
 @pytest.fixture(scope="session")

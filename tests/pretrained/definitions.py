@@ -127,6 +127,10 @@ def cifar_resnet(net, x, depth=20, option="A", classes=10):
     return net.dense("linear", x.mean((2, 3)), classes)
 
 
+def resnet8(net, x):
+    return cifar_resnet(net, x, depth=8)
+
+
 def vgg_bn(net, x, convs, widths=(64, 128, 256, 512, 512), dense=4096, classes=10):
     """torchvision's ``vgg16_bn`` and its like; without dropout."""
     place = 0

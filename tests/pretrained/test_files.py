@@ -118,7 +118,7 @@ def test_a_run_s_weights(imported):
 
 def test_what_cannot_be_written(imported, tmp_path):
     (tmp_path / "kept.safetensors").write_text("kept")
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         mp.save_weights(imported, tmp_path / "kept.safetensors")
     assert (tmp_path / "kept.safetensors").read_text() == "kept"
     with pytest.raises(UserError, match=r"written as \.safetensors; name it so"):

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from command_line import refusal
-from conftest import DEFINE
 from etils import epath
 from PIL import Image
 
@@ -37,7 +36,7 @@ def expected(arrays, run):
     """Logits of some test images, by the definition and the normalization that was given."""
     images = np.float32(run.test(32).images) / 255
     x = (images.transpose(0, 3, 1, 2) - 0.25) / 0.5
-    return DEFINE(definitions.Net(arrays), x)
+    return definitions.resnet8(definitions.Net(arrays), x)
 
 
 def saved(state, path):
