@@ -10,6 +10,7 @@ from multipath_jax.utils.cpu import use_fast_convolutions as use_fast_cpu_convol
 
 if TYPE_CHECKING:
     from multipath_jax import data, recipes
+    from multipath_jax.pretrained import load_weights, save_weights
     from multipath_jax.runs import LoadedRun, load_run
     from multipath_jax.trainer import Trainer
 
@@ -22,8 +23,10 @@ __all__ = [
     "layers",
     "list_models",
     "load_run",
+    "load_weights",
     "recipes",
     "routing",
+    "save_weights",
     "use_fast_cpu_convolutions",
 ]
 
@@ -33,7 +36,9 @@ _LATER = {
     "Trainer": "trainer",
     "data": "",
     "load_run": "runs",
+    "load_weights": "pretrained",
     "recipes": "",
+    "save_weights": "pretrained",
 }
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import pathlib
 import re
 import shutil
 import subprocess
@@ -17,8 +18,9 @@ import pytest
 import tensorflow_datasets as tfds
 import yaml
 from documents import PAGES, ROOT
+from flax.traverse_util import flatten_dict
 
-from multipath_jax import create_model, summary
+from multipath_jax import create_model, summary, weights
 from multipath_jax.config.keys import check_key
 
 DOCS, CONTRIBUTING = ROOT / "docs", ROOT / "CONTRIBUTING.md"
@@ -63,8 +65,21 @@ def test_a_trained_network_is_used(at_home):
 
 def test_all_python_is_run():
     pages = {page.stem for page in PAGES if documents.python(page)}
-    models = {"README", "CONTRIBUTING", "nnx", "own_network", "own_router", "using"}
+    models = {"README", "CONTRIBUTING", "nnx", "own_network", "own_router", "using", "weights"}
     assert pages == models | {"api", "networks", "own_images", "training"}
+
+
+def test_weights_go_in_and_out(at_home, digits_run):
+    """Of a file with arrays of the right names."""
+    network = create_model("ResNet20", shortcut="centered")
+    images = jnp.zeros((1, 32, 32, 3))
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), images))
+    arrays = {key: np.zeros(leaf.shape, leaf.dtype) for key, leaf in flatten_dict(shapes).items()}
+    pathlib.Path("resnet20.safetensors").write_bytes(weights.to_file(arrays, {}))
+    pathlib.Path("runs/r20").symlink_to(digits_run)
+    names = documents.run(DOCS / "weights.md")
+    assert names["variables"].keys() == {"params", "batch_stats"}
+    assert pathlib.Path("r20.safetensors").is_file()
 
 
 def test_a_network_is_trained(at_home, monkeypatch):

@@ -14,15 +14,24 @@ ORDER = (
     ("errors", "routing"),
     ("utils", "layers"),
     ("config", "data", "models"),
-    ("parallel", "recipes"),
+    ("parallel", "recipes", "weights"),
     ("checkpoints", "evaluation"),
     ("training",),
     ("curves", "runs"),
-    ("gates", "pictures", "trainer"),
+    ("gates", "pictures", "pretrained", "trainer"),
     ("trials",),
     ("reproduce",),
     ("figures",),
-    ("benchmark", "compile_tpu", "export", "main", "predict", "prepare", "summary"),
+    (
+        "benchmark",
+        "compile_tpu",
+        "export",
+        "import_weights",
+        "main",
+        "predict",
+        "prepare",
+        "summary",
+    ),
 )
 
 

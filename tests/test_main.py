@@ -179,6 +179,7 @@ VALUES = {
     "model.options=execution": "name=value",
     "model.options=exekution=grouped": "exekution",
     "model.options=execution=sideways": "sideways",
+    "model.options=shortcut=behind": "none of projection, identity, centered",
     "model.options=num_classes=11": "num_classes",
     "mesh.data=3": "do not make up the 2 devices",
     "mesh.data=0": "do not make up the 2 devices",

@@ -13,7 +13,7 @@ from multipath_jax.checkpoints.store import (
     read_existing,
     steps_in,
 )
-from multipath_jax.checkpoints.transfer import Comparison, check_source, initialize_from
+from multipath_jax.checkpoints.transfer import check_source, initialize_from, is_workdir
 from multipath_jax.checkpoints.workdir import (
     CONFIG_FILE,
     DATASET_FILE,
@@ -35,7 +35,6 @@ __all__ = [
     "RECORD",
     "RECORD_FILE",
     "Checkpoints",
-    "Comparison",
     "Damaged",
     "Unreadable",
     "WritingFailed",
@@ -44,6 +43,7 @@ __all__ = [
     "check_workdir",
     "claimed",
     "initialize_from",
+    "is_workdir",
     "move_aside",
     "open_existing",
     "read_existing",

@@ -36,7 +36,7 @@ FREE_KEYS = (
     "tensorboard",
 )
 # Keys that name a folder; they are stored as absolute paths.
-FOLDER_KEYS = ("dataset.data_dir", "dataset.source", "init_from")
+FOLDER_KEYS = ("dataset.data_dir", "dataset.source")
 OWN = "own:"  # in a stored config, prefix of the names of objects passed to `Trainer`
 FOLDER = "folder"  # dataset.name of a data set that is read from dataset.source
 CHOICES = {
@@ -93,7 +93,9 @@ def default_config() -> ConfigDict:
     config.optimizer = ConfigDict()
     config.optimizer.momentum = 0.9
     config.optimizer.weight_decay = 5e-4  # except for the parameters in optimizer.no_decay
-    config.init_from = ""  # a workdir whose best weights initialize a new run
+    # Initial weights of a new run: a workdir (its best weights), a file of weights (.safetensors or
+    # of PyTorch), a folder with one, or the address of a file or folder.
+    config.init_from = ""
     config.init_partial = False  # keep fresh values for arrays that init_from lacks or reshapes
 
     # Beyond the paper; these defaults disable all of it.
@@ -105,6 +107,10 @@ def default_config() -> ConfigDict:
     # Parameters without weight decay: patterns for their names or paths, separated by commas.
     config.optimizer.no_decay = "bias, scale, b1, b2, coefficients"
     config.dataset.holdout = 0  # evaluate on n held-out training images, not on the test split
+    # Normalization of pixels (in [0, 1] if they are uint8) by channel, such as
+    # "0.485, 0.456, 0.406"; "": by the mean and deviation of the training images.
+    config.dataset.mean = ""
+    config.dataset.std = ""
     config.dataset.eval_flip = False  # also evaluate with mirror images, at the end of training
     config.dataset.shift_mode = "zeros"  # fill for shifted images: zeros, reflect
     config.dataset.alternate_flip = False  # mirror every image in every other epoch, not at random
@@ -152,9 +158,10 @@ def to_json(config: ConfigDict) -> str:
     """The config as indented JSON, the form stored beside checkpoints; paths become absolute."""
     stored = config.copy_and_resolve_references()
     flat = flatten(config)
-    stored.update_from_flattened_dict(
-        {key: os.fspath(filesystem.path(key, flat[key])) for key in FOLDER_KEYS if flat[key]}
-    )
+    paths = {key: os.fspath(filesystem.path(key, flat[key])) for key in FOLDER_KEYS if flat[key]}
+    if flat["init_from"]:
+        paths["init_from"] = filesystem.anywhere("init_from", flat["init_from"])
+    stored.update_from_flattened_dict(paths)
     return json.dumps(stored.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
@@ -220,6 +227,16 @@ def parse_options(key: str, text: str) -> dict[str, Any]:
     return options
 
 
+def parse_numbers(key: str, text: str) -> tuple[float, ...]:
+    """``"0.485, 0.456, 0.406"`` as numbers. Raises UserError for anything else."""
+    try:
+        numbers = tuple(float(part) for part in text.split(",")) if text.strip() else ()
+    except ValueError as error:
+        raise UserError(f"{key}={text!r} is not of the form 0.485, 0.456, 0.406") from error
+    _require(all(map(math.isfinite, numbers)), key, text, "finite")
+    return numbers
+
+
 def _literal(text: str) -> Any:
     words = {"True": True, "False": False, "None": None}
     if text in words:
@@ -259,6 +276,7 @@ def validate(config: ConfigDict) -> None:
     if flat["dataset.alternate_flip"] and not flat["dataset.flip"]:
         raise UserError("dataset.alternate_flip=True needs dataset.flip=True")
     _validate_paths(flat)
+    _validate_statistics(flat)
     if flat["dataset.name"] == FOLDER and not flat["dataset.source"]:
         raise UserError("dataset.source is empty; set --config.dataset.source=DIR to your images")
     if flat["dataset.source"] and not flat["dataset.size"]:
@@ -288,10 +306,22 @@ def validate(config: ConfigDict) -> None:
         parse_options(key, flat[key])
 
 
+def _validate_statistics(flat: dict[str, Any]) -> None:
+    mean, std = (parse_numbers(key, flat[key]) for key in ("dataset.mean", "dataset.std"))
+    if len(mean) != len(std):
+        raise UserError(
+            f"dataset.mean has {len(mean)} numbers and dataset.std {len(std)}; give one of each "
+            "for every channel, or neither"
+        )
+    _require(min(std, default=1) > 0, "dataset.std", flat["dataset.std"], "positive")
+
+
 def _validate_paths(flat: dict[str, Any]) -> None:
-    for key in ("dataset.data_dir", "init_from", "compilation_cache"):
+    for key in ("dataset.data_dir", "compilation_cache"):
         if flat[key]:
             filesystem.path(key, flat[key])
+    if flat["init_from"]:
+        filesystem.anywhere("init_from", flat["init_from"])
     if flat["dataset.source"]:
         filesystem.local("dataset.source", flat["dataset.source"])
 

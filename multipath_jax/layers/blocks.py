@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -141,6 +142,27 @@ class ConvStage(nn.Module):
         return max_pool_2x2(x) if self.pool else x
 
 
+def adaptive_average_pool(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b side side c"]:
+    """Means over ``side`` x ``side`` windows that cover the maps, as PyTorch divides them.
+
+    Window i of n rows goes from ``floor(i n / side)`` to ``ceil((i + 1) n / side)``: where n is no
+    multiple of ``side``, windows overlap.
+    """
+    rows, columns = (_windows(size, side) for size in x.shape[1:3])
+    return jnp.einsum(
+        "bhwc,ih,jw->bijc", x, jnp.asarray(rows, x.dtype), jnp.asarray(columns, x.dtype)
+    )
+
+
+def _windows(size: int, side: int) -> Float[np.ndarray, "side size"]:
+    """The weights of the rows in each window."""
+    start = np.arange(side) * size // side
+    end = -(-np.arange(1, side + 1) * size // side)
+    at = np.arange(size)
+    inside = (start[:, None] <= at) & (at < end[:, None])
+    return inside / inside.sum(1, keepdims=True)
+
+
 class DenseLayer(nn.Module):
     """A dense layer over the flattened input, BatchNorm if asked and, unless told otherwise, ReLU.
 
@@ -149,15 +171,19 @@ class DenseLayer(nn.Module):
       relu: whether the output is rectified.
       dtype: of the computation.
       norm: whether BatchNorm comes between the two.
+      side: to which maps are brought first (`adaptive_average_pool`); 0: they stay as they are.
     """
 
     features: int
     relu: bool = True
     dtype: DTypeLike = jnp.float32
     norm: bool = False
+    side: int = 0
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *rest"], train: bool = False) -> Float[Array, "b f"]:
+        if self.side and x.shape[1:3] != (self.side, self.side):
+            x = adaptive_average_pool(x, self.side)
         init = nn.initializers.he_normal() if self.relu else nn.initializers.lecun_normal()
         x = nn.Dense(self.features, kernel_init=init, dtype=self.dtype, name="dense")(
             x.reshape(x.shape[0], -1)

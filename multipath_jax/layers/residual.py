@@ -19,7 +19,7 @@ from multipath_jax.layers.convolution import convolve
 from multipath_jax.layers.squeeze import SqueezeExcite
 from multipath_jax.routing import global_average_pool
 
-Shortcut = Literal["projection", "identity"]
+Shortcut = Literal["projection", "identity", "centered"]
 
 _HE_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 _ResidualConvNorm = partial(ConvNorm, use_bias=False, kernel_init=_HE_FAN_OUT)
@@ -124,12 +124,14 @@ class ResidualBlock(nn.Module):
 
     The shortcut is x itself where the shape stays. Where it changes, ``"projection"`` is a 1x1
     convolution, and ``"identity"`` every strides-th pixel of x with zeros for the new channels,
-    which costs no parameters (options B and A of He et al. [2]).
+    which costs no parameters (options B and A of He et al. [2]). ``"centered"`` is the latter with
+    half of the new channels before those of x: so do most definitions in TensorFlow and PyTorch,
+    whose weights give other logits where the zeros lie elsewhere.
 
     Attributes:
       features: output channels.
       strides: of the block's 3x3 convolution, the first if there are two.
-      shortcut: ``"projection"`` or ``"identity"``.
+      shortcut: ``"projection"``, ``"identity"`` or ``"centered"``.
       se_ratio: if given, Squeeze-and-Excitation of that ratio rescales the residual [38].
       dtype: of the computation.
     """
@@ -151,7 +153,9 @@ class ResidualBlock(nn.Module):
     def _padded(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 f"]:
         """The identity shortcut across a change of shape; with fewer features, the first ones."""
         x = x[:, :: self.strides, :: self.strides, : self.features]
-        return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, self.features - x.shape[-1])))
+        new = self.features - x.shape[-1]
+        before = new // 2 if self.shortcut == "centered" else 0
+        return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (before, new - before)))
 
 
 class _PostActivation(ResidualBlock):
@@ -174,7 +178,7 @@ class _PostActivation(ResidualBlock):
     def _shortcut(self, x, train) -> Array:
         if not self._changes_shape(x):
             return x
-        if self.shortcut == "identity":
+        if self.shortcut != "projection":
             return self._padded(x)
         return self._conv("projection", self.features, 1, self.strides, relu=False)(x, train)
 
@@ -235,7 +239,7 @@ class _PreActivation(ResidualBlock):
     def _shortcut(self, x, a) -> Array:
         if not self._changes_shape(x):
             return x
-        if self.shortcut == "identity":
+        if self.shortcut != "projection":
             return self._padded(x)
         return Conv(self.features, 1, self.strides, self.dtype, name="projection")(a)
 

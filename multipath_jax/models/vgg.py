@@ -1,4 +1,4 @@
-"""VGG networks: VGG16 for CIFAR (Table 2), and the network that Section 7 looks into."""
+"""VGG networks: VGG16 for CIFAR (Table 2), the network that Section 7 looks into, torchvision's."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -17,6 +17,15 @@ STRUCTURES = {
     "VGG16": ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)),
 }
 DENSE = 256
+# torchvision's convolutions by depth, "A", "B", "D" and "E", to a stage; and how they go on.
+TORCHVISION = {
+    11: (1, 1, 2, 2, 2),
+    13: (2, 2, 2, 2, 2),
+    16: (2, 2, 3, 3, 3),
+    19: (2, 2, 4, 4, 4),
+}
+FEATURES = (64, 128, 256, 512, 512)
+SIDE, TORCHVISION_DENSE = 7, 4096
 
 
 def vgg(
@@ -52,12 +61,50 @@ def vgg(
     return MultiPath(tuple(layers), execution)
 
 
+def vgg_bn(
+    num_classes: int,
+    *,
+    depth: int,
+    paths: int | None = None,
+    execution: Execution = "unrolled",
+    custom_vjp: bool = True,
+    dtype: DTypeLike = jnp.float32,
+) -> MultiPath:
+    """VGG with BatchNorm as torchvision defines it (``vgg16_bn``), with one path or many.
+
+    The last maps are brought to 7x7 pixels whatever the size of the images, and two dense layers of
+    4096 without BatchNorm follow. torchvision's dropout between these is left out.
+
+    Args:
+      num_classes: width of the output.
+      depth: a key of `TORCHVISION`.
+      paths: as in `vgg`.
+      execution: as in `vgg`.
+      custom_vjp: as in `vgg`.
+      dtype: of the computation.
+    """
+    stages = [(width,) * convs for width, convs in zip(FEATURES, TORCHVISION[depth], strict=True)]
+    layers = (
+        *_stages(stages, dtype),
+        DenseLayer(TORCHVISION_DENSE, dtype=dtype, side=SIDE, name="dense_1"),
+        DenseLayer(TORCHVISION_DENSE, dtype=dtype, name="dense_2"),
+        DenseLayer(num_classes, relu=False, dtype=dtype, name="dense_3"),
+    )
+    if paths is not None:
+        layers = _cross_connected(layers, paths, custom_vjp)
+    return MultiPath(tuple(layers), execution)
+
+
 def _layers(structure, num_classes, dtype) -> Iterator[nn.Module]:
-    for number, features in enumerate(STRUCTURES[structure], start=1):
-        yield ConvStage(features, pool=True, dtype=dtype, name=f"stage_{number}")
+    yield from _stages(STRUCTURES[structure], dtype)
     yield DenseLayer(DENSE, dtype=dtype, norm=True, name="dense_1")
     yield DenseLayer(DENSE, dtype=dtype, norm=True, name="dense_2")
     yield DenseLayer(num_classes, relu=False, dtype=dtype, name="dense_3")
+
+
+def _stages(stages, dtype) -> Iterator[nn.Module]:
+    for number, features in enumerate(stages, start=1):
+        yield ConvStage(features, pool=True, dtype=dtype, name=f"stage_{number}")
 
 
 def _cross_connected(layers, paths, custom_vjp) -> Iterator[nn.Module]:
@@ -69,8 +116,12 @@ def _cross_connected(layers, paths, custom_vjp) -> Iterator[nn.Module]:
     yield dense_3
 
 
+_TORCHVISION = rf"VGG(?P<depth>{'|'.join(map(str, TORCHVISION))})-BN"
+
 FAMILIES: tuple[Family, ...] = (
     Family("VGG16", partial(vgg, "VGG16", paths=None), ("VGG16",)),
     Family("VGG13", partial(vgg, "VGG13", paths=None), ("VGG13",), IMAGENET),
     Family(r"VGG13-(?P<paths>\d+)-CC", partial(vgg, "VGG13"), ("VGG13-2-CC",), IMAGENET),
+    Family(_TORCHVISION, partial(vgg_bn, paths=None), (), IMAGENET),
+    Family(rf"{_TORCHVISION}-(?P<paths>\d+)-CC", vgg_bn, (), IMAGENET),
 )

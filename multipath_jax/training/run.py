@@ -127,12 +127,7 @@ class Run:
         carry = self.setup.fresh_carry(self.config.seed)
         if self.config.init_from:
             variables, found = ckpt.initialize_from(self.config, carry.state.variables)
-            lines += [
-                f"starting from the weights of {self.config.init_from}",
-                f"missing there, so fresh: {', '.join(found.missing) or 'none'}",
-                f"of another shape, so fresh: {', '.join(found.reshaped) or 'none'}",
-                f"extra there, so unused: {', '.join(found.extra) or 'none'}",
-            ]
+            lines += [f"starting from the weights of {self.config.init_from}", *found.lines]
             carry = carry._replace(state=carry.state.with_variables(variables))
         return carry, lines
 

@@ -1,5 +1,6 @@
 """Builds data, model, optimizer and steps from a config."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any, get_args
@@ -7,11 +8,12 @@ from typing import Any, get_args
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
 from multipath_jax.config import schedule
-from multipath_jax.config.keys import parse_options, validate
+from multipath_jax.config.keys import parse_numbers, parse_options, validate
 from multipath_jax.data import (
     Dataset,
     Description,
@@ -23,7 +25,7 @@ from multipath_jax.data import (
 )
 from multipath_jax.errors import UserError
 from multipath_jax.evaluation.evaluate import Evaluator, Views, make_evaluator
-from multipath_jax.layers import Execution
+from multipath_jax.layers import Execution, Shortcut
 from multipath_jax.models import create_model
 from multipath_jax.parallel import devices, placement, processes
 from multipath_jax.parallel.compilation import quick_compilation
@@ -85,7 +87,7 @@ class Setup:
         self.config = config
         self.mesh = devices.make_mesh(config, on)
         self.everywhere = devices.replicated(self.mesh)
-        self.dataset = dataset or _read(config.dataset)
+        self.dataset = normalized(dataset or _read(config.dataset), config.dataset)
         self.model = model or make_model(config, self.dataset.num_classes)
         self.image_shape = cropped_shape(self.dataset, config.dataset.crop)
         placement.check(self.model, config.model.name, config.mesh.path, self.image_shape)
@@ -226,6 +228,27 @@ def read_dataset(config: ConfigDict) -> Dataset:
         return load_dataset(config.name, data_dir, config.holdout)
 
 
+def normalized(dataset: Dataset, config: ConfigDict) -> Dataset:
+    """The data set with the mean and deviation of a config's part ``dataset``, if it has any.
+
+    Raises:
+      UserError: they are of another number of channels than the images.
+    """
+    mean, std = (
+        np.array(parse_numbers(f"dataset.{key}", config[key]), np.float32)
+        for key in ("mean", "std")
+    )
+    if not len(mean):
+        return dataset
+    channels = dataset.image_shape[-1]
+    if len(mean) != channels:
+        raise UserError(
+            f"dataset.mean and dataset.std have {len(mean)} numbers, and the images of "
+            f"{dataset.name} {channels} channels; give one for each"
+        )
+    return dataclasses.replace(dataset, mean=mean, std=std)
+
+
 def cropped_shape(dataset: Dataset, crop: int) -> tuple[int, int, int]:
     """The shape of an image after cropping. Raises UserError if the crop is too large."""
     height, width, channels = dataset.image_shape
@@ -242,11 +265,11 @@ def make_model(config: ConfigDict, num_classes: int) -> nn.Module:
     options = parse_options("model.options", config.model.options)
     if "num_classes" in options:
         raise UserError("model.options: num_classes is given by the data set; remove it")
-    if options.get("execution", "unrolled") not in get_args(Execution):
-        raise UserError(
-            f"model.options: execution={options['execution']} is none of "
-            f"{', '.join(get_args(Execution))}"
-        )
+    for name, choices in (("execution", get_args(Execution)), ("shortcut", get_args(Shortcut))):
+        if options.get(name, choices[0]) not in choices:
+            raise UserError(
+                f"model.options: {name}={options[name]} is none of {', '.join(choices)}"
+            )
     dtype = devices.compute_dtype(config.dtype)
     if dtype != jnp.float32:  # the default of every network, and all that some can do
         options["dtype"] = dtype

@@ -39,6 +39,23 @@ def path(name: str, text: str | os.PathLike) -> epath.Path:
     return epath.Path(text)
 
 
+def anywhere(name: str, text: str | os.PathLike) -> str:
+    """An absolute path on this machine, or any address that fsspec reads from.
+
+    Args:
+      name: as in `path`, as is what is raised.
+      text: as the user wrote it.
+    """
+    text = os.fspath(text)
+    if not is_address(text):
+        return os.fspath(path(name, text))
+    kind = text.partition("://")[0].partition("::")[0]
+    if kind not in fsspec.available_protocols():
+        raise UserError(f"{name}={text}: no access to {kind}://; use a path on this machine")
+    _check_installed(name, text, kind)
+    return text
+
+
 def _check_installed(name: str, text: str, kind: str) -> None:
     try:
         fsspec.get_filesystem_class(kind)

@@ -1,5 +1,7 @@
 """Ordinary layers against their definitions."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 
 from multipath_jax.layers import ConvNorm, ConvStage, DenseLayer, batch_norm, max_pool_2x2
+from multipath_jax.layers.blocks import adaptive_average_pool
 
 X = jax.random.normal(jax.random.key(0), (2, 6, 8, 3))
 
@@ -36,6 +39,17 @@ def test_max_pool_of_rectified_maps_has_the_usual_gradient_through_the_relu():
 def test_max_pool_of_maps_too_small_says_so():
     with pytest.raises(ValueError, match=r"\(2, 1, 8, 3\) are too small"):
         max_pool_2x2(X[:, :1])
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 9])
+def test_adaptive_average_pool_is_of_windows_that_cover_the_maps(side):
+    """PyTorch's windows: the first and last pixels that are partly in each."""
+    expected = np.zeros((2, side, side, 3), np.float32)
+    for i, j in np.ndindex(side, side):
+        rows = slice(math.floor(i * 6 / side), math.ceil((i + 1) * 6 / side))
+        columns = slice(math.floor(j * 8 / side), math.ceil((j + 1) * 8 / side))
+        expected[:, i, j] = X[:, rows, columns].mean((1, 2))
+    np.testing.assert_allclose(adaptive_average_pool(X, side), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_conv_norm_normalizes_over_the_batch_in_training_and_by_its_statistics_later():

@@ -115,8 +115,9 @@ def test_pre_activation_bottleneck(features, strides):
 
 
 @pytest.mark.parametrize("make", BLOCKS)
-def test_the_identity_shortcut_subsamples_and_pads_with_zeros(make):
-    blocks = [make(12, 2, shortcut=shortcut) for shortcut in ("projection", "identity")]
+@pytest.mark.parametrize(("option", "before"), [("identity", 0), ("centered", 2)])
+def test_shortcuts_without_parameters_subsample_and_pad_with_zeros(make, option, before):
+    blocks = [make(12, 2, shortcut=shortcut) for shortcut in ("projection", option)]
     variables = variables_of(blocks[0])
     assert "projection" in variables["params"]
     without = variables_of(blocks[1])
@@ -124,7 +125,7 @@ def test_the_identity_shortcut_subsamples_and_pads_with_zeros(make):
     # All scales, shifts and pre-activation kernels at zero: only the shortcut is left.
     without["params"] = jax.tree.map(jnp.zeros_like, without["params"])
     expected = np.zeros((2, 3, 3, 12), np.float32)
-    expected[..., :8] = X[:, ::2, ::2]
+    expected[..., before : before + 8] = X[:, ::2, ::2]
     if make in (BasicBlock, Bottleneck):
         expected = relu(expected)
     np.testing.assert_array_equal(blocks[1].apply(without, X), expected)

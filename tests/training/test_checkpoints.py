@@ -10,10 +10,10 @@ from etils import epath
 from orbax.checkpoint import CheckpointManager
 
 from multipath_jax import checkpoints as ckpt
-from multipath_jax.checkpoints import transfer
 from multipath_jax.config.keys import default_config
 from multipath_jax.errors import UserError
 from multipath_jax.utils import storage
+from multipath_jax.weights.convert import listed
 
 pytestmark = [
     pytest.mark.usefixtures("collected"),
@@ -189,7 +189,7 @@ def test_a_part_alone_is_refused_unless_asked_for(setup, source, workdir):
     said = str(caught.value)
     assert f"{total - 6} of the {total} arrays" in said
     assert "shape: params/head/bias (10,) there and (100,) here, params/head/kernel" in said
-    assert "missing there: params/new/gate/b1, " in said
+    assert "missing there: params/new/gate/b1 (nearest there: params/router_1/gate/b1), " in said
     assert "--config.init_partial=True" in said
     ckpt.check_source(own, from_(source, partial=True), variables=other.variables)
     del params["head"], params["new"]
@@ -197,8 +197,8 @@ def test_a_part_alone_is_refused_unless_asked_for(setup, source, workdir):
 
 
 def test_long_lists_are_cut():
-    assert transfer._listed([*"abcdefgh"]) == "a, b, c, d, e, f, g, h"
-    assert transfer._listed([*"abcdefghij"]) == "a, b, c, d, e, f, g, h and 2 more"
+    assert listed([*"abcdefgh"]) == "a, b, c, d, e, f, g, h"
+    assert listed([*"abcdefghij"]) == "a, b, c, d, e, f, g, h and 2 more"
 
 
 def test_weights_of_nothing_alike_are_refused(setup, source, tmp_path):

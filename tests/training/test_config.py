@@ -44,6 +44,8 @@ def test_every_key_is_read_by_something():
         ("dataset.data_dir", "hf://a/b", "no access to hf://"),
         ("dataset.source", "gs://a/b", "must be a path on this machine"),
         ("compilation_cache", "ftp://a", "no access to ftp://"),
+        ("dataset.mean", "0.5", "1 numbers and dataset.std 0"),
+        ("dataset.std", "1, a", "is not of the form"),
         ("dataset.shift", -1, "at least 0"),
         ("dataset.size", -1, "at least 0"),
         ("dataset.crop", -224, "at least 0"),

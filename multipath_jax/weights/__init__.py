@@ -1,0 +1,28 @@
+"""Weights that came from elsewhere: their files, their names, and the same in our networks."""
+
+from multipath_jax.weights.convert import (
+    TELLING,
+    Comparison,
+    Reading,
+    compare,
+    convert,
+    to_file,
+)
+from multipath_jax.weights.files import StateDict, is_weights, read
+from multipath_jax.weights.layouts import ARCHITECTURES, LAYOUTS, Key, Layout
+
+__all__ = [
+    "ARCHITECTURES",
+    "LAYOUTS",
+    "TELLING",
+    "Comparison",
+    "Key",
+    "Layout",
+    "Reading",
+    "StateDict",
+    "compare",
+    "convert",
+    "is_weights",
+    "read",
+    "to_file",
+]

@@ -1,0 +1,244 @@
+"""Between the arrays of a file and the variables of a network."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.numpy
+
+from multipath_jax.errors import UserError
+from multipath_jax.utils.names import nearest
+from multipath_jax.weights.files import ABOUT, StateDict
+from multipath_jax.weights.layouts import LAYOUTS, Key, Layout, Place, Shape
+
+# Options, with their defaults, that change what a network computes with the same arrays.
+TELLING = {"shortcut": "projection"}
+
+
+# --- What fits -----------------------------------------------------------------------------------
+
+
+class Head(NamedTuple):
+    """A last layer of another number of outputs.
+
+    Attributes:
+      layer: its path in our network.
+      there, here: the outputs in the source, and in the network.
+    """
+
+    layer: str
+    there: int
+    here: int
+
+    def __str__(self) -> str:
+        return f"{self.layer} starts afresh: {self.there} classes there and {self.here} here"
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """The arrays of a network and those of a source that are to take their place.
+
+    Attributes:
+      fitting: our keys of those that are in both.
+      missing: the names there of those that are not there.
+      reshaped: of those that are there of another shape, with both shapes.
+      extra: of those that are there alone.
+      head: the layer of ``reshaped``, if it is one alone and differs by its outputs alone.
+    """
+
+    fitting: tuple[Key, ...]
+    missing: list[str]
+    reshaped: list[str]
+    extra: list[str]
+    head: Head | None = None
+
+    @property
+    def lines(self) -> list[str]:
+        """What a log has to say of it."""
+        return [
+            *([str(self.head)] if self.head else []),
+            f"missing there, so fresh: {', '.join(self._missing()) or 'none'}",
+            f"of another shape, so fresh: {', '.join(self.reshaped) or 'none'}",
+            f"extra there, so unused: {', '.join(self.extra) or 'none'}",
+        ]
+
+    def check(self, source: str, remedy: str, partial: bool = False, whole: bool = False) -> None:
+        """Raises UserError if anything but a head of other outputs does not fit.
+
+        Args:
+          source: for the error.
+          remedy: what to do about it.
+          partial: whether arrays may be missing or of another shape.
+          whole: whether all that is there has to be used, unless ``partial``.
+        """
+        if not self.fitting:
+            raise UserError(f"{source}: nothing in it fits this network")
+        unused = self.extra if whole else []
+        reasons = {
+            "of another shape": self.reshaped,
+            "missing there": self._missing(),
+            "extra there": unused,
+        }
+        only_head = self.head is not None and not self.missing and not unused
+        if not partial and not only_head and any(reasons.values()):
+            total = len(self.fitting) + len(self.missing) + len(self.reshaped)
+            said = "; ".join(f"{what}: {listed(names)}" for what, names in reasons.items() if names)
+            raise UserError(
+                f"{source} gives {len(self.fitting)} of the {total} arrays of this network "
+                f"({said}); {remedy}"
+            )
+
+    def _missing(self) -> list[str]:
+        """The names, each with the one there that is most like it."""
+        if not self.extra:
+            return self.missing
+        return [f"{name} (nearest there: {nearest(name, self.extra)})" for name in self.missing]
+
+
+def listed(names: list[str], most: int = 8) -> str:
+    """The first names, and how many follow."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def compare(
+    own: Mapping[Key, Shape], names: Mapping[Key, str], there: Mapping[str, Shape]
+) -> Comparison:
+    """What of a network's arrays is in a source.
+
+    Args:
+      own: the shapes that the network's arrays have there.
+      names: what they are called there.
+      there: the shapes of all that is there.
+    """
+    present = {key: there[names[key]] for key in own if names[key] in there}
+    reshaped = {key: (shape, own[key]) for key, shape in present.items() if shape != own[key]}
+    return Comparison(
+        fitting=tuple(key for key in present if key not in reshaped),
+        missing=sorted(names[key] for key in own if key not in present),
+        reshaped=sorted(
+            f"{names[key]} {there} there and {here} here" for key, (there, here) in reshaped.items()
+        ),
+        extra=sorted(there.keys() - {*names.values()}),
+        head=_head(reshaped),
+    )
+
+
+def _head(reshaped: Mapping[Key, tuple[Shape, Shape]]) -> Head | None:
+    """That of `Comparison`: a kernel, a bias or more, and in each one axis is another."""
+    layers = {"/".join(key[1:-1]) for key in reshaped}
+    changes = {
+        tuple(pair for pair in zip(there, here, strict=False) if pair[0] != pair[1])
+        for there, here in reshaped.values()
+    }
+    same_rank = all(len(there) == len(here) for there, here in reshaped.values())
+    has_bias = any(key[-1] == "bias" for key in reshaped)
+    if len(layers) != 1 or len(changes) != 1 or not (same_rank and has_bias):
+        return None
+    (layer,), (pairs,) = layers, changes
+    return Head(layer, *pairs[0]) if len(pairs) == 1 else None
+
+
+# --- From a file, and to one ---------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """A file's arrays as those of a network.
+
+    Attributes:
+      arrays: those that fit, by our keys and with our order of axes.
+      compared: what fits and what does not.
+      options: what the network has to be made with to compute what the file's did, by name.
+    """
+
+    arrays: dict[Key, np.ndarray]
+    compared: Comparison
+    options: dict[str, str]
+
+
+def convert(state: StateDict, shapes: Mapping[Key, Shape]) -> Reading:
+    """Finds a network's arrays in a file, by the layout of which the file has the most names.
+
+    Args:
+      state: what the file has.
+      shapes: of the network's variables, flattened.
+    """
+    found = [(layout, layout.places(shapes)) for layout in LAYOUTS]
+    layout, places = max(
+        found, key=lambda one: sum(place.name in state.arrays for place in one[1].values())
+    )
+    unknown = {key: Place("/".join(key), side=0) for key in shapes.keys() - places.keys()}
+    places |= unknown
+    arrays = dict(state.arrays)
+    for key, place in places.items():
+        if place.name in arrays and len(shapes[key]) == 2:
+            arrays[place.name] = _flattened(arrays[place.name])
+    compared = compare(
+        {key: _shape_there(shape, places[key]) for key, shape in shapes.items()},
+        {key: place.name for key, place in places.items()},
+        {name: array.shape for name, array in arrays.items()},
+    )
+    ours = {key: _to_ours(arrays[places[key].name], places[key]) for key in compared.fitting}
+    return Reading(ours, compared, _options(state, layout))
+
+
+def to_file(variables: Mapping[Key, np.ndarray], about: Mapping[str, Any]) -> bytes:
+    """A network's variables as a safetensors file, in others' names if they have such a network.
+
+    Args:
+      variables: flattened.
+      about: what else the file is to say, by the fields of `StateDict`; JSON.
+    """
+    shapes = {key: value.shape for key, value in variables.items()}
+    found = (layout.places(shapes) for layout in LAYOUTS)
+    places = next(places for places in found if places.keys() == shapes.keys())
+    arrays = {
+        place.name: np.ascontiguousarray(_to_theirs(variables[key], place))
+        for key, place in places.items()
+    }
+    return safetensors.numpy.save(arrays, {"format": "pt", ABOUT: json.dumps(about)})
+
+
+def _options(state: StateDict, layout: Layout) -> dict[str, str]:
+    """Those of `Reading`; a file that we wrote says them itself."""
+    if state.options is not None:
+        return {key: value for key, value in state.options.items() if key in TELLING}
+    needless = any(re.fullmatch(layout.unless, name) for name in state.arrays)
+    return {} if needless else dict(layout.options)
+
+
+def _flattened(array: np.ndarray) -> np.ndarray:
+    """The kernel of a dense layer, where timm's VGG has it as a convolution's."""
+    return array.reshape(len(array), -1) if array.ndim == 4 else array
+
+
+def _shape_there(shape: Shape, place: Place) -> Shape:
+    if not place.side or len(shape) == 1:
+        return shape
+    *size, inputs, outputs = shape
+    return (outputs, inputs, *size)
+
+
+def _to_ours(array: np.ndarray, place: Place) -> np.ndarray:
+    """``[o i h w]`` -> ``[h w i o]`` and ``[o i]`` -> ``[i o]``."""
+    if not place.side or array.ndim == 1:
+        return array
+    if array.ndim == 4:
+        return array.transpose(2, 3, 1, 0)
+    maps = array.reshape(len(array), -1, place.side, place.side)
+    return maps.transpose(2, 3, 1, 0).reshape(-1, len(array))
+
+
+def _to_theirs(array: np.ndarray, place: Place) -> np.ndarray:
+    """The other way round."""
+    if not place.side or array.ndim == 1:
+        return array
+    if array.ndim == 4:
+        return array.transpose(3, 2, 0, 1)
+    outputs = array.shape[-1]
+    maps = array.reshape(place.side, place.side, -1, outputs)
+    return maps.transpose(3, 2, 0, 1).reshape(outputs, -1)
