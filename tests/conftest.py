@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import tempfile
+import types
 
 # Before jax is imported: sharded code is tested on a mesh of two devices from the first day.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -68,6 +69,14 @@ def test_ends_its_processes(file_ends_its_processes):
 def within_memory():
     """Two processes of tests are to fit into a small machine's memory."""
     with memory.bounded():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def without_curves():
+    """Runs do not draw their curves: that takes as long as to train a small network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("multipath_jax.trainer.curves", types.SimpleNamespace(draw=lambda _: []))
         yield
 
 

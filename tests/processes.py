@@ -7,7 +7,7 @@ import pathlib
 import signal
 import sys
 import time
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 
 import pytest
 
@@ -23,13 +23,17 @@ def adopt_orphans() -> None:
 def children() -> set[int]:
     """The child processes; none where Linux's /proc is missing.
 
-    Python's own, which looks after shared memory until the end of this process, is left out.
+    Python's own are left out, which look after shared memory and fork others until the end of this
+    process.
     """
     found: set[int] = set()
     for thread in pathlib.Path("/proc/self/task").glob("*/children"):
         with contextlib.suppress(OSError):  # the thread has ended
             found.update(map(int, thread.read_text().split()))
-    return found - {resource_tracker._resource_tracker._pid}
+    return found - {
+        resource_tracker._resource_tracker._pid,
+        forkserver._forkserver._forkserver_pid,
+    }
 
 
 def end(earlier: set[int]) -> None:

@@ -67,7 +67,7 @@ def test_a_fault_of_the_program_keeps_its_traceback():
     assert "Traceback" in said
 
 
-PRINTS = "[print(n) for n in range(100_000)]; return 0"
+PRINTS = "[print(n) for n in range(20_000)]; return 0"
 HEAD = "{{ {}; echo status $? >&2; }} | head -1"
 
 

@@ -2,17 +2,13 @@
 
 import importlib.util
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
+from programs import Program
 
 from multipath_jax import compile_tpu
 from multipath_jax.errors import UserError
 
-ROOT = pathlib.Path(__file__).parents[1]
 PROGRAM = """
   %a = bf16[4,8]{1,0:T(8,128)} all-gather(%x), channel_id=1, frontend_attributes={chain_id="0"}
   %b = bf16[4,8]{1,0:T(8,128)S(1)} all-gather(%y), channel_id=1, frontend_attributes={chain_id="0"}
@@ -42,14 +38,8 @@ def test_a_data_set_that_is_not_there_takes_no_memory():
 
 
 def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "multipath_jax.compile_tpu", *arguments],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
-        cwd=ROOT,
-        timeout=1200,
-    )
+    """Exit status and output."""
+    return Program(compile_tpu.__file__, *arguments, XLA_FLAGS="").end(1200)
 
 
 @pytest.mark.parametrize(
@@ -62,10 +52,10 @@ def run(*arguments):
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments, message):
-    done = run(*arguments)
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+    status, said = run(*arguments)
+    assert status == 2, said
+    assert message in said.splitlines()[-1]
+    assert "Traceback" not in said
 
 
 @pytest.mark.slow
@@ -75,8 +65,8 @@ def test_bad_input_is_one_line_and_status_2(arguments, message):
 def test_a_step_compiles_for_a_slice(tmp_path):
     out = tmp_path / "found.json"
     flags = ["--config.mesh.path=2", "--config.batch_size=64", f"--json={out}"]
-    done = run("--config=cifar:ResNet8-2-CC", "--topology=v5e:2x2", *flags)
-    assert done.returncode == 0, done.stderr
+    status, said = run("--config=cifar:ResNet8-2-CC", "--topology=v5e:2x2", *flags)
+    assert status == 0, said
     found = json.loads(out.read_text())
     assert found["mesh"] == {"data": 2, "path": 2}
     assert 0 < found["memory"] < 1 << 30

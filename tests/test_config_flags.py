@@ -160,6 +160,7 @@ def test_the_networks_of_table_4_are_trained_as_the_table_counts_them(name):
     assert create_model(name, classes) is not None
 
 
+@pytest.mark.slow  # the sizes, once more
 @pytest.mark.parametrize("name", ["ResNet18-2-CC", "ResNet50-2-CC"])
 def test_the_routed_networks_have_the_papers_sizes_by_their_recipes(name):
     config = imagenet(TABLE_4[name])
@@ -182,7 +183,14 @@ def test_every_network_has_a_recipe_for_a_folder(name):
     assert config.model.name == name
 
 
-@pytest.mark.parametrize("name", ["BaseCNN-2-CC", "CapsNet", "VGG16", "VGG13-2-CC", "ResNet34"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "BaseCNN-2-CC",
+        "VGG13-2-CC",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("CapsNet", "VGG16", "ResNet34")),
+    ],
+)
 def test_networks_take_the_crops_of_a_folder(name):
     config = recipe("folder")(name)
     crop, model = config.dataset.crop, create_model(name, 7)

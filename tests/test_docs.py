@@ -82,6 +82,7 @@ def test_weights_go_in_and_out(at_home, digits_run):
     assert pathlib.Path("r20.safetensors").is_file()
 
 
+@pytest.mark.slow  # the README and examples train networks of one's own as well
 def test_a_network_is_trained(at_home, monkeypatch):
     documents.train_shortly(monkeypatch, fits=2)
     names = documents.run(DOCS / "own_network.md")

@@ -22,6 +22,7 @@ def at_home(digits_run, tmp_path, monkeypatch):
     monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(digits_run.parent / "tfds"))
 
 
+@pytest.mark.slow  # trains to an accuracy
 def test_a_network_of_ones_own(at_home, capsys):
     names = run("own_network")
     assert names["accuracy"] > 0.9  # seeds 0, 1 and 2: 0.961, 0.972 and 0.955

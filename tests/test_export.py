@@ -19,7 +19,7 @@ from multipath_jax.errors import Failure
 from multipath_jax.models import family_of
 from multipath_jax.runs import load_run
 
-BATCHES = (1, 3, 8)
+BATCHES = (1, 3)
 
 # The usage that the program prints, in a process without this package.
 BARE = """
@@ -69,7 +69,13 @@ def of_name(run, name, shape):
     return dataclasses.replace(run, model=model, variables=variables, description=described)
 
 
-@pytest.mark.parametrize(("name", "shape"), [("BaseCNN-2-CP", (8, 8, 3)), ("CapsNet", (17, 17, 1))])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("BaseCNN-2-CP", (8, 8, 3)),
+        pytest.param("CapsNet", (17, 17, 1), marks=pytest.mark.slow),
+    ],
+)
 def test_other_networks_answer_alike(run, name, shape):
     other = of_name(run, name, shape)
     network = jax.export.deserialize(bytearray(export.artifact(other)))

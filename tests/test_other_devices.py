@@ -3,12 +3,11 @@
 import contextlib
 import os
 import re
-import subprocess
-import sys
 
 import pytest
 from etils import epath
 from PIL import Image
+from programs import Program
 from weights import random_like
 
 from multipath_jax import checkpoints as ckpt
@@ -54,19 +53,18 @@ def test_evaluation_and_prediction_on_other_devices(spread, tmp_path, capsys, co
     Image.fromarray(image).save(picture)
     expected = run.evaluate()
     capsys.readouterr()  # a slow machine says that it is evaluating
-    assert predict.main([f"--workdir={spread}", str(picture)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predict, "load_run", lambda *_: run)
+        assert predict.main([f"--workdir={spread}", str(picture)]) == 0
     table = capsys.readouterr().out
     flags = f"--xla_force_host_platform_device_count={count} --xla_backend_optimization_level=0"
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAMS, str(spread), str(picture), str(count)],
-        env=os.environ | {"XLA_FLAGS": flags},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert table in done.stdout
-    found = dict(re.findall(r"^(\w[\w ]*) ([\d.]+)(?: %)?$", done.stdout, re.MULTILINE))
+    script = tmp_path / "programs.py"
+    script.write_text(PROGRAMS)
+    status, said = Program(script, spread, picture, count, XLA_FLAGS=flags).end()
+    assert status == 0, said
+    assert table in said
+    found = dict(re.findall(r"^(\w[\w ]*) ([\d.]+)(?: %)?$", said, re.MULTILINE))
     # What is printed is rounded to four places, and to two.
     assert float(found["loss"]) == pytest.approx(expected["loss"], abs=1.1e-4)
     assert float(found["error"]) == pytest.approx(expected["error"], abs=0.0051)
-    assert "the data differ from those of training" not in done.stdout
+    assert "the data differ from those of training" not in said

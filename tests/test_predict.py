@@ -47,8 +47,10 @@ NAMES = ["a.png", "b.jpg", "c.PNG", "d.gif", "inside/e.webp"]
 
 
 def answer(capsys, run, *argv):
-    """Exit status, lines, and what was said about the rest."""
-    status = predict.main([f"--workdir={run.workdir}", *map(str, argv)])
+    """Exit status, lines, and what was said about the rest; the run is not loaded anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predict, "load_run", lambda *_: run)
+        status = predict.main([f"--workdir={run.workdir}", *map(str, argv)])
     out, err = capsys.readouterr()
     return status, out.splitlines(), err
 

@@ -241,6 +241,8 @@ def test_a_loss_on_gates_and_scores_goes_through_the_written_out_backward_pass()
         gates = jax.nn.softmax(scores)
         return routing.Route(routing.cross_connect(xs, gates), scores, gates)
 
+    @functools.partial(jax.jit, static_argnums=0)
+    @functools.partial(jax.value_and_grad, argnums=(2, 3))
     def loss(route, weights, xs, params):
         found = route(xs, params)
         return sum(
@@ -251,8 +253,7 @@ def test_a_loss_on_gates_and_scores_goes_through_the_written_out_backward_pass()
     # Each alone, so that none hides behind the others.
     for weights in (*np.eye(3), np.ones(3)):
         found, expected = (
-            jax.value_and_grad(functools.partial(loss, route, weights), (0, 1))(xs, params)
-            for route in (routing.route, by_autodiff)
+            loss(route, weights, xs, params) for route in (routing.route, by_autodiff)
         )
         assert max(abs(leaf).max() for leaf in jax.tree.leaves(expected[1])) > 1e-2
         assert_close(found, exact(expected), "float64")

@@ -83,8 +83,15 @@ def test_a_broken_description_is_said_to_be_one(copy, text):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("damage", [flip, empty, remove])
-@pytest.mark.parametrize("step", ["1", "2"])
+@pytest.mark.parametrize(
+    ("damage", "step"),
+    [
+        (flip, "1"),
+        pytest.param(flip, "2", marks=pytest.mark.slow),
+        (empty, "2"),
+        pytest.param(remove, "2", marks=pytest.mark.slow),
+    ],
+)
 def test_a_damaged_checkpoint_is_said_to_be_one(copy, damage, step):
     damage(copy / ckpt.FOLDER / step)
     with pytest.raises(UserError, match=rf"checkpoint of step {step} is damaged") as caught:

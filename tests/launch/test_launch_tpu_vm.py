@@ -284,6 +284,7 @@ def test_a_wait_survives_polls_that_fail(cloud):
     assert err.count("network") == 3
 
 
+@pytest.mark.slow
 def test_a_wait_does_not_poll_in_vain_for_ever(cloud):
     cloud.tell(**{"queued-resources": ["PROVISIONING"]})
     process = cloud.start(cloud.script, "create", "--wait", *TPU, env={"TPU_POLL_SECONDS": "0.1"})
@@ -348,6 +349,7 @@ def environments(cloud, index):
     return sorted(path.name for path in cloud.file(index, "venvs").iterdir())
 
 
+@pytest.mark.slow
 def test_setup_leaves_the_environment_of_a_live_run_alone(ready):
     ready.train(*FLAGS)
     earlier = environments(ready, 0)
@@ -363,6 +365,7 @@ def test_setup_leaves_the_environment_of_a_live_run_alone(ready):
     assert environments(ready, 0) != earlier
 
 
+@pytest.mark.slow
 def test_a_setup_that_gcloud_begins_twice_installs_once(cloud):
     cloud.tell(connection_breaks=True)
     said = cloud.ok("setup")
@@ -767,6 +770,7 @@ def test_keep_goes_on_after_a_preemption(cloud):
     assert "costs" not in err
 
 
+@pytest.mark.slow
 def test_keep_starts_what_was_stopped_from_outside_again(cloud):
     process = keep(cloud, retries=0)
     wait_until(lambda: len(cloud.calls("runs")) == WORKERS)
@@ -818,6 +822,7 @@ def test_keep_that_is_interrupted_says_that_the_tpu_costs(cloud):
     assert all(alive(cloud.group(index)) for index in range(WORKERS))
 
 
+@pytest.mark.slow
 def test_keep_does_not_wait_for_a_host_that_hangs_beyond_its_hours(cloud):
     (cloud.folder / "bin/ssh-add").write_text("#!/bin/sh\nexec sleep 60\n")
     began = time.monotonic()
@@ -834,15 +839,15 @@ def test_keep_does_not_wait_for_a_host_that_hangs_beyond_its_hours(cloud):
 @pytest.mark.parametrize(
     "words",
     [
-        ["create"],
+        pytest.param(["create"], marks=pytest.mark.slow),
         ["create", "--wait", "--capacity=on-demand"],
         ["create", "--node-count=2", "--release-track=alpha"],
-        ["setup"],
+        pytest.param(["setup"], marks=pytest.mark.slow),
         ["setup", "--repo=https://example.com/a.git", "--ref=v1"],
         ["train", "--", *FLAGS, "--config.train_for=2 epochs", "--config.name=it's"],
-        ["logs", "--worker=1", "--lines=5"],
+        pytest.param(["logs", "--worker=1", "--lines=5"], marks=pytest.mark.slow),
         ["stop", "--ssh-flag=--internal-ip"],
-        ["outcome"],
+        pytest.param(["outcome"], marks=pytest.mark.slow),
         ["status"],
         ["delete", "--yes"],
     ],

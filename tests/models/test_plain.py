@@ -38,19 +38,14 @@ def of_gate(c, n, d=16):
     return c * d + d + d * n + n
 
 
-@pytest.mark.parametrize(("name", "millions"), [("BaseCNN", 0.55), ("DeepCNN", 2.045)])
-def test_a_single_path_has_the_printed_size(name, millions):
-    assert count(multipath_jax.create_model(name)) / 1e6 == pytest.approx(millions, rel=0.01)
-
-
-@pytest.mark.parametrize("x", [1, 2, 3, 7])
+@pytest.mark.parametrize("x", [1, 3])
 def test_cross_connections_add_only_their_gates(x):
     gates = of_gate(3, x) + sum(x * of_gate(c, x) for c in (32, 64, 128, 32))
     assert count(multipath_jax.create_model(f"BaseCNN-{x}")) == x * of_base_cnn()
     assert count(multipath_jax.create_model(f"BaseCNN-{x}-CC")) == x * of_base_cnn() + gates
 
 
-@pytest.mark.parametrize("x", [1, 2, 3])
+@pytest.mark.parametrize("x", [1, 3])
 def test_cross_predictions_replace_four_layers(x):
     """Conv 1, 3, 5 and dense 2 predict X outputs each; the gates see what enters them."""
     convs = (
@@ -65,7 +60,12 @@ def test_cross_predictions_replace_four_layers(x):
 
 
 @pytest.mark.parametrize(
-    ("name", "routers"), [("BaseCNN-2-CC", 5), ("BaseCNN-2-CP", 4), ("DeepCNN-2-CC", 6)]
+    ("name", "routers"),
+    [
+        ("BaseCNN-2-CC", 5),
+        ("BaseCNN-2-CP", 4),
+        pytest.param("DeepCNN-2-CC", 6, marks=pytest.mark.slow),
+    ],
 )
 def test_gates_are_recorded_router_by_router(name, routers):
     model = multipath_jax.create_model(name)
@@ -93,10 +93,8 @@ def test_without_routing_the_response_is_the_mean_of_separate_networks():
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(
-    "overrides",
-    [{"custom_vjp": False}, pytest.param({"execution": "grouped"}, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", [{"custom_vjp": False}, {"execution": "grouped"}])
 def test_the_switches_change_no_parameter_and_no_result(overrides):
     images = SMALL.astype(jnp.float64)
 

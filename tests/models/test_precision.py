@@ -3,15 +3,14 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import pytest
+import networks
 
-from multipath_jax import create_model, list_models
 from multipath_jax.models import family_of
 
 
 def traced(name):
     """Types of the parameters, of the statistics after a step, of what layers record and give."""
-    model = create_model(name, 10, dtype=jnp.bfloat16)
+    model = networks.create_small(name, dtype=jnp.bfloat16)
     images = jax.ShapeDtypeStruct((4, *family_of(name).image_shape), jnp.float32)
     outputs = []
 
@@ -37,14 +36,7 @@ def traced(name):
     return jax.eval_shape(run, images), outputs
 
 
-FAMILIES = [family_of(name) for name in list_models()]
-NAMES = [  # those whose family had its turn are slow tests
-    pytest.param(name, marks=pytest.mark.slow if family in FAMILIES[:number] else ())
-    for number, (name, family) in enumerate(zip(list_models(), FAMILIES, strict=True))
-]
-
-
-@pytest.mark.parametrize("name", NAMES)
+@networks.each()
 def test_what_is_kept_and_decided_upon_is_float32(name):
     (params, logits, updates), outputs = traced(name)
     for leaf in jax.tree.leaves((params, logits, updates)):

@@ -1,4 +1,4 @@
-"""VGG16 against Table 2, and Section 7's VGG13."""
+"""Section 7's VGG13, and VGG16."""
 
 import jax
 import jax.numpy as jnp
@@ -42,28 +42,21 @@ def of_gate(c, n, d=16):
     return c * d + d + d * n + n
 
 
-def test_vgg16_has_table_2_s_size():
-    # 13 convolutions with BatchNorm, 14.723M, and Section 7's two dense layers of 256: 14.92M.
-    # Without them it would be 14.73M, with two of 512 15.25M; printed 14.9.
-    assert count("VGG16", 32) == 14_923_850
-    assert abs(14.923850 - 14.9) <= 0.05
-
-
-@pytest.mark.parametrize("size", [32, 64, 224])
+@pytest.mark.parametrize("size", [32, 224])
 def test_vgg13_is_section_7_s(size):
     assert count("VGG13", size, 100) == of_vgg13(size, 100)
     flat = shapes("VGG13", size)["dense_1"]["dense"]["kernel"].shape[0]
     assert flat == (size // 32) ** 2 * 256  # 7 x 7 x 256 for the paper's 224
 
 
-@pytest.mark.parametrize("x", [1, 2, 5])
+@pytest.mark.parametrize("x", [1, 3])
 def test_cross_connections_add_only_their_gates(x):
     seen = (32, 64, 128, 256, 256, 256)  # after five poolings and the first dense layer
     gates = of_gate(3, x) + x * sum(of_gate(c, x) for c in seen)
     assert count(f"VGG13-{x}-CC", 224, 100) == x * of_vgg13(224, 100) + gates
 
 
-@pytest.mark.parametrize("x", [1, 2, 5])
+@pytest.mark.parametrize("x", [1, 3])
 def test_routers_are_numbered_as_in_section_7(x):
     model = create_model(f"VGG13-{x}-CC", 4)
 

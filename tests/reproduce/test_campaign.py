@@ -202,7 +202,10 @@ def test_spent_minutes_stop_at_a_checkpoint_and_the_same_command_goes_on(
     assert metrics(tmp_path) == metrics(undisturbed)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_signals_stop_at_a_checkpoint(data_dir, tmp_path, monkeypatch, capsys, number, status):
     monkeypatch.setattr(campaign_lib, "train_trials", partial(signalled, number))
     assert main(command(tmp_path, data_dir)) == status

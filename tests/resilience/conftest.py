@@ -1,7 +1,7 @@
 """Runs as processes of their own, which end with the test."""
 
 import pytest
-from runs import Program
+from runs import Run
 
 
 @pytest.fixture
@@ -9,10 +9,10 @@ def program(data_dir):
     started = []
 
     def start(workdir, **options):
-        started.append(Program(data_dir, workdir, **options))
+        started.append(Run(data_dir, workdir, **options))
         return started[-1]
 
     yield start
     for one in started:
-        one.process.kill()
-        one.process.wait()
+        one.kill()
+        one.end()

@@ -1,10 +1,15 @@
 """Runs of the small network as processes of their own, which can be killed."""
 
-import os
 import pathlib
-import subprocess
 import sys
 import time
+
+from programs import Program
+
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "training"))
+import tiny
+
+from multipath_jax import recipes
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -20,32 +25,32 @@ RECIPE = {
 }
 
 
-class Program:
+def train(data_dir, workdir, **changes):
+    """The same run in this process."""
+    config = recipes.digits()
+    own = {"model.name": "own:Tiny", "dataset.data_dir": str(data_dir)}
+    config.update_from_flattened_dict(RECIPE | own | changes)
+    tiny.train(config, workdir)
+
+
+class Run(Program):
     """`multipath_jax.main`, which knows `tiny.Tiny` by name."""
 
     def __init__(
         self, data_dir, workdir, environment=None, flags=(), seconds_a_step=None, **changes
     ):
         config = RECIPE | {"dataset.data_dir": data_dir} | changes
-        command = [sys.executable, str(ROOT / "tests" / "training" / "tiny.py")]
-        command += [f"--workdir={workdir}", f"--config={ROOT / 'configs' / 'digits.py'}"]
-        command += [f"--config.{key}={value}" for key, value in config.items()]
-        command += flags
-        environment = {"PYTHONUNBUFFERED": "1"} | (environment or {})
+        arguments = [f"--workdir={workdir}", f"--config={ROOT / 'configs' / 'digits.py'}"]
+        arguments += [f"--config.{key}={value}" for key, value in config.items()]
+        environment = environment or {}
         if seconds_a_step:
-            environment["SECONDS_A_STEP"] = str(seconds_a_step)
-        self.process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=os.environ | environment,
-        )
+            environment = environment | {"SECONDS_A_STEP": str(seconds_a_step)}
+        super().__init__(ROOT / "tests" / "training" / "tiny.py", *arguments, *flags, **environment)
 
     def wait_for(self, text):
         """Reads its output up to a line with the text; gives what was read."""
         read = []
-        for line in self.process.stdout:
+        for line in self.stdout:
             read.append(line)
             if text in line:
                 return "".join(read)
@@ -54,10 +59,5 @@ class Program:
     def send(self, number, after=0.0):
         """Sends a signal; gives the exit status and the rest of the output."""
         time.sleep(after)
-        self.process.send_signal(number)
+        self.send_signal(number)
         return self.end()
-
-    def end(self):
-        """Waits for its end; the exit status and the rest of the output."""
-        output, _ = self.process.communicate(timeout=240)
-        return self.process.returncode, output

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 from buckets import Buckets
-from runs import ROOT, Program
+from runs import ROOT, train
 from workdirs import lines, saved
 
 ONE_DEVICE = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
@@ -67,8 +67,7 @@ def assert_close(workdir, other):
 @pytest.fixture(scope="module")
 def one(data_dir, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("one") / "run"
-    status, output = Program(data_dir, workdir, ONE_DEVICE, **RECIPE).end()
-    assert status == 0, output
+    train(data_dir, workdir, **RECIPE)
     return workdir
 
 
@@ -87,12 +86,13 @@ def test_several_processes_are_one_run(together, one, tmp_path, count):
         assert "wrote" not in said
 
 
+@pytest.mark.slow
 def test_several_processes_are_one_run_in_a_bucket(together, one, bucket, tmp_path):
     """Killed in the middle, and gone on from; the first writes, all read."""
     runs = together(f"{bucket}/run", 2, log_every="1 step", seconds_a_step=0.3)
     runs[0].wait_for("step 9/12")
     for run in runs:
-        run.process.kill()
+        run.kill()
     assert [run.end()[0] for run in runs] == [-signal.SIGKILL] * 2
     said = ended(together(f"{bucket}/run", 2))
     assert re.search(r"resuming at step [48] of gs://bucket/run", said)
@@ -118,7 +118,7 @@ def test_another_number_of_processes_goes_on(together, one, tmp_path):
         runs = together(workdir, count, log_every="1 step", seconds_a_step=0.5)
         runs[0].wait_for(f"step {len(stops) * 4 + 2}/12")
         for run in runs:
-            run.process.send_signal(signal.SIGTERM)
+            run.send_signal(signal.SIGTERM)
         ends = [run.end() for run in runs]
         assert [status for status, _ in ends] == [143] * count, ends
         stops.append(saved(workdir)[0])
@@ -130,7 +130,7 @@ def test_another_number_of_processes_goes_on(together, one, tmp_path):
 def test_a_signal_to_one_process_stops_all_at_one_step(together, tmp_path):
     runs = together(tmp_path / "run", 2, train_for="5000 steps", log_every="1 step")
     runs[0].wait_for("step 2/5000")
-    runs[1].process.send_signal(signal.SIGTERM)  # not to the one that writes
+    runs[1].send_signal(signal.SIGTERM)  # not to the one that writes
     ends = [run.end() for run in runs]
     assert [status for status, _ in ends] == [143, 143], ends
     assert "stopped at step" in ends[0][1]

@@ -1,7 +1,7 @@
 """What the config offers beyond the paper, all at once in whole runs of a small network."""
 
-import subprocess
-import sys
+import os
+import types
 
 import jax
 import numpy as np
@@ -14,7 +14,6 @@ from multipath_jax import checkpoints as ckpt
 from multipath_jax import main
 from multipath_jax.errors import UserError
 from multipath_jax.trainer import train
-from multipath_jax.training.setup import Setup
 
 TOTAL = 10
 BEYOND = {
@@ -56,7 +55,7 @@ def test_a_run_that_stops_and_goes_on_is_the_same_run(undisturbed, workdir):
     stopped = tiny.train(config, workdir, should_stop=lambda: next(calls), steps_per_call=3)
     assert stopped.step == 3
     tiny.train(config, workdir)
-    setup = tiny.make_setup(config)
+    setup = tiny.setup_of(config)
     jax.tree.map(np.testing.assert_array_equal, final(workdir, setup), final(whole, setup))
     assert lines(workdir) == lines(whole)
 
@@ -69,7 +68,7 @@ def test_a_run_begins_with_the_warm_up_and_ends_at_the_foot_of_the_cosine(undist
 
 def test_the_average_is_what_is_evaluated_kept_and_started_from(undisturbed):
     workdir, config, result = undisturbed
-    setup = tiny.make_setup(config)
+    setup = tiny.setup_of(config)
     state = final(workdir, setup).state
     measured = setup.evaluate(state.average)
     assert result.test.items() >= measured.items()
@@ -85,11 +84,13 @@ def test_the_average_is_what_is_evaluated_kept_and_started_from(undisturbed):
     jax.tree.map(np.testing.assert_array_equal, started, best)
 
 
-def test_a_run_on_held_out_images_says_so_everywhere(tiny_by_name, data_dir, workdir, capsys):
+def test_a_run_on_held_out_images_says_so_everywhere(
+    tiny_by_name, data_dir, workdir, capsys, monkeypatch
+):
     config = recipe(data_dir, **tiny.NAMED, **{"dataset.holdout": 142})
-    result = train(config, workdir)
+    result = tiny.train(config, workdir)
     assert result.evaluated == "held_out"
-    setup = Setup(config)
+    setup = tiny.setup_of(config)
     assert (len(setup.dataset.train), len(setup.dataset.test)) == (1300, 142)
     evaluations = [line for line in lines(workdir) if "held_out/error" in line]
     assert [line["step"] for line in evaluations] == [5, TOTAL]
@@ -100,10 +101,14 @@ def test_a_run_on_held_out_images_says_so_everywhere(tiny_by_name, data_dir, wor
     assert f"held-out error {result.test['error']:.2f} %  " in said
     assert f"\nheld-out error {result.test['error']:.2f} % (best of the run" in said
     assert "test error" not in said
-    command = [sys.executable, tiny.__file__, "--mode=eval", f"--workdir={workdir}"]
-    found = subprocess.run([*command, "--checkpoint=latest"], capture_output=True, text=True)
-    assert f"step {TOTAL}, digits, 142 training images held out\n" in found.stdout
-    assert f"\nerror {result.test['error']:.2f} %\n" in found.stdout
+    flags = {"WORKDIR": os.fspath(workdir), "CHECKPOINT": "latest"}
+    for flag, value in flags.items():
+        monkeypatch.setattr(main, flag, types.SimpleNamespace(value=value))
+    monkeypatch.setattr(main.config_flags, "CONFIG", types.SimpleNamespace(value=None))
+    assert main._evaluate() == 0
+    printed = capsys.readouterr().out
+    assert f"step {TOTAL}, digits, 142 training images held out\n" in printed
+    assert f"\nerror {result.test['error']:.2f} %\n" in printed
 
 
 @pytest.mark.parametrize(

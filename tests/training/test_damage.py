@@ -42,7 +42,7 @@ def recipe(data_dir, **changes):
 def whole(data_dir, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
     tiny.train(recipe(data_dir), workdir)
-    return final(workdir, tiny.make_setup(recipe(data_dir)))
+    return final(workdir, tiny.setup_of(recipe(data_dir)))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_a_damaged_checkpoint_is_gone_behind(data_dir, workdir, stopped, whole, 
     assert "resuming at step 7 of" in printed
     assert [path.name for path in (workdir / ckpt.DAMAGED).iterdir()] == ["9"]
     jax.tree.map(
-        np.testing.assert_array_equal, final(workdir, tiny.make_setup(recipe(data_dir))), whole
+        np.testing.assert_array_equal, final(workdir, tiny.setup_of(recipe(data_dir))), whole
     )
 
 
@@ -97,7 +97,7 @@ def test_a_run_begins_afresh_only_if_it_is_told_to(data_dir, workdir, stopped, w
         moved = workdir / ckpt.EARLIER / path.relative_to(workdir)
         assert path == lock or after[moved] == content
     jax.tree.map(
-        np.testing.assert_array_equal, final(workdir, tiny.make_setup(recipe(data_dir))), whole
+        np.testing.assert_array_equal, final(workdir, tiny.setup_of(recipe(data_dir))), whole
     )
     assert [line["step"] for line in lines(workdir)] == [5, 10, 15, 20, 22]
 
@@ -134,7 +134,7 @@ def test_what_a_resumed_run_writes_again_is_kept_aside(data_dir, workdir, stoppe
     assert dropped.read_bytes() == b"\n".join(spoilt) + b"\n"
     assert [line["step"] for line in lines(workdir)] == [5, 10, 15, 20, 22]
     jax.tree.map(
-        np.testing.assert_array_equal, final(workdir, tiny.make_setup(recipe(data_dir))), whole
+        np.testing.assert_array_equal, final(workdir, tiny.setup_of(recipe(data_dir))), whole
     )
 
 
@@ -149,7 +149,7 @@ def test_a_checkpoint_of_another_network_is_not_called_damaged(data_dir, workdir
 @pytest.fixture(scope="module")
 def two(data_dir, tmp_path_factory):
     """A workdir with checkpoints at steps 1 and 2, and the parts of its run."""
-    found = tiny.make_setup(recipe(data_dir))
+    found = tiny.setup_of(recipe(data_dir))
     workdir = tmp_path_factory.mktemp("two")
     with contextlib.closing(ckpt.Checkpoints(workdir)) as checkpoints:
         for step in (1, 2):

@@ -85,7 +85,7 @@ def test_of_several_processes_the_first_alone_writes(data_dir, workdir, monkeypa
     user = hooks_lib.UserHook(hook)
     user(1, {"train/loss": 1.0})
     assert seen == []
-    plan = tiny.make_setup(recipe(data_dir)).plan
+    plan = tiny.setup_of(recipe(data_dir)).plan
     with hooks_lib.Log(plan, hooks_lib.Clock(plan, 1, 0), workdir, 0, float) as log:
         log.say("nobody hears it")
     assert not workdir.exists()

@@ -2,13 +2,13 @@
 
 import os
 import pathlib
-import subprocess
 import sys
 from functools import partial
 
 import numpy as np
 import pytest
 import tiny
+from programs import Program
 from workdirs import assert_same_end, lines
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "data"))
@@ -22,7 +22,7 @@ from multipath_jax.trainer import Trainer, train
 from multipath_jax.training.setup import Setup
 from multipath_jax.training.sources import Encoded
 
-TRAIN, TEST, BATCH, TOTAL = 42, 13, 8, 60  # twelve epochs of five batches
+TRAIN, TEST, BATCH, TOTAL = 42, 13, 8, 30  # six epochs of five batches
 
 RECIPE = tiny.NAMED | {
     "dataset.name": "photos",
@@ -38,7 +38,7 @@ RECIPE = tiny.NAMED | {
     "schedule.boundaries": "",
     "schedule.learning_rate": 0.05,
     "log_every": "1 step",
-    "eval_every": "6 epochs",
+    "eval_every": "3 epochs",
     "checkpoint_every": "7 steps",
 }
 
@@ -61,19 +61,19 @@ def undisturbed(tiny_by_name, photo_dir, tmp_path_factory):
     """A run from start to end: its workdir, config and result."""
     workdir = tmp_path_factory.mktemp("undisturbed")
     config = recipe(photo_dir)
-    return workdir, config, train(config, workdir)
+    return workdir, config, tiny.train(config, workdir)
 
 
 def test_a_run_learns_and_measures_both_ways(undisturbed):
     workdir, config, result = undisturbed
-    assert isinstance(Setup(config).source, Encoded)
+    assert isinstance(tiny.setup_of(config).source, Encoded)
     logged = lines(workdir)
     losses = [line["train/loss"] for line in logged if "train/loss" in line]
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
     errors = {"error", "top5_error", "ten_crop_error", "ten_crop_top5_error"}
     assert result.test.keys() == {"loss", *errors}
     # Ten crops take ten times as long: they are looked at when training has ended.
-    assert [line["step"] for line in logged if "test/error" in line] == [30, TOTAL]
+    assert [line["step"] for line in logged if "test/error" in line] == [15, TOTAL]
     assert [line["step"] for line in logged if "test/ten_crop_error" in line] == [TOTAL]
 
 
@@ -82,7 +82,7 @@ def test_what_comes_after_training_sees_the_center_crops(undisturbed):
     run = load_run(workdir)
     assert run.description.image_shape == (24, 24, 3)
     split = run.test(limit=3)
-    whole = Setup(config).dataset.test.load(np.arange(3))
+    whole = tiny.setup_of(config).dataset.test.load(np.arange(3))
     np.testing.assert_array_equal(split.images, whole.images[:, 4:28, 4:28])
     np.testing.assert_array_equal(split.labels, whole.labels)
     assert run.logits(split.images).shape == (3, run.description.num_classes)
@@ -91,7 +91,7 @@ def test_what_comes_after_training_sees_the_center_crops(undisturbed):
 def test_a_run_that_stops_and_goes_on_is_the_same_run(undisturbed, photo_dir, tmp_path):
     """In the middle of an epoch, and between two checkpoints."""
     whole, config, result = undisturbed
-    fit = partial(Trainer(config).fit, tmp_path, steps_per_call=4)
+    fit = partial(tiny.train, config, tmp_path, steps_per_call=4)
     assert fit(should_stop=lambda: True).step == 1  # the first log
     calls = iter([False] * 6 + [True])
     assert fit(should_stop=lambda: next(calls)).step == 8
@@ -101,41 +101,35 @@ def test_a_run_that_stops_and_goes_on_is_the_same_run(undisturbed, photo_dir, tm
 
 def program(workdir, folder, *flags, **changes):
     """The same run as a process of its own."""
-    command = [sys.executable, tiny.__file__, f"--workdir={workdir}", *flags]
-    command += [f"--config={pathlib.Path(tiny.__file__).parents[2] / 'configs' / 'digits.py'}"]
+    arguments = [f"--workdir={workdir}", *flags]
+    arguments += [f"--config={pathlib.Path(tiny.__file__).parents[2] / 'configs' / 'digits.py'}"]
     own = {"dataset.data_dir": folder, "tensorboard": "off"} | RECIPE | changes
-    command += [f"--config.{key}={value}" for key, value in own.items()]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )
+    arguments += [f"--config.{key}={value}" for key, value in own.items()]
+    return Program(tiny.__file__, *arguments)
 
 
 def test_a_killed_run_goes_on_to_the_same_end(undisturbed, photo_dir, tmp_path):
-    """kill -9 in mid-epoch, with workers; then the rest, without any."""
+    """kill -9 in mid-epoch, with a worker; then the rest, without any."""
     whole, config, _ = undisturbed
-    changes = {"dataset.workers": 2}
+    changes = {"dataset.workers": 1}
     run = program(tmp_path, photo_dir, **changes)
     for line in run.stdout:
-        if line.startswith("step 22/"):  # the checkpoint of step 7 has been written, or 14's too
+        if line.startswith("step 18/"):  # the checkpoint of step 7 has been written, or 14's too
             break
     else:
-        raise AssertionError("the run did not get to step 22")
+        raise AssertionError("the run did not get to step 18")
     run.kill()
-    run.communicate(timeout=60)  # ends when all have that hold the pipe, the workers too
+    run.end(timeout=60)  # ends when all have that hold the pipe, the workers too
     assert 0 < ckpt.Checkpoints(tmp_path).latest < TOTAL
-    train(config, tmp_path)
+    tiny.train(config, tmp_path)
     assert_same_end(tmp_path, whole)
 
 
 def test_evaluation_prints_what_the_run_found(undisturbed, photo_dir):
     whole, _, result = undisturbed
-    run = program(whole, photo_dir, "--mode=eval", "--checkpoint=latest", **{"dataset.workers": 1})
-    said, _ = run.communicate(timeout=120)
-    assert run.returncode == 0, said
+    run = program(whole, photo_dir, "--mode=eval", "--checkpoint=latest")
+    status, said = run.end(timeout=120)
+    assert status == 0, said
     for name in ("error", "top5_error", "ten_crop_error", "ten_crop_top5_error"):
         assert f"\n{name.replace('_', ' ')} {result.test[name]:.2f} %" in said
 
@@ -159,6 +153,7 @@ def test_what_a_folder_holds_is_said_once_and_its_names_are_kept(tmp_path, capsy
             (source / name / f"{index}.jfif").write_bytes(photos.jpeg(index, label))
     (source / ".hidden.jpg").write_bytes(b"")
     changes = {"dataset.source": str(source), "train_for": "1 step", "eval_every": "1 step"}
+    changes["dataset.ten_crop"] = False
     config = recipe("nowhere", trials=count, **changes)
     workdir = tmp_path / "run"
     (trials.train_trials if count > 1 else train)(config, workdir)

@@ -12,6 +12,7 @@ from etils import epath
 from workdirs import assert_same_end, final, lines
 
 from multipath_jax import checkpoints as ckpt
+from multipath_jax import curves
 from multipath_jax.config import keys as config_lib
 from multipath_jax.errors import UserError
 from multipath_jax.training import run as run_lib
@@ -31,7 +32,9 @@ def undisturbed(data_dir, tmp_path_factory):
     """A run from start to end: its workdir, config and result."""
     workdir = epath.Path(tmp_path_factory.mktemp("undisturbed"))
     config = tiny.tiny_config(data_dir)
-    return workdir, config, tiny.train(config, workdir)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("multipath_jax.trainer.curves", curves)
+        return workdir, config, tiny.train(config, workdir)
 
 
 def test_a_run_learns_and_writes(undisturbed):
@@ -59,7 +62,7 @@ def test_a_run_learns_and_writes(undisturbed):
 
 def test_a_checkpoint_measures_as_the_run_did(undisturbed):
     workdir, config, result = undisturbed
-    setup = tiny.make_setup(config)
+    setup = tiny.setup_of(config)
     carry = final(workdir, setup)
     assert setup.evaluate(carry.state.variables) == result.test
 
@@ -116,7 +119,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(data_dir, workdir):
     assert 1 < step < 10
     checkpoints = ckpt.Checkpoints(workdir)
     assert checkpoints.latest < step
-    kept = checkpoints.restore(tiny.make_setup(config).abstract_carry, checkpoints.latest)
+    kept = checkpoints.restore(tiny.setup_of(config).abstract_carry, checkpoints.latest)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept))
     assert f"step {checkpoints.latest} is kept" in str(caught.value)
 

@@ -2,11 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
 import optax
 import pytest
 
-from multipath_jax import create_model, list_models
 from multipath_jax.config.keys import default_config
 from multipath_jax.errors import UserError
 from multipath_jax.training.optimizer import is_decayed, make_optimizer
@@ -99,10 +99,10 @@ def test_what_is_no_optimizer_is_refused(changes, message):
         optimizer(**changes)
 
 
-@pytest.mark.parametrize("name", [name for name in list_models() if "-3-" not in name])
+@networks.each()
 def test_weights_decay_and_biases_and_scales_do_not(name):
     """In every network: kernels and matrices, of any name, decay; what has no inputs does not."""
-    model = create_model(name)
+    model = networks.create_small(name)
     shape = (1, 28, 28, 1) if name == "CapsNet" else (1, 32, 32, 3)
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(shape)))["params"]
     decayed = jax.tree_util.tree_leaves_with_path(is_decayed(params, NO_DECAY))

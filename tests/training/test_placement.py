@@ -1,16 +1,14 @@
 """Paths on several devices: the numbers of one device, and no talk between two routers."""
 
-import os
 import pathlib
 import re
-import subprocess
-import sys
 from functools import partial
 
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from programs import Program
 
 from multipath_jax import create_model
 from multipath_jax.config.keys import default_config
@@ -39,12 +37,8 @@ BATCH = 32  # that of `sharded_run`
 def run(data_dir, folder, data, path, network):
     """What `sharded_run` found, by name."""
     out = folder / f"{network}_{data}_{path}.npz"
-    subprocess.run(
-        [sys.executable, PROGRAM, str(data), str(path), network, out],
-        env=os.environ | {"DIGITS": str(data_dir), "XLA_FLAGS": ""},
-        check=True,
-        timeout=600,
-    )
+    status, said = Program(PROGRAM, data, path, network, out, DIGITS=str(data_dir)).end(600)
+    assert status == 0, said
     return dict(np.load(out))
 
 

@@ -12,7 +12,7 @@ from multipath_jax.training.sources import Streamed
 
 
 def recipe(data_dir, streamed, **changes):
-    changes = {"train_for": "3 epochs", "schedule.boundaries": "", **changes}
+    changes = {"train_for": "2 epochs", "schedule.boundaries": "", **changes}
     return tiny.tiny_config(data_dir, **{"dataset.streamed": streamed} | changes)
 
 
@@ -21,23 +21,23 @@ def resident(data_dir, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("resident")
     config = recipe(data_dir, False)
     tiny.train(config, workdir)
-    return final(workdir, tiny.make_setup(config))
+    return final(workdir, tiny.setup_of(config))
 
 
 def test_a_streamed_run_is_the_resident_one(data_dir, workdir, resident):
     config = recipe(data_dir, True)
-    setup = tiny.make_setup(config)
+    setup = tiny.setup_of(config)
     assert isinstance(setup.source, Streamed)
     tiny.train(config, workdir)
     jax.tree.map(np.testing.assert_array_equal, final(workdir, setup), resident)
 
 
 def test_a_run_may_change_from_one_to_the_other(data_dir, workdir, resident):
-    for streamed, calls in ((True, 5), (False, 3), (True, 99)):
+    for streamed, calls in ((True, 3), (False, 2), (True, 99)):
         should_stop = partial(next, iter([False] * calls + [True]))
         config = recipe(data_dir, streamed)
         tiny.train(config, workdir, should_stop=should_stop, steps_per_call=3)
-    found = final(workdir, tiny.make_setup(config))
+    found = final(workdir, tiny.setup_of(config))
     jax.tree.map(np.testing.assert_array_equal, found, resident)
 
 
@@ -51,7 +51,7 @@ def batches(source, rng, epoch, first_step):
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_an_epoch_has_every_example_once_in_an_order_of_its_own(data_dir, streamed):
-    setup = tiny.make_setup(recipe(data_dir, streamed))
+    setup = tiny.setup_of(recipe(data_dir, streamed))
     rng = setup.fresh_carry(0).state.rng
     first, second = (batches(setup.source, rng, epoch, 0) for epoch in (0, 1))
     assert len(first) == len(second) == 1442 // 128
@@ -64,7 +64,7 @@ def test_an_epoch_has_every_example_once_in_an_order_of_its_own(data_dir, stream
 
 
 def test_the_host_sends_only_what_the_order_names(data_dir):
-    source = tiny.make_setup(recipe(data_dir, True)).source
+    source = tiny.setup_of(recipe(data_dir, True)).source
     rng = jax.random.key_data(jax.random.key(3))
     batch = next(source.batches(rng, 0, 1))
     order = np.asarray(source._order(rng, 0))

@@ -36,6 +36,7 @@ class Images:
     mean, std = np.float32([0.5]), np.float32([0.25])
 
 
+@cache  # compiled once for all tests
 def train_step(shift=1):
     optimizer = make_optimizer(default_config().optimizer, lambda _: 0.1)
     prepare = step_lib.make_prepare(Images, shift, flip=False)
@@ -91,7 +92,8 @@ def test_a_step_descends_the_gradient_of_the_cross_entropy():
         entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
         return entropy.mean(), (logits, updates)
 
-    (value, (logits, updates)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (value, (logits, updates)), grads = gradient(state.params)
     # The same sums, differently compiled: float32 rounding.
     for name in ("conv", "head"):
         before = state.params[name]
@@ -207,7 +209,8 @@ def test_a_step_on_mixed_images_descends_the_mixed_loss():
     step = step_lib.make_train_step(tiny.Tiny(), optimizer, prepare, mixup=1.0, cutmix=1.0)
     after, metrics = step(state, batch)
     images = (batch.images / 255 - Images.mean) / Images.std
-    images, mixed = mix(state.step_key(MIX), images, batch.labels, 1.0, 1.0)
+    mixing = jax.jit(partial(mix, mixup=1.0, cutmix=1.0))
+    images, mixed = mixing(state.step_key(MIX), images, batch.labels)
 
     def loss(params):
         variables = {"params": params, **state.collections}
@@ -216,7 +219,8 @@ def test_a_step_on_mixed_images_descends_the_mixed_loss():
         targets += (1 - mixed.share)[:, None] * jax.nn.one_hot(mixed.others, CLASSES)
         return optax.softmax_cross_entropy(logits, targets).mean(), (logits, targets)
 
-    (value, (logits, targets)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (value, (logits, targets)), grads = gradient(state.params)
     before = state.params["head"]["kernel"]
     expected = before - 0.1 * (grads["head"]["kernel"] + 5e-4 * before)
     # The same sums, differently compiled: float32 rounding.

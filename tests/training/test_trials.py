@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tiny
 from etils import epath
-from workdirs import final, lines
+from workdirs import assert_same_end, final
 
 from multipath_jax import checkpoints as ckpt
 from multipath_jax import trials
@@ -28,32 +28,31 @@ def alone(tiny_by_name, data_dir, tmp_path_factory):
     """Both seeds as runs of their own: workdir and result by seed."""
     folder = epath.Path(tmp_path_factory.mktemp("alone"))
     return {
-        seed: (folder / str(seed), train(recipe(data_dir, seed=seed), folder / str(seed)))
+        seed: (folder / str(seed), tiny.train(recipe(data_dir, seed=seed), folder / str(seed)))
         for seed in SEEDS
     }
 
 
-def assert_as_alone(alone, workdir, results, data_dir):
+def assert_as_alone(alone, workdir, results):
     for (seed, (other, expected)), result in zip(alone.items(), results, strict=True):
         own = workdir / f"seed_{seed}"
-        setup = Setup(recipe(data_dir, seed=seed))
         assert config_lib.read_config(own / ckpt.CONFIG_FILE).trials == 1
         assert config_lib.read_config(own / ckpt.CONFIG_FILE).seed == seed
-        jax.tree.map(np.testing.assert_array_equal, final(own, setup), final(other, setup))
-        assert lines(own) == lines(other)
+        assert_same_end(own, other)
         assert result.test == expected.test
         assert result.finished
 
 
 def test_the_two_seeds_differ(alone, data_dir):
-    setup = Setup(recipe(data_dir))
+    setup = tiny.setup_of(recipe(data_dir))
     one, two = (final(alone[s][0], setup).state.params["conv"] for s in SEEDS)
     assert np.abs(one["kernel"] - two["kernel"]).max() > 0.1
 
 
+@pytest.mark.slow  # of what is tested below, the half
 def test_they_are_the_runs_alone(alone, workdir, data_dir):
     results = trials.train_trials(recipe(data_dir, trials=2), workdir)
-    assert_as_alone(alone, workdir, results, data_dir)
+    assert_as_alone(alone, workdir, results)
 
 
 def test_a_request_to_stop_leaves_the_rest_for_the_next_call(alone, workdir, data_dir):
@@ -62,7 +61,7 @@ def test_a_request_to_stop_leaves_the_rest_for_the_next_call(alone, workdir, dat
     assert [result.finished for result in results] == [False]
     assert not (workdir / "seed_6").exists()
     results = trials.train_trials(config, workdir)
-    assert_as_alone(alone, workdir, results, data_dir)
+    assert_as_alone(alone, workdir, results)
 
 
 def test_another_recipe_in_one_trial_is_refused_before_any_begins(workdir, data_dir):

@@ -5,12 +5,14 @@ environment SECONDS_A_STEP slows it down, so that a signal finds it in the middl
 folder of `buckets`, and CLAIM the seconds of claims there.
 """
 
+import functools
 import os
 import sys
 import time
 
 import flax.linen as nn
 import jax.numpy as jnp
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from multipath_jax.config.keys import default_config
 from multipath_jax.layers import CrossConnect
@@ -42,13 +44,32 @@ FAMILIES = (*registry.FAMILIES, Family("Tiny", Tiny, ()))  # the table with it
 
 
 def make_setup(config):
-    """As `train` makes it."""
+    """A new one."""
     return Setup(config, model=Tiny())
 
 
+def trainer(config):
+    """A trainer of `Tiny`; of the same config it is the same one, with all that it has compiled.
+
+    A network that the config names by `NAMED` is found in the table.
+    """
+    return _trainer(FrozenConfigDict(config))
+
+
+@functools.lru_cache(maxsize=4)
+def _trainer(config):
+    own = config.model.name == "own:Tiny"
+    return Trainer(ConfigDict(config), model=Tiny() if own else None)
+
+
+def setup_of(config):
+    """The setup of `trainer`."""
+    return trainer(config)._parts
+
+
 def train(config, workdir, **options):
-    """Trains `Tiny`; the options are those of `Trainer.fit`."""
-    return Trainer(config, model=Tiny()).fit(workdir, **options)
+    """Trains with `trainer`; the options are those of `Trainer.fit`."""
+    return trainer(config).fit(workdir, **options)
 
 
 def tiny_config(data_dir, **changes):
@@ -82,13 +103,14 @@ def slow_down(seconds):
 
 
 if __name__ == "__main__":
-    from multipath_jax import main
+    from multipath_jax import curves, main
     from multipath_jax.utils import storage
 
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     import buckets
 
     buckets.register()
+    curves.draw = lambda workdir: []  # it would take as long as to train
     if claim := os.environ.get("CLAIM"):
         storage.RENEWAL, storage.STALE, storage.SETTLING = map(float, claim.split())
     registry.FAMILIES = FAMILIES
