@@ -2,7 +2,8 @@
 
 Pure functions over arrays, in the order of the paper: the gate (Eqs. 1-3), cross-prediction
 (Eq. 4, Algorithm 1), cross-connection (Eqs. 5-6, Algorithm 2), and the backward pass through a
-cross-connection (Section 5, Eqs. 7-9) as a ``jax.custom_vjp``.
+cross-connection (Section 5, Eqs. 7-9) as a ``jax.custom_vjp``. Beyond the paper, discrete routing
+(D1-D9).
 
 Legend of the shapes, here and in the rest of the package:
 
@@ -22,13 +23,13 @@ split.
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 Paths = Sequence[Float[Array, "..."]] | Float[Array, "..."]
 
@@ -334,6 +335,178 @@ def _input_gradients(xs, gates, dys, through_gates):
         _mix(dys, _columns(g), plus=dz, dtype=x.dtype)
         for x, g, dz in zip(xs, gates, through_gates, strict=True)
     )
+
+
+# --- Beyond the paper: discrete routing, D1-D9 ---------------------------------------------------
+#
+# Input i chooses k of its n outputs. With k = n every function here gives the paper's gates to the
+# bit, forward and backward.
+
+Kept = Literal["renormalized", "factor"]
+
+
+def choose(scores: Float[Array, "*m b n"], k: int) -> Bool[Array, "*m b n"]:
+    """D1: ``C_i = top-k_j (A_ij + beta_j + e_ij)``, the k outputs that every input chooses.
+
+    Of equal scores the one of the lower index is chosen.
+
+    Args:
+      scores: the relevance A of Eq. 2, plus the bias beta of D8 and, in training by sampling,
+        Gumbel noise e.
+      k: the outputs that are chosen, at most n.
+
+    Returns:
+      Whether input i chose output j; k of every n.
+
+    Raises:
+      ValueError: k is not within 1 and n.
+    """
+    n = scores.shape[-1]
+    if not 1 <= k <= n:
+        raise ValueError(f"choose: needs 1 <= k <= n, got k = {k} of n = {n} outputs")
+    own, other = jnp.expand_dims(scores, -1), jnp.expand_dims(scores, -2)
+    earlier = jnp.expand_dims(jnp.tril(jnp.ones((n, n), bool), -1), range(scores.ndim - 1))
+    ahead = (other > own) | ((other == own) & earlier)
+    return jnp.sum(ahead, axis=-1) < k
+
+
+def remaining_gates(
+    relevance: Float[Array, "*m b n"], chosen: Bool[Array, "*m b n"], kept: Kept = "renormalized"
+) -> Float[Array, "*m b n"]:
+    """D2: the gates of the chosen outputs; those of the others are zero.
+
+    ``"renormalized"``: ``h_ij = g_ij / sum_(l in C_i) g_il``, which is the softmax (Eq. 3) over the
+    chosen outputs alone. ``"factor"``: ``h_ij = g_ij``, so that the only gate of k = 1, which
+    would else be the constant 1, depends on the input and learns from the loss.
+
+    Args:
+      relevance: the scores A of Eq. 2.
+      chosen: as `choose` gives it, at least one of every n.
+      kept: the name of the form.
+
+    Raises:
+      ValueError: ``kept`` is neither.
+    """
+    if kept == "renormalized":
+        return jax.nn.softmax(jnp.where(chosen, relevance, -jnp.inf))
+    if kept == "factor":
+        return jnp.where(chosen, jax.nn.softmax(relevance), 0)
+    raise ValueError(f"remaining_gates: kept is 'renormalized' or 'factor', not {kept!r}")
+
+
+def of_active(gates: Float[Array, "*m b n"], active: Bool[Array, "*m b"]) -> Float[Array, "..."]:
+    """D3: ``a_i h_ij``: no edge leaves an input that is inactive (``a_i = 0``) for an image.
+
+    `cross_connect` by these gates is ``Y_j = sum_i a_i h_ij X_i``.
+    """
+    return jnp.where(jnp.expand_dims(active, -1), gates, 0)
+
+
+def active_outputs(chosen: Bool[Array, "m b n"], active: Bool[Array, "m b"]) -> Bool[Array, "n b"]:
+    """D4: output j is active for an image if an active input chose it."""
+    return jnp.moveaxis(jnp.any(chosen & jnp.expand_dims(active, -1), axis=0), -1, 0)
+
+
+def mean_of_active(xs: Float[Array, "m b *rest"], active: Bool[Array, "m b"]) -> Array:
+    """D5: ``sum_i a_i X_i / sum_i a_i``, the mean over the active paths, ``[m b ...] -> [b ...]``.
+
+    It replaces the mean over all paths that ends the networks of Sections 3 and 4.
+    """
+    total, count = total_of_active(xs, active)
+    return total / count
+
+
+def total_of_active(
+    xs: Float[Array, "m b *rest"], active: Bool[Array, "m b"]
+) -> tuple[Float[Array, "b *rest"], Float[Array, "b *ones"]]:
+    """Numerator and denominator of D5, which devices with other paths add up."""
+    dtype = gate_dtype(xs)
+    active = jnp.expand_dims(active, range(2, xs.ndim))
+    total = jnp.sum(jnp.where(active, xs.astype(dtype), 0), axis=0)
+    return total, jnp.sum(active, axis=0, dtype=dtype)
+
+
+def active_moments(
+    x: Float[Array, "b *space c"], active: Bool[Array, " b"], axis_name: str | None = None
+) -> tuple[Float[Array, " c"], Float[Array, " c"], Float[Array, ""]]:
+    """D6: mean and variance of every channel over the pixels of the active images.
+
+    Args:
+      x: what one path computed.
+      active: for which images the path is active.
+      axis_name: of `jax.shard_map`, if the batch is spread over devices.
+
+    Returns:
+      Mean, variance, and the number of active images. Without any, mean and variance are zero.
+    """
+    dtype = gate_dtype(x)
+    where, axes = jnp.expand_dims(active, range(1, x.ndim)), tuple(range(x.ndim - 1))
+    values = jnp.where(where, x.astype(dtype), 0)
+    sums = jnp.sum(values, axes), jnp.sum(values**2, axes), jnp.sum(active, dtype=dtype)
+    if axis_name is not None:
+        sums = lax.psum(sums, axis_name)
+    total, squares, images = sums
+    count = jnp.maximum(images, 1) * math.prod(x.shape[1:-1])
+    mean = total / count
+    return mean, jnp.maximum(squares / count - mean**2, 0), images
+
+
+def straight_through(hard: Float[Array, "*b"], soft: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """D7: ``hard``, with the gradient of ``soft``.
+
+    For gates: forward h of D2; backward as if they were ``softmax((A + e) / T)`` over all n
+    outputs. Without noise e this is the straight-through estimator, with Gumbel noise, by which
+    `choose` then samples, the Gumbel straight-through estimator. The temperature T decides how far
+    the gradient spreads beyond the highest score.
+    """
+    return lax.stop_gradient(hard) + (soft - lax.stop_gradient(soft))
+
+
+def load(
+    chosen: Bool[Array, "m b n"],
+    active: Bool[Array, "m b"],
+    axis_names: str | tuple[str, ...] = (),
+) -> Float[Array, " n"]:
+    """D8: ``L_j``, the share of all choices of active inputs that fell on output j; sums to 1.
+
+    The balance bias of D1 moves against it, ``beta_j <- beta_j + u sign(1/n - L_j)``, without a
+    gradient (`moved_against`).
+
+    Args:
+      chosen: as `choose` gives it.
+      active: which inputs are, for which images.
+      axis_names: of `jax.shard_map`, where images or inputs are spread over devices.
+    """
+    counts = jnp.sum(chosen & jnp.expand_dims(active, -1), axis=(0, 1), dtype=jnp.float32)
+    counts = lax.psum(counts, axis_names) if axis_names else counts
+    return counts / jnp.maximum(jnp.sum(counts), 1)
+
+
+def moved_against(
+    load: Float[Array, " n"], bias: Float[Array, " n"], rate: float
+) -> Float[Array, " n"]:
+    """D8: the bias after one step of size ``rate`` (u)."""
+    return bias + rate * jnp.sign(1 / len(load) - load)
+
+
+def entropies(
+    gates: Float[Array, "m b n"], active: Bool[Array, "m b"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """D9: ``H(mean_i,b g_i)`` and ``mean_i,b H(g_i)`` over active inputs, both as parts of log n.
+
+    The first is 1 where the outputs are equally wanted on the whole; the second 0 where every
+    single gate is decided. Terms of a loss: ``u_1 (1 - H(mean g)) + u_2 mean H(g)``.
+
+    Args:
+      gates: of Eq. 3, over all n outputs.
+      active: which inputs are, for which images.
+    """
+    weight = jnp.expand_dims(active.astype(gates.dtype), -1)
+    count = jnp.maximum(jnp.sum(weight), 1)
+    mean = jnp.sum(weight * gates, axis=(0, 1)) / count
+    each = jnp.sum(weight * jax.scipy.special.entr(gates)) / count
+    most = math.log(gates.shape[-1]) or 1.0
+    return jnp.sum(jax.scipy.special.entr(mean)) / most, each / most
 
 
 # --- Small parts ---------------------------------------------------------------------------------
