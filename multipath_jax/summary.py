@@ -133,7 +133,7 @@ def layers(model: nn.Module, image_shape: tuple[int, int, int]) -> str:
 
     def run(image):
         variables = model.init(jax.random.key(0), image, train=False)
-        kept = {key: variables[key] for key in ("params", "batch_stats") if key in variables}
+        kept = {key: tree for key, tree in variables.items() if key != "intermediates"}
         _, captured = model.apply(
             kept, image, train=False, capture_intermediates=True, mutable=["intermediates"]
         )

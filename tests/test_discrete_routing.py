@@ -142,7 +142,8 @@ def test_moments_are_those_of_the_active_images():
 
 
 def test_moments_and_load_of_images_on_two_devices():
-    x, active, chosen = XS[0][:4], ACTIVE[:, :4], np.asarray(routing.choose(jnp.asarray(SCORES[:, :4]), 2))
+    x, active = jnp.asarray(XS[0][:4]), jnp.asarray(ACTIVE[:, :4])
+    chosen = routing.choose(jnp.asarray(SCORES[:, :4]), 2)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
     split, over = PartitionSpec("data"), PartitionSpec(None, "data")
 
@@ -153,9 +154,8 @@ def test_moments_and_load_of_images_on_two_devices():
     spread = jax.shard_map(
         local, mesh=mesh, in_specs=(split, over, over), out_specs=PartitionSpec()
     )
-    found = spread(*map(jnp.asarray, (x, active, chosen)))
-    whole = routing.active_moments(jnp.asarray(x), jnp.asarray(active[1]))
-    expected = *whole, routing.load(jnp.asarray(chosen), jnp.asarray(active))
+    found = spread(x, active, chosen)
+    expected = *routing.active_moments(x, active[1]), routing.load(chosen, active)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), found, expected)
 
 

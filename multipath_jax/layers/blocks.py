@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from multipath_jax.layers import spread
+from multipath_jax.layers.activity import BatchNorm
 from multipath_jax.layers.convolution import convolve
 from multipath_jax.layers.squeeze import SqueezeExcite
 
@@ -37,6 +38,8 @@ def batch_norm(
 ) -> nn.BatchNorm:
     """BatchNorm as all layers here have it, over the whole batch, on however many devices.
 
+    In a path that is active for some images, it is over those.
+
     Its variance is the mean square less the square of the mean, from one pass over the input. That
     is off where the mean is more than a hundred times the deviation: in float32 by 0.1 % at 100
     times, and at 10,000 times it is rounding alone. The layers here are given images normalized per
@@ -51,7 +54,7 @@ def batch_norm(
     Returns:
       A module named ``norm``.
     """
-    return nn.BatchNorm(
+    return BatchNorm(
         not train,
         momentum=0.9,
         epsilon=1e-5,

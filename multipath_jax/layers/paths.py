@@ -7,17 +7,25 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from multipath_jax.layers.activity import ActivePaths, only
+
 Execution = Literal["unrolled", "grouped"]
 
 
 def stack_paths(
-    layer: nn.Module, xs: Sequence[Array] | Float[Array, "..."]
+    layer: nn.Module, xs: Sequence[Array] | Float[Array, "..."] | ActivePaths
 ) -> Float[Array, "m b *rest"]:
     """Stacks m parallel tensors ``[b ... c]`` along a leading axis; a stacked array passes.
 
     Raises:
-      ValueError: there is none, or their shapes differ or lack a batch axis; names ``layer``.
+      ValueError: there is none, or their shapes differ or lack a batch axis, or they come from a
+        discrete router; names ``layer``.
     """
+    if isinstance(xs, ActivePaths):
+        raise ValueError(
+            f"{describe(layer)}: its inputs come from a discrete router, and it has no notion of "
+            "inactive ones; use CrossConnect, or leave k out before it"
+        )
     shapes = [x.shape for x in xs]
     if not shapes or len(set(shapes)) > 1 or len(shapes[0]) < 2:
         raise ValueError(
@@ -75,13 +83,23 @@ class Parallel(nn.Module):
     def setup(self):
         nn.share_scope(self, self.module)  # the variables lie as if the wrapper were not there
 
-    def __call__(self, xs: Sequence[Array] | Float[Array, "m b *rest"], **kwargs) -> Array:
+    def __call__(
+        self, xs: Sequence[Array] | Float[Array, "m b *rest"] | ActivePaths, **kwargs
+    ) -> Array | ActivePaths:
         """``m`` tensors ``[b ...]``, stacked or as a sequence -> ``[m b ...]``.
+
+        Of `ActivePaths`, every path's outputs for the images for which it is active.
 
         Raises:
           ValueError: the tensors differ in shape, or ``execution`` is unknown.
         """
-        xs = stack_paths(self, xs)
+        if isinstance(xs, ActivePaths):
+            ys = self._run(xs.tensors, xs.active, kwargs)
+            shown = jnp.expand_dims(xs.active, range(2, ys.ndim))
+            return ActivePaths(jnp.where(shown, ys, 0), xs.active)
+        return self._run(stack_paths(self, xs), None, kwargs)
+
+    def _run(self, xs, active, kwargs) -> Array:
         lift = {"variable_axes": {True: 0}, "split_rngs": {True: True}}
         if self.execution not in ("unrolled", "grouped"):
             raise ValueError(
@@ -91,7 +109,13 @@ class Parallel(nn.Module):
         # gradient of a convolution (it prepares the entry computation's only): vmap serves it.
         # Flax draws other numbers under vmap than under scan: parameters always come from scan.
         grouped = self.execution == "grouped" or len(xs) == 1
+
+        def run(module, given):
+            x, active = given
+            with only(active):
+                return module(x, **kwargs)
+
         if grouped and not self.is_initializing():
-            return nn.vmap(lambda module, x: module(x, **kwargs), **lift)(self.module, xs)
-        scan = nn.scan(lambda module, _, x: (None, module(x, **kwargs)), unroll=len(xs), **lift)
-        return scan(self.module, None, xs)[1]
+            return nn.vmap(run, **lift)(self.module, (xs, active))
+        scan = nn.scan(lambda module, _, x: (None, run(module, x)), unroll=len(xs), **lift)
+        return scan(self.module, None, (xs, active))[1]

@@ -18,10 +18,12 @@ from jaxtyping import Array, Float
 
 from multipath_jax import routing
 from multipath_jax.layers import spread
+from multipath_jax.layers.activity import ActivePaths
 from multipath_jax.layers.blocks import ConvNorm, DenseLayer
+from multipath_jax.layers.choice import Choice, Chooser
 from multipath_jax.layers.paths import Execution, Parallel, check_sizes, stack_paths
 
-Tensors = Sequence[Array] | Float[Array, "..."]
+Tensors = Sequence[Array] | Float[Array, "..."] | ActivePaths
 
 
 class Gate(nn.Module):
@@ -96,17 +98,25 @@ class Router(nn.Module):
 
         Raises:
           ValueError: n or another width < 1, or tensors of unequal shapes or without channels or
-            pixels; names the layer and the shapes.
+            pixels, or `ActivePaths`, which `CrossConnect` alone takes; names the layer and the
+            shapes.
         """
+        xs = self._checked(xs)
+        ys = self.activation(spread.deliver(self.route(xs, train)))
+        self._record_strengths(xs, ys)
+        return ys
+
+    def _checked(self, xs: Tensors) -> Float[Array, "m b *rest"]:
         xs = stack_paths(self, xs)
         widths = ("num_outputs", "hidden", "features")
         sizes = {name: getattr(self, name) for name in widths if hasattr(self, name)}
         check_sizes(self, xs.shape[1:], sizes, len(xs))
-        ys = self.activation(spread.deliver(self.route(xs, train)))
+        return xs
+
+    def _record_strengths(self, xs, ys) -> None:
         for name, tensors in (("input_strength", xs), ("output_strength", ys)):
             strength = jnp.mean(tensors, axis=tuple(range(2, tensors.ndim)), dtype=jnp.float32)
             self.sow("intermediates", name, strength)
-        return ys
 
     def route(self, xs: Float[Array, "m b *rest"], train: bool) -> Float[Array, "n b *rest2"]:
         """The outputs before their activation: `mix` by the `gates` of these inputs."""
@@ -139,14 +149,54 @@ class Router(nn.Module):
 class CrossConnect(Router):
     """Section 4: ``Y_j = sum_i g_ij X_i`` with gates computed from the inputs (Algorithm 2).
 
+    With ``k`` it is discrete: every input goes to the k outputs that suit it best (D1-D4 of
+    `routing`), and what comes out are `ActivePaths`, which `Parallel` and the next router take. It
+    records which outputs were ``chosen [m b n]`` too. With k = n it is the paper's layer.
+
     Attributes:
       custom_vjp: the backward pass of Section 5, written out; False leaves it to autodiff, with
-        the same result, and has a forward mode (`jax.jvp`).
+        the same result, and has a forward mode (`jax.jvp`). Of a soft router alone.
+      k: the outputs that every active input chooses; None: all.
+      choice: how it chooses, and how it learns to.
     """
 
     custom_vjp: bool = True
+    k: int | None = None
+    choice: Choice = Choice()
 
     additive: ClassVar[bool] = True
+
+    def setup(self):
+        super().setup()
+        if self.is_discrete:
+            self.chooser = Chooser(self.k, self.choice)
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether inputs choose among the outputs."""
+        return self.k is not None and self.k != self.num_outputs
+
+    def __call__(self, xs: Tensors, train: bool = False) -> Float[Array, "n b *rest"] | ActivePaths:
+        """As of every router; but `ActivePaths` from a discrete one, or from `ActivePaths`."""
+        if isinstance(xs, ActivePaths):
+            return self._connect_active(self._checked(xs.tensors), xs.active, train)
+        if self.is_discrete:
+            xs = self._checked(xs)
+            return self._connect_active(xs, jnp.ones(xs.shape[:2], bool), train)
+        return super().__call__(xs, train)
+
+    def _connect_active(self, xs, active, train) -> ActivePaths:
+        relevance = self.gate(xs)
+        if self.is_discrete:
+            gates, chosen = self.chooser(relevance, active, train)
+        else:
+            gates = routing.of_active(jax.nn.softmax(relevance), active)
+            chosen = jnp.broadcast_to(jnp.expand_dims(active, -1), gates.shape)
+        self.record(relevance, gates)
+        self.sow("intermediates", "chosen", chosen)
+        ys = spread.deliver(routing.cross_connect(xs, gates))
+        self._record_strengths(xs, ys)
+        return ActivePaths(ys, spread.deliver_any(routing.active_outputs(chosen, active)))
 
     def route(self, xs: Float[Array, "m b *rest"], train: bool) -> Float[Array, "n b *rest"]:
         """The outputs, and their gates recorded, by one function with one backward pass."""
@@ -160,9 +210,9 @@ class CrossConnect(Router):
 class OneToMany(CrossConnect):
     """The one-to-many connector: a cross-connection from one tensor (m = 1) to n."""
 
-    def __call__(self, x: Float[Array, "b *space c"], train: bool = False) -> Array:
+    def __call__(self, x: Float[Array, "b *space c"], train: bool = False) -> Array | ActivePaths:
         """``[b ... c] -> [n b ... c]``. Raises ValueError as `Router` does."""
-        return super().__call__(x[None])
+        return super().__call__(x[None], train)
 
 
 class Share(Router):

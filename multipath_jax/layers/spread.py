@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 
 class _Axes(NamedTuple):
@@ -53,7 +53,19 @@ def batch_axis() -> str | None:
     return _AXES.get().data
 
 
-def deliver(ys: Float[Array, "n b *rest"]) -> Float[Array, "n2 b *rest"]:
+def all_axes() -> tuple[str, ...]:
+    """The axes over which images or paths are spread, for sums over both.
+
+    The inputs of the router that opens the paths are the same on every device of other paths.
+    """
+    axes = _AXES.get()
+    path = None if axes.shared else axes.path
+    return tuple(axis for axis in (axes.data, path) if axis is not None)
+
+
+def deliver(
+    ys: Float[Array, "n b *rest"] | Int[Array, "n b"],
+) -> Float[Array, "n2 b *rest"] | Int[Array, "n2 b"]:
     """The outputs of a router that belong to this device's paths, ``[n ...] -> [n/P ...]``.
 
     What the inputs on every device contribute to all n outputs is summed where the output belongs
@@ -69,8 +81,23 @@ def deliver(ys: Float[Array, "n b *rest"]) -> Float[Array, "n2 b *rest"]:
     return lax.dynamic_slice_in_dim(ys, lax.axis_index(axes.path) * own, own)
 
 
+def deliver_any(active: Bool[Array, "n b"]) -> Bool[Array, "n2 b"]:
+    """Whether any device's inputs chose the outputs that belong to this device's paths."""
+    if _AXES.get().path is None:
+        return active
+    return deliver(active.astype(jnp.int32)) > 0
+
+
 def mean(xs: Float[Array, "m b *rest"]) -> Float[Array, "b *rest"]:
     """The mean over all paths, also those on other devices."""
     axes = _AXES.get()
     x = jnp.mean(xs, axis=0)
     return x if axes.path is None or axes.shared else lax.pmean(x, axes.path)
+
+
+def ratio(total: Float[Array, "b *rest"], count: Float[Array, "b *ones"]) -> Array:
+    """Total over count, both over all paths, also those on other devices."""
+    axes = _AXES.get()
+    if axes.path is not None:
+        total, count = lax.psum((total, count), axes.path)
+    return total / count

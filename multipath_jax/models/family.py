@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import flax.linen as nn
 
+from multipath_jax.models import discrete
+
 CIFAR = (32, 32, 3)  # height, width and channels of an image
 IMAGENET = (224, 224, 3)
 
@@ -23,6 +25,7 @@ class Family:
       examples: the members that the paper names.
       image_shape: of the images that the members are meant for: height, width and channels.
       note: what a user should know of them, in a line.
+      discrete: whether `discrete.OPTIONS` are options too: its routers are `CrossConnect`.
     """
 
     pattern: str
@@ -30,10 +33,12 @@ class Family:
     examples: tuple[str, ...]
     image_shape: tuple[int, int, int] = CIFAR
     note: str = ""
+    discrete: bool = False
 
     @property
     def overrides(self) -> tuple[str, ...]:
         """The keyword arguments of the builder that neither the name nor the table fixes."""
         fixed = {*re.compile(self.pattern).groupindex, *getattr(self.build, "keywords", ())}
         parameters = inspect.signature(self.build).parameters.values()
-        return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in fixed)
+        own = (p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in fixed)
+        return (*own, *(discrete.OPTIONS if self.discrete else ()))

@@ -6,7 +6,7 @@ from typing import ClassVar
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from multipath_jax.layers import Execution, Parallel, Router, spread
+from multipath_jax.layers import ActivePaths, Execution, Parallel, Router, spread
 from multipath_jax.routing import gate_dtype
 
 
@@ -14,7 +14,8 @@ class MultiPath(nn.Module):
     """Runs ``layers`` in order: plain ones before the first router, in parallel paths after it.
 
     The first router opens the paths: it sees one tensor (m = 1), as the one-to-many connectors of
-    Sections 3 and 4 do. The outputs of the last layer's paths are averaged (Sections 3 and 4).
+    Sections 3 and 4 do. The outputs of the last layer's paths are averaged (Sections 3 and 4),
+    those of the active ones where a router is discrete (D5).
     Without any router this is an ordinary feed-forward network.
 
     Attributes:
@@ -46,5 +47,7 @@ class MultiPath(nn.Module):
                 x = Parallel(layer, self.execution)(x, train=train)
             else:
                 x = layer(x, train=train)
+        if isinstance(x, ActivePaths):
+            return x.mean()
         x = x.astype(gate_dtype(x))
         return spread.mean(x) if parallel else x

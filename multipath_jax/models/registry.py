@@ -10,6 +10,7 @@ from multipath_jax.models import (
     capsnet,
     cifar_resnet,
     conditional,
+    discrete,
     ensemble,
     highway,
     hyper,
@@ -45,7 +46,8 @@ def create_model(name: str, num_classes: int = 10, **overrides) -> nn.Module:
     Args:
       name: as the paper writes it, such as ``"BaseCNN-2-CC"``; any number of paths is accepted.
       num_classes: width of the output.
-      **overrides: options of the family, such as ``dtype``, ``execution`` or ``custom_vjp``.
+      **overrides: options of the family, such as ``dtype``, ``execution`` or ``custom_vjp``; of
+        networks of cross-connections also ``k`` and the fields of `layers.Choice`.
 
     Returns:
       A module with ``apply(variables, images [b h w c], train=False) -> logits [b num_classes]``.
@@ -63,7 +65,9 @@ def create_model(name: str, num_classes: int = 10, **overrides) -> nn.Module:
     numbers = {key: int(value) for key, value in match.groupdict().items()}
     if num_classes < 1 or 0 in numbers.values():
         raise UserError(f"{name} with {num_classes} classes: paths and classes start at one")
-    return family.build(num_classes, **numbers, **overrides)
+    choices = {key: overrides.pop(key) for key in discrete.OPTIONS if key in overrides}
+    network = family.build(num_classes, **numbers, **overrides)
+    return discrete.discrete(network, **choices) if choices else network
 
 
 def family_of(name: str) -> Family:

@@ -69,5 +69,11 @@ def _cross_connected(layers, paths, custom_vjp) -> Iterator[nn.Module]:
 FAMILIES: tuple[Family, ...] = (
     Family("VGG16", partial(vgg, "VGG16", paths=None), ("VGG16",)),
     Family("VGG13", partial(vgg, "VGG13", paths=None), ("VGG13",), IMAGENET),
-    Family(r"VGG13-(?P<paths>\d+)-CC", partial(vgg, "VGG13"), ("VGG13-2-CC",), IMAGENET),
+    Family(
+        r"VGG13-(?P<paths>\d+)-CC",
+        partial(vgg, "VGG13"),
+        ("VGG13-2-CC",),
+        IMAGENET,
+        discrete=True,
+    ),
 )

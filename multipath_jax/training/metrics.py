@@ -6,7 +6,9 @@ import flax
 import jax
 import jax.numpy as jnp
 from clu import metrics
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
+
+from multipath_jax.routing import load
 
 
 @flax.struct.dataclass
@@ -69,14 +71,32 @@ def routing_statistics(intermediates: PyTree) -> dict[str, Float[Array, ""]]:
 
     For a router at ``a/router_2/gates``: ``a/router_2/entropy``, the mean entropy of its gates over
     that of even routing, log n (0 when n = 1); and ``a/router_2/share_j``, j = 1..n, the mean
-    probability with which an input path is sent to output path j.
+    probability with which an input path is sent to output path j. Of a discrete router both are
+    over the active inputs, and ``a/router_2/load_j`` is the share of their choices that fell on
+    output path j (D8).
     """
     statistics = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(intermediates)[0]:
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
         if names[-1] == "gates":
             statistics |= _router_statistics("/".join(names[:-1]), leaf)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(intermediates)[0]:
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        if names[-1] == "chosen":
+            statistics |= _of_active("/".join(names[:-1]), leaf, statistics)
     return statistics
+
+
+def _of_active(
+    name: str, chosen: Bool[Array, "m b n"], statistics: dict[str, Float[Array, ""]]
+) -> dict[str, Float[Array, ""]]:
+    """A router's statistics, which the zeros of inactive inputs entered, without those."""
+    active = chosen.any(-1)
+    own = {key: value for key, value in statistics.items() if key.rpartition("/")[0] == name}
+    loads = load(chosen, active)
+    return {key: value / active.mean() for key, value in own.items()} | {
+        f"{name}/load_{j + 1}": loads[j] for j in range(len(loads))
+    }
 
 
 def _router_statistics(name: str, gates: Float[Array, "m b n"]) -> dict[str, Float[Array, ""]]:
