@@ -20,6 +20,7 @@ from typing import NoReturn
 from absl import logging
 
 from multipath_jax.benchmark import (
+    discrete,
     limit,
     loader,
     loop,
@@ -44,6 +45,7 @@ PARTS: dict[str, Part] = {  # what says most comes first
     "limit": limit.LIMIT,
     "overhead": networks.OVERHEAD,
     "execution": networks.EXECUTION,
+    "discrete": discrete.DISCRETE,
     "loop": loop.LOOP,
     "paths": networks.PATHS,
     "backward": routers.BACKWARD,
