@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from multipath_jax.benchmark.rows import Part, Row, at_least
 from multipath_jax.benchmark.settings import Problem, Settings
-from multipath_jax.benchmark.steps import make_model
+from multipath_jax.benchmark.steps import QUICKLY, make_model
 from multipath_jax.benchmark.timing import calling
 from multipath_jax.layers import CrossConnect
 from multipath_jax.models.complexity import multiply_adds
@@ -34,7 +34,8 @@ def _cases(settings: Settings) -> tuple[Problem, ...]:
 def _inference(settings: Settings, problem: Problem) -> Iterator[Row]:
     images = jax.random.normal(jax.random.key(1), (problem.batch, *problem.image_shape))
     soft = make_model(problem)
-    variables = jax.jit(soft.init)(jax.random.key(0), images[:1])
+    options = QUICKLY if settings.on_cpu else None
+    variables = jax.jit(soft.init, compiler_options=options)(jax.random.key(0), images[:1])
     program = jax.jit(soft.apply).lower(variables, images).compile()
     contestants = {"soft": calling(partial(program, variables, images), settings.on_cpu)}
     products = {"soft": multiply_adds(soft.apply, variables, images)}
@@ -73,9 +74,9 @@ def balanced(model: nn.Module, soft: PyTree, images: Float[Array, "b h w c"]) ->
     Fresh gates send nearly all images the same way. The bias of each router, one after another,
     becomes the negative mean of the scores.
     """
-    fresh = jax.jit(model.init)(jax.random.key(0), images[:1])
-    variables = {**soft, "routing": fresh["routing"]}
-    variables.pop("intermediates", None)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images[:1])["routing"]
+    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    variables = {**soft, "routing": state}
     watch = jax.jit(partial(model.apply, mutable=["intermediates"]))
     for router in (layer for layer in model.layers if isinstance(layer, CrossConnect)):
         _, found = watch(variables, images)

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from multipath_jax.errors import UserError
-from multipath_jax.layers import Router, spread
+from multipath_jax.layers import CrossConnect, Router, spread
 from multipath_jax.models.multipath import MultiPath
 from multipath_jax.parallel.devices import DATA, PATH
 
@@ -46,7 +46,23 @@ def check(
                 f"mesh.path={path}: the {paths} paths of {name} do not divide among {path} "
                 "devices; use a divisor of their number"
             )
+    _check_choices(routers, f"mesh.path={path}: {name}")
     _check_batch(model, f"mesh.path={path}: {name}", image_shape)
+
+
+def _check_choices(routers: list[Router], what: str) -> None:
+    """Raises UserError for discrete routers that need what is not there over several devices."""
+    choices = [r.choice for r in routers if isinstance(r, CrossConnect) and r.is_discrete]
+    if any(choice.estimator == "gumbel" for choice in choices):
+        raise UserError(
+            f"{what} samples by Gumbel noise, which devices with other paths do not share; use "
+            "estimator=straight_through, or mesh.path=1"
+        )
+    if any(choice.load_entropy or choice.gate_entropy for choice in choices):
+        raise UserError(
+            f"{what} has entropy terms, which are not summed over devices; use bias_rate, or "
+            "mesh.path=1"
+        )
 
 
 def _check_batch(model: nn.Module, what: str, image_shape: tuple[int, int, int]) -> None:
@@ -89,6 +105,8 @@ def _varying(x: Array) -> Array:
 def _agreed(x: Array, spec: PartitionSpec) -> Array:
     """What is the same on all devices of a group, known to be the same."""
     same = PATH not in spec and PATH in jax.typeof(x).manual_axis_type.varying
+    if same and x.dtype == jnp.bool:
+        return lax.pmax(x.astype(jnp.int32), PATH) > 0
     return lax.pmean(x, PATH) if same else x
 
 

@@ -47,7 +47,6 @@ def network(k=None, gain=4.0, **choice):
     variables = dict(jax.jit(model.init)(KEY, IMAGES))
     for name in ROUTERS:
         variables["params"][name]["gate"]["w2"] *= gain
-    variables.pop("intermediates", None)
     return model, variables
 
 

@@ -31,7 +31,6 @@ def network(k, stem=False, **choice):
         )
     )
     variables = dict(jax.jit(model.init)(jax.random.key(0), IMAGES))
-    variables.pop("intermediates", None)
     for name in ("router_1", "router_2"):
         variables["params"][name]["gate"]["w2"] *= 4
     if "routing" in variables:
