@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from jaxtyping import Array, Float, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, PyTree, UInt8
 from tqdm import tqdm
 
 BATCH_SIZE = 250
@@ -42,6 +42,7 @@ class RouterRecord:
       gates: Eq. 3.
       relevance: Eq. 2, the scores before the softmax.
       input_strength, output_strength: the mean activation of every tensor (Section 7.1).
+      chosen: of a discrete router, which outputs every active input chose; of a soft one, None.
     """
 
     name: str
@@ -49,6 +50,7 @@ class RouterRecord:
     relevance: Float[np.ndarray, "m b n"]
     input_strength: Float[np.ndarray, "m b"]
     output_strength: Float[np.ndarray, "n b"]
+    chosen: Bool[np.ndarray, "m b n"] | None = None
 
     @property
     def vectors(self) -> Float[np.ndarray, "b mn"]:
@@ -84,12 +86,14 @@ class Outline:
       stacks: names of the ordinary layers before the first router, after it, ..., after the last:
         R + 1 tuples. Routers that lie within one top-level module have none between them.
       calls: the paths of all its modules, in the order of their first calls.
+      discrete: whether a router chooses among its outputs.
     """
 
     routers: tuple[str, ...]
     gates: tuple[tuple[int, int], ...]
     stacks: tuple[tuple[str, ...], ...]
     calls: tuple[tuple[str, ...], ...]
+    discrete: bool = False
 
 
 def outline(trained: Trained, image_shape: tuple[int, int, int]) -> Outline:
@@ -117,6 +121,7 @@ def outline(trained: Trained, image_shape: tuple[int, int, int]) -> Outline:
         gates=tuple(flat[*router, "gates"][0].shape[::2] for router in routers),
         stacks=tuple(map(tuple, stacks)),
         calls=tuple(path[:-1] for path in flat if path[-1] == "__call__"),
+        discrete=any(path[-1] == "chosen" for path in flat),
     )
 
 
@@ -125,13 +130,16 @@ def observe(
 ) -> Observation:
     """Runs the network over the images, a batch at a time, and keeps what the routers record."""
     names = outline(trained, images.shape[1:]).routers
+    kept = (*RECORDS, "chosen")  # the last of discrete routers alone
 
     @jax.jit
     def watch(variables, images):
         x = trained.prepare(images)
         logits, recorded = trained.model.apply(variables, x, train=False, mutable=["intermediates"])
         flat = traverse_util.flatten_dict(recorded.get("intermediates", {}))
-        return logits, [[flat[*name.split("/"), key][0] for key in RECORDS] for name in names]
+        records = [{key: flat.get((*name.split("/"), key), (None,))[0] for key in kept}
+                   for name in names]  # fmt: skip
+        return logits, records
 
     parts = [
         jax.device_get(watch(trained.variables, batch))
@@ -144,7 +152,7 @@ def observe(
 
     routers = jax.tree.map(partial(joined, 1), *recorded)  # [m b n], [m b], [n b]
     return Observation(
-        tuple(RouterRecord(name, *found) for name, found in zip(names, routers, strict=True)),
+        tuple(RouterRecord(name, **found) for name, found in zip(names, routers, strict=True)),
         joined(0, *logits),
     )
 

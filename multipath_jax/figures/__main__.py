@@ -15,6 +15,7 @@ Figures, each a picture of its own in --out, those with numbers beside a JSON fi
     classes       the mean of every gate within every class
     clusters      how routes cluster at each depth, and whether the clusters are classes
     ablation      the error with gates that do not depend on the image
+    paths         which paths of a discrete network are taken, and what they say of the class
 
 With --html also report.html, one page with the run's facts and curves, these figures, and an
 explorer of the test images' routes; it works from the file, in any browser, without a network.
@@ -43,6 +44,7 @@ from multipath_jax.figures import (
     histograms,
     maximize,
     page,
+    paths_taken,
     routes,
     weights,
 )
@@ -174,6 +176,15 @@ def _ablation(subject: Subject, path: pathlib.PurePath) -> list[pathlib.PurePath
     return [path, _json(path, [dataclasses.asdict(outcome) for outcome in outcomes])]
 
 
+def _paths(subject: Subject, path: pathlib.PurePath) -> list[pathlib.PurePath]:
+    found = paths_taken.paths_taken(
+        subject.observation, subject.test.labels, subject.names, subject.flags.seed
+    )
+    print(paths_taken.table(found))
+    paths_taken.draw(path, found)
+    return [path, _json(path, paths_taken.summary(found))]
+
+
 def _page(subject: Subject, figures: Iterable[str]) -> pathlib.PurePath:
     """Writes the page, with the figures just drawn."""
     path = subject.folder / page.PAGE_FILE
@@ -205,6 +216,7 @@ FIGURES: dict[str, Draw] = {
     "classes": _classes,
     "clusters": _clusters,
     "ablation": _ablation,
+    "paths": _paths,
 }
 NEED_ROUTERS = FIGURES.keys() - {"weights", "tradeoff"}
 
@@ -219,9 +231,13 @@ def _drawn(subject: Subject, only: list[str] | None) -> dict[str, Draw]:
     if not subject.outline.routers:
         why = f"{subject.run.config.model.name} has no routers"
         refused |= dict.fromkeys(NEED_ROUTERS, why)
+    elif subject.outline.discrete:
+        refused["ablation"] = f"{subject.run.config.model.name} is discrete: its gates are choices"
+    else:
+        refused["paths"] = f"{subject.run.config.model.name} is not discrete: all paths are taken"
     if not subject.parallel_layers:
         refused["weights"] = f"{subject.run.config.model.name} has no parallel paths"
-    asked = only or list(FIGURES)
+    asked = only or [name for name in FIGURES if name != "paths" or subject.outline.discrete]
     unable = [name for name in asked if name in refused]
     if only and unable:
         able = ",".join(name for name in FIGURES if name not in refused)

@@ -36,6 +36,7 @@ TITLES = {  # of the figures, by the names of their files
     "classes": "Mean gates of every class",
     "clusters": "Clusters of routes",
     "ablation": "Error with gates that do not depend on the image",
+    "paths": "Which paths the images of a class take",
 }
 CURVES = tuple(f"{split}/{name}" for split in ("train", *SPLITS) for name in ("loss", "error"))
 
