@@ -17,19 +17,22 @@ from multipath_jax.errors import UserError
 
 
 def get_config(arguments: str = "BaseCNN-2-CC") -> ConfigDict:
-    """``NAME[,epochs=200|350][,dataset=cifar10|cifar100]``; UserError for anything else."""
+    """``NAME[,epochs=200|350][,dataset=cifar10|cifar100]``; UserError for other arguments."""
     name, options = parse(arguments)
     epochs = options.get("epochs")
     dataset = options.get("dataset", "cifar10")
     if epochs not in (None, *map(str, recipes.BOUNDARIES)) or dataset not in recipes.DATASETS:
-        raise UserError(f"--config=cifar:{arguments} is not {get_config.__doc__.split(';')[0]}")
+        form = get_config.__doc__.split(";")[0]
+        raise UserError(f"--config=cifar:{arguments} is not of the form {form}")
     return recipes.cifar(name, None if epochs is None else int(epochs), dataset)
 
 
 def parse(arguments: str) -> tuple[str, dict[str, str]]:
-    """The network's name and the options. Raises UserError for an option that is not there."""
+    """Splits the arguments into the network's name and its options; UserError if unknown."""
     name, *options = arguments.split(",")
     pairs = dict(option.partition("=")[::2] for option in options)
     if unknown := pairs.keys() - {"epochs", "dataset"}:
-        raise UserError(f"the recipe cifar has no option {min(unknown)!r}, but epochs and dataset")
+        raise UserError(
+            f"the recipe cifar has no option {min(unknown)!r}; its options are epochs and dataset"
+        )
     return name, pairs

@@ -4,12 +4,13 @@ Command:   python -m multipath_jax.main --config=folder --config.dataset.source=
            --workdir=runs/mine, on one line
            folder:NAME for any name of list_models(); without one, ResNet18-2-CC
 Protocol:  not the paper's: batch 64, 90 epochs, a warm-up of one epoch to the rate of 0.025 (the
-           paper's 0.1 for 256 images), then a cosine, so that --config.train_for=... asks for no
-           other change. ImageNet's networks see random crops of 224x224 of images of 256x256, the
-           others of 32x32 of 36x36, and mirror images (--config.dataset.flip=False: none).
-Time:      15 minutes for 15 epochs of BaseCNN-2-CC on 5,000 pictures of 32x32 (CIFAR-10's, as PNG
-           files in ten folders), on two CPU cores beside other work
-Error:     that of your images; 30.20 % for those
+           paper's 0.1 at batch 256, scaled), then a cosine decay, so that --config.train_for=...
+           requires no other change. Random crops of 224x224 from images of 256x256 for ImageNet's
+           networks, of 32x32 from 36x36 for the others; mirror images, unless
+           --config.dataset.flip=False.
+Time:      15 minutes for 15 epochs of BaseCNN-2-CC on 5,000 images of 32x32 (CIFAR-10's, as PNG
+           files in ten folders), on two CPU cores shared with other work
+Error:     depends on your images; 30.20 % for those
 """
 
 from ml_collections import ConfigDict
@@ -19,12 +20,12 @@ from multipath_jax.models.registry import family_of
 
 
 def get_config(name: str = "ResNet18-2-CC") -> ConfigDict:
-    """The recipe for a network by its name. Raises UserError for an unknown one."""
-    side = max(32, family_of(name).image_shape[0])  # CapsNet's are MNIST's 28, but it takes any
+    """The config for a network. Raises UserError if the name is unknown."""
+    side = max(32, family_of(name).image_shape[0])  # CapsNet's default is 28, but it takes any size
     config = default_config()
     config.model.name = name
     config.dataset.name = FOLDER
-    config.dataset.size = side * 8 // 7  # as 256 to 224
+    config.dataset.size = side * 8 // 7  # the ratio of 256 to 224
     config.dataset.crop = side
     config.dataset.flip = True
     config.batch_size = 64

@@ -4,8 +4,8 @@ Command:   python -m multipath_jax.main --config=imagenet:ResNet34 --workdir=run
            imagenet:NAME[,subset] for any name of list_models(), and
            --config.dataset.data_dir=DIR where the prepared images are not in TFDS's own folder
 Protocol:  batch 256, 120 epochs (subset: 90), rate 0.1 divided by 10 every 30 epochs. Images of
-           256x256, random crops of 224x224 and mirror images; evaluated on the center crop, and in
-           the end on ten crops. bfloat16 on accelerators.
+           256x256, random crops of 224x224 and mirror images; evaluated on the center crop, and at
+           the end of training on ten crops. bfloat16 on accelerators.
 Time:      not measured yet
 Error:     in the paper, Table 4: of ResNet18-2-CC 26.48 % (ten crops 24.5 %), and on the subset of
            ResNet50-2-CC 18.64 % (17.62 %); here not measured yet
@@ -18,8 +18,9 @@ from multipath_jax.errors import UserError
 
 
 def get_config(arguments: str = "ResNet18-2-CC") -> ConfigDict:
-    """``NAME`` or ``NAME,subset``; UserError for anything else."""
+    """``NAME`` or ``NAME,subset``; UserError for other arguments."""
     name, comma, option = arguments.partition(",")
     if comma and option != "subset":
-        raise UserError(f"--config=imagenet:{arguments} is not {get_config.__doc__.split(';')[0]}")
+        form = get_config.__doc__.split(";")[0]
+        raise UserError(f"--config=imagenet:{arguments} is not of the form {form}")
     return recipes.imagenet(name, subset=bool(comma))

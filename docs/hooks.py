@@ -1,7 +1,7 @@
-"""What the site has from outside of docs/: the README as its first page, pictures, links to files.
+"""MkDocs hooks: adds files from outside of docs/ to the site, and rewrites links.
 
 MkDocs calls these functions while it builds the site (https://www.mkdocs.org/user-guide/plugins).
-Links and pictures are written as they work in the repository.
+In the pages, links and images are written as they work in the repository.
 """
 
 import posixpath
@@ -13,7 +13,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
-# Files of the repository that are pages or pictures of the site, and their places there.
+# Files outside of docs/ that are pages or images of the site, with their paths in it.
 FROM_OUTSIDE = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
@@ -25,14 +25,14 @@ LINK = re.compile(r"\]\((?!\w+:|#)([^)\s#]+)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the files from outside."""
+    """Adds the files from outside of docs/."""
     for path, place in FROM_OUTSIDE.items():
         files.append(File.generated(config, place, abs_src_path=str(ROOT / path)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Points the links of a page to where their files are: in the site, or in the repository."""
+    """Rewrites the links of a page to the site, or to the repository for other files."""
     folder = "" if page.file.src_uri in {*FROM_OUTSIDE.values()} else "docs"
 
     def pointed(link: re.Match) -> str:

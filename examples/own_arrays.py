@@ -9,10 +9,10 @@ from sklearn.datasets import load_digits
 import multipath_jax as mp
 
 digits = load_digits()
-x, y = digits.images.astype(np.float32), digits.target  # [1797 8 8], of any scale, and classes
+x, y = digits.images.astype(np.float32), digits.target  # images [1797 8 8] of any range, labels
 dataset = mp.data.from_arrays(x[:1500], y[:1500], x[1500:], y[1500:])
 
-config = mp.recipes.digits()  # its augmentation and learning rates
+config = mp.recipes.digits()  # augmentation and learning rates
 config.model.name = "BaseCNN-2-CC"
 config.train_for = "3 epochs"
 config.schedule.boundaries = "2 epochs"

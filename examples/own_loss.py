@@ -1,4 +1,4 @@
-"""A loss of your own: the squared hinge, in place of the cross-entropy.
+"""Your own loss function: the squared hinge loss instead of the cross-entropy.
 
 python examples/own_loss.py
 """
@@ -10,7 +10,7 @@ import multipath_jax as mp
 
 
 def squared_hinge(logits, labels):
-    """``[b classes]``, ``[b]`` -> ``[b]``: the right class at least 1, all others at most -1."""
+    """``[b classes], [b] -> [b]``: penalizes label logits below 1 and other logits above -1."""
     signs = 2 * jax.nn.one_hot(labels, logits.shape[-1]) - 1
     return jnp.sum(jax.nn.relu(1 - signs * logits) ** 2, axis=-1)
 

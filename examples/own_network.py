@@ -1,8 +1,9 @@
 # %% [markdown]
-# # Routing in a network of your own
+# # Routing in your own network
 #
-# The routers of `multipath_jax.layers` go between any Flax modules. Here three paths of a small
-# network for handwritten digits are cross-connected, trained, and asked how they route.
+# The routers of `multipath_jax.layers` can be combined with any Flax modules. This example builds a
+# small network for handwritten digits with three cross-connected paths, trains it with JAX and
+# optax, and inspects its gates.
 
 # %%
 import flax.linen as nn
@@ -20,9 +21,9 @@ images = normalize(jnp.asarray(digits.train.images), digits.mean, digits.std)
 # %% [markdown]
 # ## The network
 #
-# A path can be any module that takes one tensor. `Parallel` gives every path parameters of its
-# own; a router takes all paths and gives all paths, each a sum of the inputs weighted by gates that
-# it computes from the inputs themselves (Eqs. 1-3 and 5).
+# A path can be any module that takes one tensor. `Parallel` applies it to all paths with separate
+# parameters. A router maps all paths to all paths: each output is a sum of the inputs, weighted by
+# gates that are computed from the inputs (Eqs. 1-3 and 5).
 
 
 # %%
@@ -49,12 +50,12 @@ class Routed(nn.Module):
 network = Routed()
 params = jax.jit(network.init)(jax.random.key(0), images[:1])["params"]
 for name, kernel in params["Path_1"]["Conv_0"].items():
-    print(f"{name} of the second convolution: {kernel.shape}, one for each path")
+    print(f"{name} of the second convolution: {kernel.shape}, with a leading path axis")
 
 # %% [markdown]
 # ## Training
 #
-# Nothing special: gates learn by gradient descent with everything else.
+# The gates are trained by gradient descent together with all other parameters.
 
 # %%
 optimizer = optax.adam(1e-2)
@@ -79,27 +80,27 @@ for number in range(150):
         print(f"step {number + 1}: loss {value:.3f}")
 
 # %% [markdown]
-# ## How it routes
+# ## Gates
 #
-# Every router records its gates under Flax's `intermediates`: `[m b n]`, how much of input i goes
-# into output j for each image. Deep in the network they know what the image shows.
+# Every router sows its gates `[m b n]` into the collection `intermediates`: the weight of input i
+# in output j, for each image. In the last router they depend on the class.
 
 # %%
-watch = jax.jit(lambda params, x: network.apply({"params": params}, x, mutable="intermediates"))
+record = jax.jit(lambda params, x: network.apply({"params": params}, x, mutable="intermediates"))
 x = normalize(jnp.asarray(digits.test.images), digits.mean, digits.std)
-logits, seen = watch(params, x)
+logits, recorded = record(params, x)
 accuracy = np.mean(logits.argmax(-1) == digits.test.labels)
-gates = np.asarray(seen["intermediates"]["router_3"]["gates"][0])
+gates = np.asarray(recorded["intermediates"]["router_3"]["gates"][0])
 print(f"accuracy on held-out digits {accuracy:.3f}; gates {gates.shape}")
 
-print("what router 3 sends from path 1 to paths 1, 2 and 3, by digit:")
+print("mean gates of router 3 from path 1 to paths 1, 2 and 3, by digit:")
 for digit in range(10):
     shares = gates[0, digits.test.labels == digit].mean(axis=0)
     print(f"  {digit}: " + " ".join(f"{share:.2f}" for share in shares))
 
 # %% [markdown]
-# The equations are there as functions of arrays too. Here is that router by hand, on any three
-# tensors: Eqs. 1-3 give the gates of each, Eq. 5 the sums.
+# The equations are also available as functions of arrays. This computes a router by hand, for three
+# random tensors: Eqs. 1-3 give the gates of each, Eq. 5 the sums.
 
 # %%
 xs = jax.random.normal(jax.random.key(1), (3, 8, 4, 4, 16))
@@ -111,13 +112,13 @@ by_hand = routing.cross_connect(xs, gates_of_xs)
 print(f"largest difference between layer and equations: {abs(by_layer - by_hand).max():.1e}")
 
 # %% [markdown]
-# ## A network that is trained already
+# ## Loading a trained network
 #
-# `load_run` takes a workdir, such as the one that `make train` leaves.
+# `load_run` loads a network from a workdir, such as that of `make train`.
 
 # %%
 run = load_run("runs/digits")
 probabilities = jax.nn.softmax(run.logits(digits.test.images[:5]))
-print(f"{run.config.model.name} after {run.step} steps, of {digits.test.labels[:5]}:")
+print(f"{run.config.model.name} after {run.step} steps, for {digits.test.labels[:5]}:")
 for row in probabilities:
     print(f"  {run.description.class_names[row.argmax()]} with probability {row.max():.3f}")

@@ -1,4 +1,4 @@
-"""Another optimizer: AdamW by its name, with the recipe's schedule, or any of optax's as it is.
+"""Your own optimizer: AdamW by name, with the config's schedule, or an optax transformation.
 
 python examples/own_optimizer.py
 """

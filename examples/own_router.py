@@ -1,4 +1,4 @@
-"""A router of your own: each input goes to the paths by its own channels' maxima, not their means.
+"""Your own router: gates computed from the maximum of each channel instead of its mean.
 
 python examples/own_router.py
 """
@@ -10,9 +10,9 @@ import multipath_jax as mp
 
 
 class MaxRouter(mp.layers.Router):
-    """`CrossConnect` whose gates see the largest activation of each channel (beside Eq. 1)."""
+    """A `CrossConnect` with max pooling instead of average pooling (Eq. 1) in its gates."""
 
-    additive = True  # sums over the inputs: paths may lie on several devices
+    additive = True  # outputs are sums over inputs, so paths can be sharded over devices
 
     def gates(self, xs):  # [m b h w c] -> [m b n]
         relevance = self.gate(xs.max(axis=tuple(range(2, xs.ndim - 1))))

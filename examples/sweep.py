@@ -1,4 +1,4 @@
-"""Three learning rates, judged on training images that are held out, and their table.
+"""A sweep over three learning rates, evaluated on held-out training images.
 
 python examples/sweep.py
 """
@@ -15,7 +15,7 @@ config.dataset.holdout = 300
 rows = []
 for rate in RATES:
     config.schedule.learning_rate = rate
-    result = mp.Trainer(config).fit(f"runs/sweep/rate={rate}")  # run again, it is only read
+    result = mp.Trainer(config).fit(f"runs/sweep/rate={rate}")  # when rerun, only read
     rows.append((rate, result.test["loss"], result.test["error"]))
 
 print(f"{'rate':>6} {'loss':>8} {'error':>8}")

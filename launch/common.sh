@@ -1,10 +1,10 @@
 # shellcheck shell=bash
-# What the scripts of this folder share: they source it, after `set -euo pipefail`.
-# tpu_worker.sh and slurm.sbatch do not: they run as copies, away from this folder.
+# Functions shared by the scripts in this folder, which source it after `set -euo pipefail`.
+# tpu_worker.sh and slurm.sbatch do not, since they run as copies outside of this folder.
 
-# shellcheck disable=SC2034 # the scripts use it
+# shellcheck disable=SC2034 # used by the scripts
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-dry_run= # not empty: `run` prints
+dry_run= # if not empty, `run` only prints commands
 
 misuse() {
   echo "error: $1" >&2
@@ -16,10 +16,10 @@ fail() {
   exit 1
 }
 
-# The comment at the head of the script.
+# Prints the comment at the top of the script.
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "$0"; }
 
-# The words as a line that a shell reads back as the same words.
+# Quotes words for a shell.
 quote() {
   local word line="" escaped="'\\''"
   for word; do
@@ -29,7 +29,7 @@ quote() {
   printf '%s\n' "$line"
 }
 
-# Runs a command; in a dry run prints it.
+# Runs a command, or prints it in a dry run.
 run() {
   if [[ $dry_run ]]; then
     quote "$@"
@@ -38,5 +38,5 @@ run() {
   fi
 }
 
-# The argument is --OPTION=NUMBER.
+# Checks an argument --OPTION=NUMBER.
 positive() { [[ ${1#*=} =~ ^[1-9][0-9]*$ ]] || misuse "$1: a whole number from 1"; }

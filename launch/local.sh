@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Trains with N processes on this machine, joined through JAX's distributed runtime.
+# Trains with N processes on this machine, connected by jax.distributed.
 #
 #   launch/local.sh [options] N -- --config=digits --workdir=runs/digits
 #
 # Options
-#   --cpu                     on the CPU, whatever else there is
-#   --devices-per-process=K   with K virtual CPU devices in each process
-#   --gpus-per-process=K      with K of the machine's GPUs in each process; needed on GPUs, as each
-#                             process would take all of them
-#   --logs=FOLDER             process 0 to the terminal, all to FOLDER/process_I.log
-#   --grace=SECONDS           for the others when one has ended badly, before they are killed (60)
-#   --help                    this text
+#   --cpu                     use CPUs even if there are GPUs
+#   --devices-per-process=K   use K virtual CPU devices per process
+#   --gpus-per-process=K      use K GPUs per process; required on GPUs, since otherwise each process
+#                             uses all of them
+#   --logs=FOLDER             print only process 0, and write all output to FOLDER/process_I.log
+#   --grace=SECONDS           if a process fails, kill the others after this time (60)
+#   --help                    print this text
 #
-# Each line is printed behind its process's number, as `[1] ...`. SIGINT and SIGTERM go to all
-# processes. The exit status is the first that is not 0; the others are then stopped. PYTHON=...
-# names another Python than the repository's .venv/bin/python, or python3 where there is none.
+# Each line is prefixed by the number of its process, as `[1] ...`. SIGINT and SIGTERM are forwarded
+# to all processes. If a process fails, the others are stopped, and its exit status is returned.
+# PYTHON=... selects a Python; the default is the repository's .venv/bin/python, or else python3.
 # Needs bash 5.1.
 set -euo pipefail
 
@@ -28,8 +28,8 @@ gpus=
 logs=
 grace=60
 flags=()
-pids=()     # of the processes that run; each is the head of a process group
-printers=() # of what passes their lines on
+pids=()     # the running processes; each leads a process group
+printers=() # the processes that print their lines
 signalled=
 
 # --- the command line ------------------------------------------------------------------------
@@ -55,7 +55,7 @@ read_options() {
         positive "N=$1"
         count=$1
         ;;
-      *) misuse "what is '$1'? local.sh [options] N -- flags of multipath_jax.main" ;;
+      *) misuse "unknown argument '$1': local.sh [options] N -- flags of multipath_jax.main" ;;
     esac
     shift
   done
@@ -85,7 +85,7 @@ set_devices() {
   [[ ${JAX_PLATFORMS-} == cpu ]] || check_gpus
 }
 
-# How many GPUs JAX would see.
+# Prints the number of GPUs that are visible to JAX.
 count_gpus() {
   if [[ ${CUDA_VISIBLE_DEVICES+set} ]]; then
     grep -o '[^,]\+' <<<"$CUDA_VISIBLE_DEVICES"
@@ -103,12 +103,12 @@ check_gpus() {
   ((count * ${gpus:-1} <= found)) || misuse "$count processes with $gpus GPUs each: there are $found"
 }
 
-choose_gpus() { # of process I
+choose_gpus() { # for process I
   JAX_LOCAL_DEVICE_IDS=$(seq -s , $(($1 * gpus)) $((($1 + 1) * gpus - 1)))
   export JAX_LOCAL_DEVICE_IDS
 }
 
-start() { # process I, with the coordinator at port P
+start() { # starts process I, with the coordinator at port P
   local i=$1 port=$2 pipe=$scratch/$1
   mkfifo "$pipe"
   pass_on "$i" <"$pipe" &
@@ -121,7 +121,7 @@ start() { # process I, with the coordinator at port P
   pids+=($!)
 }
 
-pass_on() { # the lines of process I
+pass_on() { # prints or logs the lines of process I
   local line
   while IFS= read -r line || [[ $line ]]; do
     [[ ! $logs ]] || printf '%s\n' "$line" >>"$logs/process_$1.log"
@@ -140,8 +140,8 @@ forward() {
   signal_all "$1"
 }
 
-# Waits for all, gives the first status that is not 0. When one has ended badly the others wait
-# for it in vain: they are asked to stop, unless a signal did that, and in the end killed.
+# Waits for all processes and returns the first status that is not 0. If one fails, the others, which
+# would wait for it forever, are stopped by SIGTERM, and killed after the grace time.
 wait_for_all() {
   local left=("${pids[@]}") first=0 ended status killer=""
   while ((${#left[@]})); do
@@ -149,8 +149,8 @@ wait_for_all() {
     status=0
     wait -n -p ended "${left[@]}" || status=$?
     if [[ ! ${ended-} ]]; then
-      ((status == 127)) || continue # a trap ended the wait
-      ended=${left[0]} # bash no longer counts it among its jobs, but remembers how it ended
+      ((status == 127)) || continue # the wait was interrupted by a trap
+      ended=${left[0]} # bash has removed it from its jobs, but still knows its status
       status=0
       wait "$ended" || status=$?
     fi
@@ -159,13 +159,13 @@ wait_for_all() {
     first=$status
     ((${#left[@]})) || break
     [[ $signalled ]] || signal_all TERM
-    set -m # its sleep is in its process group, and ends with it
+    set -m # puts the sleep into a process group that can be killed
     (sleep "$grace" && signal_all KILL) &
     killer=$!
-    disown "$killer" # or the shell tells that it was killed
+    disown "$killer" # suppresses the shell's message that it was killed
     set +m
   done
-  # KILL, since a TERM that arrives before the new process has dropped our traps is lost.
+  # KILL, since a TERM is lost if it arrives before the new process has reset the traps.
   [[ ! $killer ]] || kill -KILL -- "-$killer" 2>/dev/null || true
   return "$first"
 }
@@ -183,17 +183,17 @@ main() {
   port=$(free_port)
   scratch=$(mktemp -d)
   trap 'rm -rf "$scratch"' EXIT
-  # Jobs get process groups of their own: a signal reaches what a process started, and a Ctrl-C
-  # comes through `forward` alone. Without it the shell has them ignore SIGINT.
+  # Gives jobs separate process groups, so that signals reach their children and Ctrl-C only comes
+  # through `forward`. Without it, jobs ignore SIGINT.
   set -m
   trap 'forward INT' INT
   trap 'forward TERM' TERM
   for ((i = 0; i < count; i++)); do
     [[ $signalled ]] || start "$i" "$port"
   done
-  set +m # or the shell tells of each job that a signal ends
+  set +m # suppresses the shell's messages about jobs that are ended by a signal
   wait_for_all || status=$?
-  wait "${printers[@]}" || true # their last lines
+  wait "${printers[@]}" || true # until the last lines are printed
   exit "$status"
 }
 

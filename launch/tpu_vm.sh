@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Trains on a Google Cloud TPU VM: one host, every host of a pod slice, or several slices.
+# Trains on Google Cloud TPU VMs: one host, all hosts of a slice, or several slices.
 #
 #   launch/tpu_vm.sh keep --name=my-tpu --zone=us-west4-a --accelerator-type=v5litepod-16 \
 #       --max-hours=24 -- --config=cifar:BaseCNN-2-CC --workdir=gs://my-bucket/runs/cifar
 #
-# or in single steps, with the same --name and --zone:
+# or step by step, with the same --name and --zone:
 #
 #   launch/tpu_vm.sh create --accelerator-type=v5litepod-16 --wait ...
 #   launch/tpu_vm.sh setup ...
@@ -12,55 +12,54 @@
 #   launch/tpu_vm.sh logs|status|stop|delete ...
 #
 # Commands
-#   keep     create --wait, setup and train, and all of it again after each preemption. Deletes the
-#            TPU when the run has ended, has failed more often than --retries says, or has had the
-#            TPU for --max-hours. Ctrl-C leaves the TPU and the run there; keep goes on with both
-#   create   asks for the TPU as a queued resource; leaves one that waits or is ready alone, and
-#            replaces one that was preempted or failed
-#   setup    copies the sources to all workers and installs the pinned packages; does only what
-#            is left to do
-#   train    ends the earlier run on all workers, then starts one, detached. The flags after --
-#            are those of multipath_jax.main and are recorded on this machine: without them the
-#            last command runs again, and goes on from the newest checkpoint in its workdir
-#   stop     ends the run on all workers, with a checkpoint
-#   logs     the end of the log; -f follows it
-#   status   the queued resource, the TPU, and the run and its last log line on each worker
-#   outcome  of the run: running, ended STATUS, or none
-#   delete   gives the TPU back, after a question
+#   keep     create --wait, setup and train, repeated after every preemption. Deletes the TPU when
+#            the run has ended, has failed more than --retries times, or after --max-hours. Ctrl-C
+#            leaves the TPU and the run unchanged; rerun keep to resume
+#   create   requests the TPU as a queued resource; keeps one that is waiting or ready, and replaces
+#            one that was preempted or has failed
+#   setup    copies the sources to all workers and installs the pinned packages, if necessary
+#   train    ends the previous run on all workers and starts one in the background. The flags after
+#            -- are those of multipath_jax.main. They are recorded on this machine: without them,
+#            the previous command is rerun, and resumes from the newest checkpoint in its workdir
+#   stop     saves a checkpoint and ends the run on all workers
+#   logs     prints the end of the log; -f follows it
+#   status   prints the queued resource, the TPU, and the run with its last log line on each worker
+#   outcome  prints the outcome of the run: running, ended STATUS, or none
+#   delete   deletes the TPU, after a confirmation
 #
 # Option                     Variable         Default           Of      Meaning
 # --name=NAME                TPU_NAME         (needed)          all     queued resource and TPU VM
 # --zone=ZONE                TPU_ZONE         (needed)          all     such as us-west4-a
-# --project=ID               TPU_PROJECT      gcloud's          all     the project that pays
+# --project=ID               TPU_PROJECT      gcloud's          all     the project to bill
 # --node-count=N             TPU_NODE_COUNT   1                 all     slices, NAME-0 to NAME-(N-1)
-# --ssh-flag=FLAG            TPU_SSH_FLAGS                      all     one more of gcloud's for ssh
-#                                                                       and scp: --internal-ip
+# --ssh-flag=FLAG            TPU_SSH_FLAGS                      all     additional flag for gcloud ssh
+#                                                                       and scp, as --internal-ip
 # --release-track=ga|alpha   TPU_TRACK        ga                all     alpha: gcloud alpha ...
 # --accelerator-type=TYPE    TPU_TYPE         v5litepod-8       create  v5litepod-16: 16 v5e chips
-# --runtime-version=NAME     TPU_RUNTIME      by the type       create  the VM's image
-# --capacity=KIND            TPU_CAPACITY     spot              create  spot (cheap, preempted),
+# --runtime-version=NAME     TPU_RUNTIME      by the type       create  the image of the VM
+# --capacity=KIND            TPU_CAPACITY     spot              create  spot (cheap, preemptible),
 #                                                                       on-demand or reserved
-# --valid-until-duration=D   TPU_VALID_UNTIL                    create  wait for it so long: 6h
-# --create-flag=FLAG         TPU_CREATE_FLAGS                   create  one more of gcloud's:
-#                                                                       --network=NAME
-# --wait                                                        create  until the TPU is there
-# --repo=URL                 TPU_REPO         (HEAD, from here) setup   clone this instead
+# --valid-until-duration=D   TPU_VALID_UNTIL                    create  longest wait, such as 6h
+# --create-flag=FLAG         TPU_CREATE_FLAGS                   create  additional flag for gcloud,
+#                                                                       as --network=NAME
+# --wait                                                        create  wait until the TPU is ready
+# --repo=URL                 TPU_REPO         (local HEAD)      setup   clone this repository
 # --ref=REF                  TPU_REF          (needed with repo) setup  its commit, tag or branch
 # --python=3.N               TPU_PYTHON       3.11              setup   3.11 or newer
-# --grace=SECONDS            TPU_GRACE        120               train   for a checkpoint before kill
-# --max-hours=H              TPU_MAX_HOURS    (needed)          keep    of the TPU, then it goes
-# --retries=N                TPU_RETRIES      3                 keep    of what fails by itself
-# --worker=N                 TPU_WORKER       0                 logs    whose log
-# --lines=N                                   200               logs    how much of it
-# -f                                                            logs    follow it
+# --grace=SECONDS            TPU_GRACE        120               train   time to save a checkpoint
+# --max-hours=H              TPU_MAX_HOURS    (needed)          keep    delete the TPU after H hours
+# --retries=N                TPU_RETRIES      3                 keep    retries after failures
+# --worker=N                 TPU_WORKER       0                 logs    the worker
+# --lines=N                                   200               logs    number of lines
+# -f                                                            logs    follow the log
 # --yes                                                         delete  do not ask
-# --dry-run                                                     all     print the commands, run none
-# --help                                                                this text
+# --dry-run                                                     all     print commands only
+# --help                                                                print this text
 #
-# keep has the options of create, setup and train, and stop has --grace. The flags are repeated for
-# several; their variables have them with spaces between.
-# Exit status: 0 done; 1 something failed; 2 wrong use; keep: the run's; else gcloud's.
-# Needs bash 4.4, git and the Google Cloud CLI. The record of commands is in
+# keep also has the options of create, setup and train; stop also has --grace. Repeat --ssh-flag and
+# --create-flag for several flags; in their variables, separate the flags by spaces.
+# Exit status: 0 success; 1 failure; 2 wrong usage; of keep, that of the run; else that of gcloud.
+# Needs bash 4.4, git and the Google Cloud CLI. Commands are recorded in
 # $XDG_STATE_HOME/multipath_jax (by default ~/.local/state/multipath_jax).
 set -euo pipefail
 
@@ -69,7 +68,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 REMOTE=multipath_jax_tpu # a folder in the user's home on each worker
 POLL_SECONDS=${TPU_POLL_SECONDS:-30}
-POLLS=20 # that may fail one after the other
+POLLS=20 # consecutive polls that may fail
 
 name=${TPU_NAME-}
 zone=${TPU_ZONE-}
@@ -95,19 +94,19 @@ wait=
 yes=
 run_flags=()
 place=()   # --zone and --project, for every gcloud command
-nodes=()   # the TPU VMs' names
-own=()     # the options of all commands, as they were given
-setup_own=() # and those of setup
+nodes=()   # the names of the TPU VMs
+own=()     # the given options of all commands
+setup_own=() # the given options of setup
 gcloud=()
-costs=     # not empty: this script may end while a TPU costs
+costs=     # if not empty, a TPU is billed after the script ends
 
-# --- what is there ---------------------------------------------------------------------------
+# --- state -----------------------------------------------------------------------------------
 
-describe() { # queued-resources or tpu-vm, its name, and the fields to print
+describe() { # arguments: queued-resources or tpu-vm, a name, and the fields to print
   run "${gcloud[@]}" "$1" describe "$2" "${place[@]}" --format="value($3)"
 }
 
-# Prints the fields by describe; nothing if there is no such thing. Other errors are the user's.
+# Prints the fields by describe; nothing if the resource does not exist. Other errors are printed.
 ask() {
   local errors status=0
   { errors=$(describe "$@" 2>&1 >&3) || status=$?; } 3>&1
@@ -117,8 +116,8 @@ ask() {
   }
 }
 
-# Sets `queued`, the queued resource's state; `why`, what there is to say about it; and `what`:
-# none, queued, ready, lost (ask anew), leaving, or stuck.
+# Sets `queued`, the state of the queued resource; `why`, a message about it; and `what`: none,
+# queued, ready, lost (to be requested again), leaving, or stuck.
 look() {
   local answer
   answer=$(ask queued-resources "$name" state.state,state.failedData.error.message) || return
@@ -149,7 +148,7 @@ look_at_nodes() {
   done
 }
 
-# The same, where a network that fails once or a few times does not matter.
+# As above, but tolerates some network failures.
 look_patiently() {
   local failures=0
   until look; do
@@ -168,7 +167,7 @@ say_state() { echo "$(date +%H:%M:%S) ${queued:-NOT_FOUND}${why:+: $why}"; }
 
 # --- the workers -----------------------------------------------------------------------------
 
-# A function with each node and the other arguments, side by side; the last status that is not 0.
+# Calls a function for all nodes in parallel; returns the last status that is not 0.
 each_node() {
   local node pid pids=() status=0
   if [[ $dry_run ]] || ((node_count == 1)); then
@@ -183,11 +182,11 @@ each_node() {
   return "$status"
 }
 
-on_node() { # a node, a worker's number or all, and a command
+on_node() { # arguments: a node, the number of a worker or all, and a command
   run "${gcloud[@]}" tpu-vm ssh "$1" "${place[@]}" --worker="$2" "${ssh_flags[@]}" --command="$3"
 }
 
-copy_to() { # a node, and files
+copy_to() { # arguments: a node, and files
   run "${gcloud[@]}" tpu-vm scp "${@:2}" "$1:$REMOTE/" "${place[@]}" --worker=all \
     "${ssh_flags[@]/#--ssh-flag=/--scp-flag=}"
 }
@@ -217,7 +216,7 @@ create() {
   costs=
 }
 
-# Asks for the TPU unless it is there or waited for.
+# Requests the TPU, unless it exists or is requested already.
 make_or_leave() {
   while [[ $what == leaving ]]; do
     say_state
@@ -256,7 +255,7 @@ wait_while_queued() {
 }
 
 delete_queued() {
-  # --force deletes the TPU as well; --quiet, as whoever is here was asked before.
+  # --force also deletes the TPU; --quiet, since the user has confirmed already.
   run "${gcloud[@]}" queued-resources delete "$name" "${place[@]}" --force --quiet
 }
 
@@ -269,7 +268,7 @@ delete() {
   delete_queued
 }
 
-# While this script waits: however it ends, it says that a TPU may cost on.
+# Warns at exit, while waiting, that a TPU may still be billed.
 guard() {
   trap say_cost EXIT
   trap 'exit 130' INT
@@ -302,7 +301,7 @@ setup() {
   fi
 }
 
-# gcloud reaches several workers at once only with a key that an agent holds; without one it stalls.
+# gcloud needs a key in an SSH agent to connect to several workers; without one it hangs.
 check_ssh_agent() {
   local workers
   if [[ $dry_run ]]; then
@@ -334,7 +333,7 @@ train() {
 }
 
 start_run() {
-  # First on all, then on any: a worker that starts beside a stale one waits for it in vain.
+  # Ends the run on all workers before starting: a new worker would wait for a stale one forever.
   on_all stop "$grace"
   on_all start "${run_flags[@]}"
 }
@@ -411,8 +410,8 @@ keep() {
     delete_queued
     return
   fi
-  POLLS=1000000 # a network that is away for a night is no reason to leave a TPU to itself
-  held=0        # seconds for which the TPU was there, up to `since`
+  POLLS=1000000 # keep polling even if the network fails for a night
+  held=0        # seconds for which the TPU existed, up to `since`
   limit=$(awk -v hours="$max_hours" 'BEGIN { print int(3600 * hours) }')
   guard
   while [[ ! $result ]]; do
@@ -423,13 +422,13 @@ keep() {
     if [[ $what == ready ]]; then
       use_tpu
     else
-      # Preempted at once: on to the next. What cannot be had at all is asked for some more times.
+      # A TPU that is preempted immediately is requested again; one that is not available, some times.
       result=lost
       [[ $queued != FAILED ]] || result=1
     fi
     held=$((held + SECONDS - since))
     case $result in
-      lost | 143) result="" ;; # 143: somebody sent a SIGTERM, as a machine does that goes down
+      lost | 143) result="" ;; # 143: SIGTERM, which is also sent when a machine shuts down
       0 | limit) ;;
       *) ((++failures > retries)) || again ;;
     esac
@@ -443,7 +442,7 @@ again() {
   result=""
 }
 
-# From a TPU that is ready to the `result`: lost, limit, or a status.
+# Trains on a TPU that is ready; sets `result` to lost, limit, or a status.
 use_tpu() {
   result=0
   step setup "${setup_own[@]}" || result=$?
@@ -459,26 +458,26 @@ use_tpu() {
     elif [[ ! $result ]]; then
       sleep "$POLL_SECONDS"
       result=$(ask_outcome)
-      [[ $result == @(|0) ]] || sleep "$POLL_SECONDS" # a preemption is seen later than what it ends
+      [[ $result == @(|0) ]] || sleep "$POLL_SECONDS" # a preemption is reported after its effects
       continue
     fi
     return 0
   done
 }
 
-# Nothing while the run lives; a host that does not answer is looked at again.
+# Prints the exit status of the run; nothing while it is running or if the host does not answer.
 ask_outcome() {
   local answer
   answer=$(step outcome 2>/dev/null) || return 0
   case ${answer##*$'\n'} in
     "ended "*) echo "${answer##* }" ;;
-    none) echo 1 ;; # killed, or its host started anew
+    none) echo 1 ;; # killed, or its host was restarted
   esac
 }
 
 left() { echo $((limit - held - SECONDS + since)); }
 
-# A command of this script within what is left of the hours, whatever hangs.
+# Runs a command of this script with the remaining hours as its time limit.
 step() {
   local seconds
   seconds=$(left)
@@ -506,7 +505,7 @@ give_back() {
 
 # --- the command line ------------------------------------------------------------------------
 
-# An option of one command is an error beside another.
+# Rejects options of other commands.
 only_for() {
   [[ " $1 " == *" $command "* ]] || misuse "$2 is an option of ${1%% *}, not of $command"
 }
@@ -558,7 +557,7 @@ read_options() {
         run_flags=("${@:2}")
         return
         ;;
-      *) misuse "what is '$1'? --help lists the options" ;;
+      *) misuse "unknown argument '$1': --help lists the options" ;;
     esac
     shift
   done
@@ -584,14 +583,14 @@ check_options() {
   [[ $lines =~ ^[0-9]+$ ]] || misuse "--lines=$lines: a number"
   [[ ! $repo || $ref ]] || misuse "--repo needs --ref=REF, a commit, tag or branch"
   [[ $repo || ! $ref ]] || misuse "--ref needs --repo=URL"
-  # Words that begin with a hyphen are options to git.
+  # git treats words that begin with a hyphen as options.
   [[ $repo != -* && $ref != -* ]] || misuse "--repo=$repo --ref=$ref: neither begins with a hyphen"
   [[ $command != @(create|keep) ]] || check_type
   [[ $command != keep || $max_hours =~ ^[0-9]+(\.[0-9]+)?$ ]] ||
     misuse "how many hours may the TPU be there? --max-hours=${max_hours:-H}"
 }
 
-check_flags() { # the option, and what it was given
+check_flags() { # arguments: the option and its values
   local flag
   for flag in "${@:2}"; do
     [[ $flag == --?* ]] || misuse "$1=$flag: a flag of gcloud's, $1=--NAME=VALUE"
@@ -611,7 +610,7 @@ check_type() {
   [[ $runtime =~ ^[-a-z0-9.]+$ ]] || misuse "--runtime-version=$runtime is not like v2-alpha-tpuv5-lite"
 }
 
-# What the options come to.
+# Evaluates the options.
 derive() {
   local i
   place=(--zone="$zone")
@@ -637,7 +636,7 @@ main() {
       return
       ;;
     "") misuse "which command? keep, create, setup, train, stop, logs, status, outcome or delete" ;;
-    *) misuse "what is '$command'? keep, create, setup, train, stop, logs, status, outcome or delete" ;;
+    *) misuse "unknown argument '$command': keep, create, setup, train, stop, logs, status, outcome or delete" ;;
   esac
   read_options "$@"
   check_options

@@ -1,21 +1,22 @@
 #!/usr/bin/env bash
-# What launch/tpu_vm.sh does on each worker of a TPU VM; it copies this file there and calls it.
+# The part of launch/tpu_vm.sh that runs on each worker of a TPU VM; tpu_vm.sh copies it there.
 #
 #   tpu_worker.sh setup archive PYTHON_VERSION        unpacks source.tar.gz, then installs
 #   tpu_worker.sh setup URL REF PYTHON_VERSION        clones URL at REF, then installs
 #   tpu_worker.sh stop SECONDS                        ends the run; kills it after SECONDS
-#   tpu_worker.sh start FLAG...                       starts a run, detached; once, however often
-#                                                     it is told to
-#   tpu_worker.sh status                              one line: is there a run, its last log line
-#   tpu_worker.sh outcome                             running, ended STATUS, or none
-#   tpu_worker.sh logs LINES [-f]                     the end of the log
+#   tpu_worker.sh start FLAG...                       starts a run in the background, unless the
+#                                                     same run is running
+#   tpu_worker.sh status                              prints one line about the run
+#   tpu_worker.sh outcome                             prints running, ended STATUS, or none
+#   tpu_worker.sh logs LINES [-f]                     prints the end of the log
 #
-# Everything lies in the folder of this file:
+# All files are in the folder of this file:
 #   trees/HASH  the sources; source -> the newest    venvs/HASH  the packages; venv -> the newest
-#   run.pid     process group and its start time     run.flags, run.status  how it began and ended
-#   run.log     kept and appended to by each start   lock    of setup, stop and start
+#   run.pid     process group and start time         run.flags, run.status  flags, exit status
+#   run.log     log; each start appends to it        lock        held by setup, stop and start
 #
-# gcloud repeats a command whose connection broke, while the first goes on: hence the lock.
+# The lock is needed since gcloud repeats a command if its connection breaks, while the first one
+# continues.
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -26,14 +27,14 @@ STATUS_FILE=$HERE/run.status
 LOG=$HERE/run.log
 LOCK_SECONDS=${TPU_LOCK_SECONDS:-1800}
 HUGE_PAGES=${TPU_HUGE_PAGES:-/sys/kernel/mm/transparent_hugepage/enabled}
-UV_VERSION=0.13.9 # fetches a Python where the machine's own is too old
+UV_VERSION=0.13.9 # downloads a Python if that of the machine is too old
 
 fail() {
   echo "error: $(uname -n): $1" >&2
   exit 1
 }
 
-# Waits until no other command that changes something here is at work.
+# Waits for other commands that change files here.
 lock() {
   exec 9>"$HERE/lock"
   flock --wait "$LOCK_SECONDS" 9 || fail "another command has been at work here for $LOCK_SECONDS seconds"
@@ -74,20 +75,20 @@ clone() {
   use_tree "$hash"
 }
 
-# A tree gets its name when it is complete: what was interrupted is begun again.
+# A tree is renamed to its final name when it is complete, so an interrupted one is extracted again.
 new_tree() {
   rm -rf "$HERE/trees/new"
   mkdir -p "$HERE/trees/new"
 }
 
-# A run that lives keeps the tree that it was started from.
+# A running run keeps its tree.
 use_tree() {
   ln -sfn "trees/$1" "$HERE/source"
   echo "$(uname -n): source $1"
 }
 
-# An environment gets its name before it is complete, as it cannot be moved, and its mark after.
-# A run that lives keeps the one that it was started in.
+# An environment cannot be moved, so it has its final name from the start, and a mark when it is
+# complete. A running run keeps its environment.
 install_packages() {
   local wanted folder python
   wanted=$(cat "$HERE/source/constraints.txt" "$HERE/source/pyproject.toml" - <<<"$1" | sha256sum)
@@ -114,10 +115,10 @@ remove_other_environments() {
   done
 }
 
-# The path of a Python of that version: the machine's, or a stand-alone build that uv fetches.
+# Prints the path of a Python of the given version: the machine's, or one that uv downloads.
 find_python() {
   local uv=$HERE/tools/bin/uv
-  # Debian leaves out ensurepip, and with it venv, unless it was asked for.
+  # On Debian, ensurepip, which venv needs, is a separate package.
   if command -v "python$1" >/dev/null && "python$1" -c 'import ensurepip' 2>/dev/null; then
     command -v "python$1"
     return
@@ -130,12 +131,12 @@ find_python() {
 
 # --- the run ---------------------------------------------------------------------------------
 
-# When a process began, in ticks since the machine did: with its number, which Linux uses again,
-# this names one process. Nothing if there is none.
+# Prints the start time of a process in ticks since boot, which together with its reusable number
+# identifies it; nothing if there is no such process.
 started_at() {
   local line
   line=$(cat "/proc/$1/stat" 2>/dev/null) || return 0
-  # The fields after the program's name, which is in brackets and may hold spaces.
+  # The fields after the name of the program, which is in brackets and can contain spaces.
   awk '{ print $20 }' <<<"${line##*) }"
 }
 
@@ -145,8 +146,8 @@ live_group() {
   [[ -f $PID_FILE ]] || return 0
   read -r group began <"$PID_FILE" || return 0
   seen=$(started_at "$group")
-  [[ -z $seen || $seen == "$began" ]] || return 0 # the number is another program's by now
-  # A zombie has ended: only its parent has not asked for the status.
+  [[ -z $seen || $seen == "$began" ]] || return 0 # the number is that of another process now
+  # A zombie has ended, but its parent has not read its status.
   ps -e -o pgid=,stat= | awk -v group="$group" \
     '$1 == group && $2 !~ /^Z/ { found = 1 } END { if (found) print group }'
 }
@@ -191,28 +192,28 @@ start() {
   use_huge_pages
   rm -f "$STATUS_FILE"
   echo "$flags" >"$FLAGS_FILE"
-  # A session of its own outlives the connection; its number is also the process group's.
+  # A new session survives the connection; its number is that of the process group.
   setsid nohup bash "$HERE/tpu_worker.sh" _run "$@" >>"$LOG" 2>&1 </dev/null 9>&- &
   pid=$!
   echo "$pid $(started_at "$pid")" >"$PID_FILE"
   echo "$(uname -n): started, process group $pid"
 }
 
-# As Google's guides have it: what crosses between a TPU and its host's memory is faster so.
+# From Google's guides: makes transfers between a TPU and host memory faster.
 use_huge_pages() {
   ! grep -qs '\[always\]' "$HUGE_PAGES" || return 0
   echo always | sudo -n tee "$HUGE_PAGES" >/dev/null ||
     echo "warning: $(uname -n): transparent hugepages stay as they are" >&2
 }
 
-# The detached part: the run between a first and a last line in the log.
+# The background process: the run, between a first and a last line in the log.
 run() {
   local status=0 python
-  # This shell has to see the run's end; a trap that does something is not inherited by it.
+  # This shell must outlive the run; the run does not inherit a trap that is not empty.
   trap : INT TERM
   echo "=== $(now) $(uname -n): python -m multipath_jax.main$(printf ' %q' "$@")"
   python=$(cd -P "$VENV" && pwd)/bin/python
-  cd -P "$HERE/source" # `python -m` takes the package from here
+  cd -P "$HERE/source" # from where `python -m` imports the package
   "$python" -u -m multipath_jax.main "$@" || status=$?
   echo "$status" >"$STATUS_FILE"
   echo "=== $(now) $(uname -n): ended with status $status"

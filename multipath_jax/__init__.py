@@ -27,7 +27,7 @@ __all__ = [
     "use_fast_cpu_convolutions",
 ]
 
-# Imported when they are first asked for: data sets and checkpoints take seconds.
+# Imported lazily, on first access: the data and checkpoint libraries take seconds to import.
 _LATER = {
     "LoadedRun": "runs",
     "Trainer": "trainer",

@@ -3,10 +3,10 @@
     python -m multipath_jax.compile_tpu --config=imagenet_r18_2cc --topology=v5e:4x4
     ... --config.mesh.path=2 --config.batch_size=1024
 
-Needs libtpu (pip install 'multipath_jax[tpu]'), no TPU. It prints what one chip would do for one
-step: memory against the chip's, operations, bytes, and what the chips exchange. Nothing is run, so
-it says nothing about time. Exit status: 0; 1 what was compiled does not fit the
-chip, or the figures cannot be written; 2 bad input.
+Needs libtpu (pip install 'multipath_jax[tpu]') but no TPU. Prints the memory, operations, bytes and
+communication of one chip for one step. Nothing is executed, so times are unknown. Exit status: 0
+success; 1 the step does not fit into the chip's memory, or the figures cannot be written; 2 invalid
+input.
 """
 
 import json
@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
-# Before JAX: libtpu would look for the slice that this machine is part of.
+# Set before importing JAX: otherwise libtpu looks for the slice that this machine belongs to.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 
@@ -35,12 +35,13 @@ from multipath_jax.parallel.devices import placed, split_batch
 from multipath_jax.training.setup import Setup
 from multipath_jax.training.step import Batch
 from multipath_jax.utils import filesystem
+from multipath_jax.utils.tables import aligned
 
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x4", "A slice, such as v5e:4x4 or v4:2x2x4.")
 JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
 
-MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # GiB of a chip
-# Training images, their shape as they are stored, classes: of data sets that need not be there.
+MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # memory per chip in GiB
+# Number and shape of training images, and number of classes; the data sets are not read.
 KNOWN = {
     "cifar10": (50_000, (32, 32, 3), 10),
     "cifar100": (50_000, (32, 32, 3), 100),
@@ -52,19 +53,24 @@ _KINDS = ("all-reduce", "reduce-scatter", "all-gather", "collective-permute", "a
 
 
 class Exchange(NamedTuple):
-    """The collectives of one kind in a program: how many, and the bytes of their results."""
+    """The collectives of one kind in a program.
+
+    Attributes:
+      count: number of collectives.
+      bytes: size of their results.
+    """
 
     count: int
     bytes: int
 
 
 def main(argv: Sequence[str]) -> int:
-    """Compiles and prints; gives the exit status."""
+    """Compiles the step, prints its cost, and returns the exit status."""
     if len(argv) > 1 or config_flags.CONFIG.value is None:
         raise UserError("usage: --config=cifar:NAME --topology=v5e:4x4")
     chip = TOPOLOGY.value.partition(":")[0]
     if chip not in MEMORY:
-        raise UserError(f"--topology={TOPOLOGY.value}: chips are {', '.join(MEMORY)}")
+        raise UserError(f"--topology={TOPOLOGY.value}: must be of {', '.join(MEMORY)}")
     out = JSON.value and filesystem.output_file("--json", JSON.value, replace=True)
     found = measure(config_flags.CONFIG.value, slice_of(TOPOLOGY.value))
     print("\n".join(lines(found, TOPOLOGY.value, MEMORY[chip])))
@@ -75,25 +81,25 @@ def main(argv: Sequence[str]) -> int:
 
 
 def slice_of(topology: str) -> list[jax.Device]:
-    """The devices of a slice that is not there. Raises UserError where libtpu does not know it."""
+    """The abstract devices of a slice. Raises UserError if libtpu does not know it."""
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    except Exception as error:  # libtpu's, of many types
+    except Exception as error:  # libtpu raises many types of exceptions
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"--topology={topology} cannot be had ({reason}); it needs libtpu: "
+            f"--topology={topology} is not available ({reason}); it needs libtpu: "
             "pip install 'multipath_jax[tpu]'"
         ) from error
 
 
 def described(name: str) -> Dataset:
-    """A data set of zeros that takes no memory, of the shapes of the one that is meant.
+    """A data set of zeros with the shapes of a known one; it uses no memory.
 
     Raises:
-      UserError: these are not known.
+      UserError: the data set is not in `KNOWN`.
     """
     if name not in KNOWN:
-        raise UserError(f"dataset.name={name}: known without their data are {', '.join(KNOWN)}")
+        raise UserError(f"dataset.name={name}: must be one of {', '.join(KNOWN)}")
     count, shape, classes = KNOWN[name]
     images = np.broadcast_to(np.uint8(0), (count, *shape))
     split = Split(images, np.broadcast_to(np.int32(0), (count,)))
@@ -102,7 +108,12 @@ def described(name: str) -> Dataset:
 
 
 def measure(config: Any, devices: Sequence[jax.Device]) -> dict[str, Any]:
-    """What one chip does for one training step, by the compiler's account."""
+    """Compiles the training step and collects the compiler's cost estimates for one chip.
+
+    Args:
+      config: the whole config.
+      devices: the devices of a slice.
+    """
     if config.dtype == "auto":
         config.dtype = "bfloat16"
     setup = Setup(config, described(config.dataset.name), devices)
@@ -138,16 +149,16 @@ def measure(config: Any, devices: Sequence[jax.Device]) -> dict[str, Any]:
 
 
 def exchanges(program: str) -> dict[str, Exchange]:
-    """The collectives of a compiled program (HLO text) by kind."""
+    """The collectives in a compiled program (HLO text), by kind."""
     found, chains = {}, set()
     for line in program.splitlines():
         match = re.search(rf"= (.*?) ({'|'.join(_KINDS)})(-start)?\(", line)
-        # What goes on behind other work is written once for each piece of that work.
+        # A collective that overlaps with other work occurs once for each piece of that work.
         chain = re.search(r'chain_id="(\d+)"', line)
         if match and not (chain and chain[1] in chains):
             chains |= {chain[1]} if chain else set()
             sizes = [_bytes(*shape) for shape in re.findall(r"(\w+)\[([\d,]*)\]", match[1])]
-            # What starts an exchange carries its operands beside its results.
+            # A start operation lists its operands in addition to its results.
             moved = max(sizes, default=0) if match[3] else sum(sizes)
             before = found.get(match[2], Exchange(0, 0))
             found[match[2]] = Exchange(before.count + 1, before.bytes + moved)
@@ -159,18 +170,20 @@ def _bytes(kind: str, dimensions: str) -> int:
 
 
 def lines(found: dict[str, Any], topology: str, gigabytes: int) -> list[str]:
-    """The figures for people."""
+    """The figures as lines of text."""
     mesh = " x ".join(f"{name} {size}" for name, size in found["mesh"].items())
-    text = [
-        f"{found['network']} batch {found['batch_size']} {found['dtype']} on {topology}: {mesh}",
-        f"compiled in {found['compile_seconds']} s; for each chip and step:",
-        f"  memory      {found['memory'] / 2**30:.3f} GiB of {gigabytes} GiB",
-        f"  operations  {(found['flops'] or 0) / 1e9:,.1f} GFLOPs",
-        f"  bytes       {(found['bytes'] or 0) / 1e6:,.0f} MB",
+    cells = [
+        ["memory", f"{found['memory'] / 2**30:.3f} GiB of {gigabytes} GiB"],
+        ["operations", f"{(found['flops'] or 0) / 1e9:,.1f} GFLOPs"],
+        ["bytes", f"{(found['bytes'] or 0) / 1e6:,.0f} MB"],
     ]
     for kind, exchange in sorted(found["exchanged"].items()):
-        text.append(f"  {kind:<18} {exchange['count']:4}, {exchange['bytes'] / 1e6:,.3f} MB")
-    return text
+        cells.append([kind, f"{exchange['count']}, {exchange['bytes'] / 1e6:,.3f} MB"])
+    return [
+        f"{found['network']} batch {found['batch_size']} {found['dtype']} on {topology}: {mesh}",
+        f"compiled in {found['compile_seconds']} s; for each chip and step:",
+        *(f"  {line}" for line in aligned(cells, left=(0, 1)).splitlines()),
+    ]
 
 
 def run() -> NoReturn:

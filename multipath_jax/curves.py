@@ -1,4 +1,4 @@
-"""``curves.png``: loss, error, and what the routers do, over the epochs of a run."""
+"""``curves.png``: loss, error, and the routers' entropies and shares over the epochs of a run."""
 
 from itertools import count, takewhile
 
@@ -10,8 +10,8 @@ from multipath_jax.data.datasets import HELD_OUT, TEST
 from multipath_jax.training.hooks import CURVES_FILE, SPLITS, read_metrics
 from multipath_jax.utils import lettering
 
-# Okabe and Ito's colours, told apart by colour-blind readers too.
-COLOURS = (
+# The color-blind safe palette of Okabe and Ito.
+COLORS = (
     "#0072B2",
     "#D55E00",
     "#009E73",
@@ -25,7 +25,14 @@ ENTROPY = "/entropy"
 
 
 def draw(workdir: epath.Path) -> list[epath.Path]:
-    """Draws the curves of a workdir's ``metrics.jsonl``; gives the picture's path, if any."""
+    """Draws the curves of a workdir's ``metrics.jsonl``.
+
+    Args:
+      workdir: the workdir of a run.
+
+    Returns:
+      The path of the figure, in a list that is empty if there are no metrics.
+    """
     lines = read_metrics(workdir)
     if not lines:
         return []
@@ -50,14 +57,14 @@ def draw(workdir: epath.Path) -> list[epath.Path]:
 
 
 def _splits(lines: list[dict], measure: str) -> dict[str, str]:
-    """How the curves are named, by key: of the training split, and of what was evaluated."""
+    """The labels of the curves by key of the metrics, for training and evaluation."""
     held_out = any(f"{HELD_OUT}/{measure}" in line for line in lines)
     split = HELD_OUT if held_out else TEST
     return {f"train/{measure}": "training", f"{split}/{measure}": SPLITS[split]}
 
 
 def _series(lines: list[dict], key: str) -> tuple[list[float], list[float]]:
-    """Epochs and values of the lines that have the key."""
+    """The epochs and values of the lines with this key."""
     points = [
         (line["epoch"], line[key])
         for line in lines
@@ -68,23 +75,21 @@ def _series(lines: list[dict], key: str) -> tuple[list[float], list[float]]:
 
 
 def _lines(axes: Axes, lines: list[dict], names: dict[str, str], label: str) -> None:
-    for colour, (key, name) in zip(COLOURS, names.items(), strict=False):
+    for color, (key, name) in zip(COLORS, names.items(), strict=False):
         epochs, values = _series(lines, key)
-        axes.plot(
-            epochs, values, color=colour, label=f"{name} {values[-1]:.3g}" if values else name
-        )
+        axes.plot(epochs, values, color=color, label=f"{name} {values[-1]:.3g}" if values else name)
     axes.set(xlabel="epoch", ylabel=label)
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
 
 
 def _entropies(axes: Axes, lines: list[dict], routers: list[str]) -> None:
-    """Entropy of the gates over that of even routing: 1 is no choice at all, 0 a hard one."""
+    """Plots the entropy of the gates relative to uniform gates: 1 is uniform, 0 one-hot."""
     for number, router in enumerate(routers):
         axes.plot(
             *_series(lines, router + ENTROPY),
-            color=COLOURS[number % len(COLOURS)],
-            linestyle="-" if number < len(COLOURS) else "--",
+            color=COLORS[number % len(COLORS)],
+            linestyle="-" if number < len(COLORS) else "--",
         )
     axes.set(xlabel="epoch", ylabel="entropy of the gates", ylim=(0, 1.02))
     if routers:
@@ -96,14 +101,14 @@ def _entropies(axes: Axes, lines: list[dict], routers: list[str]) -> None:
 
 
 def _shares(axes: Axes, lines: list[dict], router: str) -> None:
-    """The mean gates of one router, stacked to one."""
+    """Plots the mean gates of one router, stacked; they sum to 1."""
     keys = takewhile(
         lambda key: any(key in line for line in lines),
         (f"{router}/share_{number}" for number in count(1)),
     )
     series = [_series(lines, key) for key in keys]
-    colours = [COLOURS[number % len(COLOURS)] for number in range(len(series))]
-    axes.stackplot(series[0][0], *(values for _, values in series), colors=colours, alpha=0.8)
+    colors = [COLORS[number % len(COLORS)] for number in range(len(series))]
+    axes.stackplot(series[0][0], *(values for _, values in series), colors=colors, alpha=0.8)
     for number, (_, values) in enumerate(series):
         below = sum(others[-1] for _, others in series[:number])
         axes.annotate(

@@ -1,13 +1,12 @@
-"""A trained network as one file that needs neither this package nor Flax.
+"""Exports a trained network as one file that can be used with JAX alone.
 
     python -m multipath_jax.export --workdir=runs/digits --out=digits.jax
 
-The file is a `jax.export` artifact: images as they are stored, uint8 ``[b h w c]`` with any b, to
-float32 logits ``[b classes]``; cropping, normalization and parameters are inside, and it runs on
-CPUs, NVIDIA GPUs and TPUs. By JAX's promise it is read by versions up to three weeks older and six
-months newer than the one that wrote it. Beside JAX, reading takes the package flatbuffers, as
-`jax.export` does.
-Exit status: 0; 1 if there is no room to write; 2 for bad input.
+The file is a `jax.export` artifact: a function from stored images, uint8 ``[b h w c]`` with any b,
+to float32 logits ``[b classes]``, including cropping, normalization and parameters. It runs on
+CPUs, NVIDIA GPUs and TPUs. JAX guarantees that versions up to three weeks older and six months
+newer than the one that wrote it can read it. Reading also needs the package flatbuffers.
+Exit status: 0 success; 1 the file cannot be written; 2 invalid input.
 """
 
 import pathlib
@@ -25,7 +24,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Writes the file and says how to use it; gives the exit status."""
+    """Writes the file, prints how to use it, and returns the exit status."""
     flags = _parser().parse_args(argv)
     out = filesystem.output_file("--out", flags.out)
     run = load_run(flags.workdir, flags.checkpoint, dtype=flags.dtype)
@@ -37,27 +36,27 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser("export", "A trained network as one file for JAX.")
-    parser.add_argument("--workdir", required=True, help="of the run that trained it")
-    parser.add_argument("--out", required=True, metavar="FILE", help="to write")
+    parser = cli.Parser("export", "Exports a trained network as one file for JAX.")
+    parser.add_argument("--workdir", required=True, help="workdir of the run")
+    parser.add_argument("--out", required=True, metavar="FILE", help="file to write")
     parser.add_argument("--checkpoint", default="best", help="best (default), latest, or a step")
     parser.add_argument(
         "--dtype",
         default="float32",
         choices=("float32", "bfloat16"),
-        help="of the computation, on every platform; float32 by default",
+        help="type of the computation on all platforms; default: float32",
     )
     return parser
 
 
 def artifact(run: LoadedRun) -> bytes:
-    """The run's network, serialized by `jax.export` for all of `PLATFORMS`."""
+    """The network of a run, serialized by `jax.export` for all `PLATFORMS`."""
     (batch,) = jax_export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((batch, *run.description.stored_shape), run.description.dtype)
 
     @jax.jit
     def forward(images):
-        return run.forward(run.variables, run.crop(images))  # the weights are constants, then
+        return run.forward(run.variables, run.crop(images))  # the weights become constants
 
     return bytes(jax_export.export(forward, platforms=PLATFORMS)(images).serialize())
 
@@ -74,7 +73,7 @@ def _usage(run: LoadedRun, out: pathlib.Path) -> list[str]:
         f"    logits = network(images)  # {run.description.dtype} [b {height} {width} {channels}]"
         f" -> float32 [b {classes}]",
         "",
-        f"The classes are named, in their order, by {run.workdir / DATASET_FILE}.",
+        f"The names of the classes, in order, are in {run.workdir / DATASET_FILE}.",
     ]
 
 

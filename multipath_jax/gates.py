@@ -1,4 +1,4 @@
-"""A trained network watched at its routers: what Section 7 looks at, as NumPy arrays."""
+"""The gates and activation strengths of a trained network (Section 7), as NumPy arrays."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from jaxtyping import Array, Bool, Float, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, Num, PyTree
 from tqdm import tqdm
 
 BATCH_SIZE = 250
@@ -19,30 +19,31 @@ RECORDS = ("gates", "relevance", "input_strength", "output_strength")
 
 @runtime_checkable
 class Trained(Protocol):
-    """A trained network and how it takes its images; a `multipath_jax.runs.LoadedRun` is one.
+    """A trained network with its preprocessing, such as a `multipath_jax.runs.LoadedRun`.
 
     Attributes:
-      model: any Flax module that gives logits when called with ``(images, train=False)``.
-      variables: its parameters and statistics.
+      model: any Flax module that returns logits when called with ``(images, train=False)``.
+      variables: its parameters and other collections.
     """
 
     model: nn.Module
     variables: PyTree
 
-    def prepare(self, images: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Images as they are stored -> the network's input, the same straight line everywhere."""
+    def prepare(self, images: Num[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Converts stored images to the network's input, by the same affine map for all pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RouterRecord:
-    """What one router did with b images: m tensors came in, n went out.
+    """The records of one router with m inputs and n outputs, for b images.
 
     Attributes:
-      name: the router's, with those of the modules that it is in.
-      gates: Eq. 3.
-      relevance: Eq. 2, the scores before the softmax.
-      input_strength, output_strength: the mean activation of every tensor (Section 7.1).
-      chosen: of a discrete router, which outputs every active input chose; of a soft one, None.
+      name: path of the router in the network, such as ``router_1``.
+      gates: the gates, ``[m b n]`` (Eq. 3).
+      relevance: the scores before the softmax, ``[m b n]`` (Eq. 2).
+      input_strength, output_strength: mean activations of the inputs, ``[m b]``, and outputs,
+        ``[n b]`` (Section 7.1).
+      chosen: whether each active input chose each output, ``[m b n]``; None if the router is soft.
     """
 
     name: str
@@ -54,17 +55,17 @@ class RouterRecord:
 
     @property
     def vectors(self) -> Float[np.ndarray, "b mn"]:
-        """All gates of an image in a row: g_11, ..., g_1n, g_21, ..."""
+        """All gates of each image as one vector: g_11, ..., g_1n, g_21, ..."""
         return np.moveaxis(self.gates, 1, 0).reshape(self.gates.shape[1], -1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Observation:
-    """What a network did with b images.
+    """The records of all routers of a network, and its logits, for b images.
 
     Attributes:
-      routers: in the order in which an image meets them; router l of the paper is the l-th.
-      logits: the network's output.
+      routers: the records in the order of execution; the l-th is router l of the paper.
+      logits: ``[b classes]``.
     """
 
     routers: tuple[RouterRecord, ...]
@@ -78,15 +79,15 @@ class Observation:
 
 @dataclasses.dataclass(frozen=True)
 class Outline:
-    """A network from left to right.
+    """The order of the routers and layers of a network.
 
     Attributes:
-      routers: the names of its R routers, in the order in which an image meets them.
-      gates: the numbers m of inputs and n of outputs of each.
-      stacks: names of the ordinary layers before the first router, after it, ..., after the last:
-        R + 1 tuples. Routers that lie within one top-level module have none between them.
-      calls: the paths of all its modules, in the order of their first calls.
-      discrete: whether a router chooses among its outputs.
+      routers: names of its R routers, in the order of execution.
+      gates: numbers of inputs m and outputs n of each router.
+      stacks: R + 1 tuples with the names of the other layers before the first router, between
+        routers, and after the last. Between routers in one top-level module there are none.
+      calls: paths of all modules, in the order of their first calls.
+      discrete: whether the network has discrete routers.
     """
 
     routers: tuple[str, ...]
@@ -97,8 +98,13 @@ class Outline:
 
 
 def outline(trained: Trained, image_shape: tuple[int, int, int]) -> Outline:
-    """The network's outline, from shapes alone; nothing is computed."""
-    found = []  # written while tracing: what comes out of it has its keys sorted
+    """Computes the outline of a network by tracing it; nothing is executed.
+
+    Args:
+      trained: the network.
+      image_shape: height, width and channels.
+    """
+    found = []  # appended to while tracing: the returned tree has its keys sorted
 
     def run(variables, images):
         _, recorded = trained.model.apply(
@@ -126,9 +132,18 @@ def outline(trained: Trained, image_shape: tuple[int, int, int]) -> Outline:
 
 
 def observe(
-    trained: Trained, images: UInt8[np.ndarray, "b h w c"], batch_size: int = BATCH_SIZE
+    trained: Trained, images: Num[np.ndarray, "b h w c"], batch_size: int = BATCH_SIZE
 ) -> Observation:
-    """Runs the network over the images, a batch at a time, and keeps what the routers record."""
+    """Runs a network on images and collects the records of its routers.
+
+    Args:
+      trained: the network.
+      images: images as `prepare` takes them, ``[b h w c]``.
+      batch_size: number of images per batch.
+
+    Returns:
+      The records and the logits of all images.
+    """
     names = outline(trained, images.shape[1:]).routers
     kept = (*RECORDS, "chosen")  # the last of discrete routers alone
 
@@ -158,9 +173,14 @@ def observe(
 
 
 def batches(arrays: PyTree, batch_size: int, doing: str) -> Iterator[PyTree]:
-    """Batches of arrays ``[b ...]``, all of one size, and a bar that shows the progress.
+    """Yields batches of one size from arrays ``[b ...]``, and shows a progress bar.
 
-    The last is filled up with zeros, so that what runs over them is compiled once.
+    The last batch is padded with zeros, so that functions of a batch are compiled once.
+
+    Args:
+      arrays: a tree of arrays with the same leading axis.
+      batch_size: number of examples per batch.
+      doing: label of the progress bar.
     """
     count = len(jax.tree.leaves(arrays)[0])
     size = min(batch_size, count)

@@ -3,15 +3,15 @@
     python -m multipath_jax.main --config=digits --workdir=runs/digits
     python -m multipath_jax.main --mode=eval --workdir=runs/digits
 
-Evaluation runs on any number of devices. The data have to have the classes that the run was trained
-on; if the images are other ones, it says so.
+Evaluation runs on any number of devices. The data must have the classes of training; if the images
+differ from those of training, a line says so.
 
-A config is a recipe by its name, such as cifar:ResNet20-3-CC, or a file of one's own; a workdir is
-a folder, or the address of one in a bucket (gs:// or s3://).
+A config is the name of a recipe, such as cifar:ResNet20-3-CC, or a user's file; a workdir is a
+folder, or an address in a bucket (gs:// or s3://).
 
-Exit status: 0 done; 1 the loss is not finite, or something cannot be written; 2 bad input. After
-SIGINT (Ctrl-C) and SIGTERM the run saves a checkpoint within a second or so and ends with 130 or
-143; the same command goes on. A second Ctrl-C ends it at once.
+Exit status: 0 success; 1 the loss is not finite, or a file cannot be written; 2 invalid input.
+After SIGINT (Ctrl-C) or SIGTERM the run saves a checkpoint within about a second and exits with 130
+or 143; rerun the command to resume. A second Ctrl-C ends it immediately.
 """
 
 import dataclasses
@@ -31,45 +31,51 @@ from multipath_jax.parallel.compilation import enable_compilation_cache
 from multipath_jax.runs import load_run
 from multipath_jax.trainer import train
 from multipath_jax.training.hooks import SPLITS
-from multipath_jax.training.loop import Result
+from multipath_jax.training.run import Result
 from multipath_jax.trials import train_trials
 from multipath_jax.utils import filesystem
 from multipath_jax.utils.stopping import Stopping
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and logs go.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints and logs.")
 DISTRIBUTED = flags.DEFINE_string(
-    "distributed", "off", "Several processes: auto (TPU VMs, Slurm, Kubernetes) or HOST:PORT."
+    "distributed",
+    "off",
+    "Multi-process runs: auto (TPU VMs, Slurm, Kubernetes), or HOST:PORT of process 0.",
 )
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --distributed=HOST:PORT.")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --distributed=HOST:PORT.")
+PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Number of this process, with --distributed=HOST:PORT."
+)
+NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Number of processes, with --distributed=HOST:PORT."
+)
 MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or evaluate a checkpoint.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "Which to evaluate: best, latest or a step.")
 RESTART = flags.DEFINE_bool(
     "restart",
     False,
-    "Begin afresh; the run that the workdir has is moved into a folder `earlier` of it. Give it "
-    "once: the same command without it goes on.",
+    "Start from scratch; files of an earlier run are moved to the folder `earlier` in the workdir. "
+    "To resume, rerun the command without this flag.",
 )
 USAGE = "--config=digits --workdir=runs/digits"
 
 
 def main(argv: list[str]) -> int:
-    """Trains or evaluates; gives the exit status."""
+    """Trains or evaluates and returns the exit status."""
     try:
         if len(argv) > 1:
-            raise UserError(f"what is {argv[1]!r}? arguments are flags, such as {USAGE}")
+            raise UserError(f"unexpected argument {argv[1]!r}; use flags, such as {USAGE}")
         if not WORKDIR.value:
-            raise UserError(f"say where to write, and by which recipe: {USAGE}")
+            raise UserError(f"--workdir is missing; use flags such as {USAGE}")
         processes.initialize(DISTRIBUTED.value, PROCESS_ID.value, NUM_PROCESSES.value)
         return _evaluate() if MODE.value == "eval" else _train()
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted; rerun the command to resume", file=sys.stderr)
         return 130
 
 
 def _train() -> int:
     if config_flags.CONFIG.value is None:
-        raise UserError(f"say by which recipe to train: {USAGE}")
+        raise UserError(f"--config is missing; use flags such as {USAGE}")
     config, workdir = config_flags.CONFIG.value, WORKDIR.value
     enable_compilation_cache(config.compilation_cache, workdir)
     with Stopping() as stopping:
@@ -81,12 +87,12 @@ def _train() -> int:
         _report(result)
     if results[-1].finished:
         return 0
-    # The signal may have come to another process of this run.
+    # Another process of this run may have received the signal.
     return stopping.exit_status or 128 + signal.SIGTERM
 
 
 def _report(result: Result) -> None:
-    """The last lines."""
+    """Prints the result of a run."""
     if not processes.is_first():
         return
     for path in result.paths:
@@ -97,7 +103,7 @@ def _report(result: Result) -> None:
 
 
 def _evaluate() -> int:
-    """Evaluates a workdir's checkpoint by the config stored there, or by one that agrees."""
+    """Evaluates a checkpoint with the stored config, or with a given one that is compatible."""
     workdir, config = filesystem.path("--workdir", WORKDIR.value), config_flags.CONFIG.value
     if config is not None:
         config_lib.validate(config)
@@ -108,7 +114,7 @@ def _evaluate() -> int:
     held_out = f", {run.config.dataset.holdout} training images held out"
     what = run.dataset.name + (" test split" if run.dataset.evaluated == TEST else held_out)
     lines = [f"{CHECKPOINT.value} checkpoint of {workdir}, step {run.step}, {what}"]
-    lines += [f"not the data of training: {other}" for other in run.other_images]
+    lines += [f"the data differ from those of training: {other}" for other in run.other_images]
     for name, value in run.evaluate().items():
         unit = " %" if "error" in name else ""
         lines.append(f"{name.replace('_', ' ')} {value:.{2 if unit else 4}f}{unit}")

@@ -1,4 +1,4 @@
-"""Picture files as a trained network sees them."""
+"""Reading image files as input of a trained network."""
 
 import os
 import pathlib
@@ -14,20 +14,24 @@ from multipath_jax.runs import LoadedRun
 
 
 def find(paths: Iterable[str | os.PathLike], left_out: LeftOut) -> list[pathlib.Path]:
-    """Files as they are given; of folders all pictures in them, as training finds them.
+    """Lists image files; folders are replaced by the images in them, at any depth.
 
     Args:
-      left_out: counts what else is in the folders.
+      paths: files and folders.
+      left_out: updated with the number of ignored files in the folders.
+
+    Returns:
+      The files.
 
     Raises:
-      UserError: a folder has no pictures, or cannot be read.
+      UserError: a folder has no images, or cannot be read.
     """
     found = []
     for path in map(pathlib.Path, paths):
         inside = _inside(path, left_out) if os.path.isdir(path) else [path]
         if not inside:
             raise UserError(
-                f"{path} has no pictures ({', '.join(SUFFIXES)}); choose a folder that does"
+                f"{path} has no images ({', '.join(SUFFIXES)}); choose a folder with images"
             )
         found += inside
     return found
@@ -38,13 +42,20 @@ def _inside(folder: pathlib.Path, left_out: LeftOut) -> list[pathlib.Path]:
 
 
 def read(path: str | os.PathLike, run: LoadedRun) -> UInt8[np.ndarray, "h w c"]:
-    """A picture of any size and mode, as the run's network sees those of its data set.
+    """Reads an image of any size and mode and converts it to the input of a run's network.
 
-    A picture of the size that theirs are stored at is taken as it is, another is rescaled whole;
-    then both are cropped as in evaluation. Grey where theirs are.
+    It is rescaled to the size of the stored images, cropped as in evaluation, and converted to
+    their number of channels.
+
+    Args:
+      path: the image file.
+      run: the run.
+
+    Returns:
+      Pixels ``[h w c]``, as `LoadedRun.logits` takes them.
 
     Raises:
-      BadImage: it cannot be read; the message is the reason.
+      BadImage: the file cannot be read; the message is the reason.
     """
     stored = np.empty(run.description.stored_shape, np.uint8)
     try:

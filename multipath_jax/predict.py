@@ -1,57 +1,69 @@
-"""What a trained network says of pictures.
+"""Classifies images with a trained network.
 
     python -m multipath_jax.predict --workdir=runs/digits seven.png photographs/
     python -m multipath_jax.predict --workdir=runs/digits --json photographs/ > answers.jsonl
     python -m multipath_jax.predict --workdir=runs/digits --routes=routes.png seven.png
 
-Pictures may have any size and mode; of folders all pictures are taken, as in training: hidden ones
-are not, links are followed, and what is left out is counted on stderr. One line for each: the five
-most probable classes, or all of fewer. Exit status: 0; 1 if a picture cannot be read, which is
-named while the others go on, or something cannot be written; 2 for bad input.
+Images may have any size and mode. Folders are searched for images at any depth, as in training:
+hidden files are ignored, links are followed, and the number of ignored files is printed on stderr.
+One line per image has its five most probable classes. Exit status: 0 success; 1 an image cannot be
+read (an error names it, and the others are classified), or a file cannot be written; 2 invalid
+input.
 """
 
+import itertools
 import json
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import NamedTuple, NoReturn
 
 import jax
 import numpy as np
 from jaxtyping import Float32, UInt8
+from rich.cells import cell_len
 
 from multipath_jax import gates, pictures
 from multipath_jax.data.files import LeftOut
 from multipath_jax.data.images import BadImage
 from multipath_jax.errors import UserError
-from multipath_jax.figures import routes
 from multipath_jax.parallel.compilation import enable_compilation_cache
 from multipath_jax.runs import LoadedRun, load_run
 from multipath_jax.utils import cli, filesystem
-from multipath_jax.utils.names import shown
+from multipath_jax.utils.names import printable
+from multipath_jax.utils.tables import aligned
 
-BATCH = 64  # pictures at a time, so that a folder of any size fits into memory
+BATCH = 64  # images per batch, so that a folder of any size fits into memory
 TOP = 5
-DRAWN = 8  # pictures whose routes one drawing shows
+DRAWN = 8  # largest number of images in a figure of routes
 
 
 class Picture(NamedTuple):
-    """A picture as the network sees it."""
+    """An image file and its pixels as input of the network.
+
+    Attributes:
+      path: the file.
+      pixels: `[h w c]`.
+    """
 
     path: pathlib.Path
     pixels: UInt8[np.ndarray, "h w c"]
 
 
 class Answer(NamedTuple):
-    """The most probable classes of a picture, with their probabilities."""
+    """The prediction for an image.
+
+    Attributes:
+      path: the file.
+      ranked: names and probabilities of the most probable classes, in decreasing order.
+    """
 
     path: pathlib.Path
     ranked: list[tuple[str, float]]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints an answer for each picture; gives the exit status."""
+    """Prints a prediction for each image and returns the exit status."""
     flags = _parser().parse_args(argv)
     run = load_run(flags.workdir, flags.checkpoint)
     enable_compilation_cache(run.config.compilation_cache)
@@ -63,11 +75,10 @@ def main(argv: Sequence[str]) -> int:
     form = _json if flags.json else Table(paths, run.description.class_names)
     readable, size, count = _readable(paths, run), min(BATCH, len(paths)), 0
     drawn: list[Picture] = []
-    while batch := list(islice(readable, size)):
+    while batch := list(itertools.islice(readable, size)):
         count += len(batch)
         drawn += batch[: DRAWN - len(drawn)]
-        for answer in answers(run, batch, size):
-            print(form(answer), flush=True)
+        print(form(answers(run, batch, size)), flush=True)
     if drawing and drawn:
         draw_routes(run, drawn, drawing)
         print(f"wrote {drawing}", file=sys.stderr)
@@ -75,19 +86,19 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser("predict", "What a trained network says of pictures.")
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="files or folders")
-    parser.add_argument("--workdir", required=True, help="of the run that trained it")
+    parser = cli.Parser("predict", "Classifies images with a trained network.")
+    parser.add_argument("pictures", nargs="+", metavar="IMAGE", help="image files or folders")
+    parser.add_argument("--workdir", required=True, help="workdir of the run")
     parser.add_argument("--checkpoint", default="best", help="best (default), latest, or a step")
     parser.add_argument(
-        "--routes", metavar="FILE.png", help=f"draw the routes of the first {DRAWN} pictures"
+        "--routes", metavar="FILE.png", help=f"draw the routes of the first {DRAWN} images"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     return parser
 
 
 def _readable(paths: Sequence[pathlib.Path], run: LoadedRun) -> Iterator[Picture]:
-    """The pictures, less those that cannot be read: these are named on stderr."""
+    """Yields the images that can be read; errors about the others are printed on stderr."""
     for path in paths:
         try:
             yield Picture(path, pictures.read(path, run))
@@ -96,10 +107,12 @@ def _readable(paths: Sequence[pathlib.Path], run: LoadedRun) -> Iterator[Picture
 
 
 def answers(run: LoadedRun, batch: Sequence[Picture], size: int) -> list[Answer]:
-    """What the run's network says of some pictures.
+    """Classifies a batch of images.
 
     Args:
-      size: up to which the batch is filled up, so that every batch is computed by one program.
+      run: the run.
+      batch: the images.
+      size: the batch is padded to this size, so that the program is compiled once.
     """
     images = np.stack([picture.pixels for picture in batch])
     images = np.pad(images, ((0, size - len(batch)), (0, 0), (0, 0), (0, 0)))
@@ -113,44 +126,60 @@ def answers(run: LoadedRun, batch: Sequence[Picture], size: int) -> list[Answer]
 def ranking(
     probabilities: Float32[np.ndarray, " classes"], names: Sequence[str]
 ) -> list[tuple[str, float]]:
-    """The most probable classes, the first of equals first."""
+    """The names and probabilities of the most probable classes, in decreasing order.
+
+    Args:
+      probabilities: `[classes]`.
+      names: names in the order of the logits.
+    """
     order = np.argsort(-probabilities, stable=True)[:TOP]
     return [(names[index], float(probabilities[index])) for index in order]
 
 
 def _drawing(run: LoadedRun, name: str) -> pathlib.Path:
-    """Where routes are to be drawn. Raises UserError where there is nothing to draw or no place."""
+    """The path of --routes. Raises UserError if it is invalid, or the network has no routers."""
     if not name.endswith((".png", ".pdf", ".svg")):
-        raise UserError(f"--routes={name} is no picture's name; let it end in .png, .pdf or .svg")
+        raise UserError(f"--routes={name} must end in .png, .pdf or .svg")
     if not gates.outline(run, run.description.image_shape).routers:
-        raise UserError(f"--routes: {run.config.model.name} has no routers; leave the flag out")
+        raise UserError(f"--routes: {run.config.model.name} has no routers; remove the flag")
     return filesystem.output_file("--routes", name)
 
 
 def draw_routes(run: LoadedRun, chosen: Sequence[Picture], path: pathlib.Path) -> None:
-    """Draws how the network routed some pictures, as in Fig. 8 of the paper."""
+    """Draws the routes of images through the network, as in Fig. 8 of the paper."""
+    from multipath_jax.figures import routes  # matplotlib, which other predictions do not need
+
     images = np.stack([picture.pixels for picture in chosen])
     names = [picture.path.name for picture in chosen]
     routes.draw(path, routes.trace(run, images, names, run.description.class_names))
 
 
-def _json(answer: Answer) -> str:
+def _json(found: Sequence[Answer]) -> str:
+    """An object for each answer."""
+    return "\n".join(map(_object, found))
+
+
+def _object(answer: Answer) -> str:
     classes = [{"class": name, "probability": value} for name, value in answer.ranked]
     return json.dumps({"picture": str(answer.path), "classes": classes})
 
 
 class Table:
-    """Answers in columns whose widths are known before the first answer is."""
+    """Formats predictions as columns whose widths are known in advance."""
 
     def __init__(self, paths: Sequence[pathlib.Path], class_names: Sequence[str]):
-        self._path = max(len(shown(str(path))) for path in paths)
-        self._name = max(len(shown(name)) for name in class_names)
+        path = max(cell_len(printable(str(path))) for path in paths)
+        name = max(cell_len(printable(name)) for name in class_names)
+        ranks = min(TOP, len(class_names))
+        self._widths = [path, *[name, len("100.0 %")] * ranks]
+        self._left = [0, *range(1, 2 * ranks, 2)]  # all but the probabilities
 
-    def __call__(self, answer: Answer) -> str:
-        cells = [
-            f"{shown(name):<{self._name}} {100 * value:5.1f} %" for name, value in answer.ranked
-        ]
-        return "   ".join([f"{shown(str(answer.path)):<{self._path}}", *cells])
+    def __call__(self, found: Sequence[Answer]) -> str:
+        return aligned([self._cells(answer) for answer in found], self._left, self._widths)
+
+    def _cells(self, answer: Answer) -> list[str]:
+        ranked = ((printable(name), f"{100 * value:.1f} %") for name, value in answer.ranked)
+        return [printable(str(answer.path)), *itertools.chain(*ranked)]
 
 
 def run() -> NoReturn:

@@ -1,18 +1,18 @@
-"""Prepares a data set for training, once.
+"""Prepares a data set for training.
 
     python -m multipath_jax.prepare imagenet --source=DIR --data_dir=DIR
     python -m multipath_jax.prepare imagenet --source=DIR --data_dir=DIR --config=subset100
 
-ILSVRC2012 is rescaled to 256x256 pixels on all cores and stored as the TFDS data set imagenet256.
-The same command goes on after an interruption, and does nothing once all is there. In --source:
+Rescales ILSVRC2012 to 256x256 pixels, on all cores, and stores it as the TFDS data set imagenet256.
+After an interruption, rerun the command to resume. --source is a folder with:
 
     ILSVRC2012_img_train.tar   or train/WNID/*.JPEG
     ILSVRC2012_img_val.tar     or val/WNID/*.JPEG, or val/*.JPEG
     labels of the validation images, unless they are in WNID folders: the development kit
     ILSVRC2012_devkit_t12.tar.gz, Kaggle's LOC_val_solution.csv, or val_labels.txt with lines
-    "NAME WNID", or a WNID a line in the order of the images' names
+    "NAME WNID", or one WNID per line in the order of the sorted image names
 
-Exit status: 0; 2 for bad input, or a file that cannot be read or written; 130 after Ctrl-C.
+Exit status: 0 success; 2 invalid input, or a file cannot be read or written; 130 after Ctrl-C.
 """
 
 import argparse
@@ -34,20 +34,20 @@ from multipath_jax.data.imagenet.shards import OnBad
 from multipath_jax.errors import UserError
 from multipath_jax.utils import cli, filesystem
 
-SECONDS_A_LINE = 60.0  # of progress, where there is no terminal
+SECONDS_A_LINE = 60.0  # interval of progress lines, if the output is not a terminal
 LINE = "{n_fmt} of {total_fmt} images after {elapsed}, {remaining} left"
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags. Raises UserError for one that is unknown or has a value that cannot be."""
+    """Parses the flags. Raises UserError for unknown flags and invalid values."""
     parser = cli.Parser("prepare", __doc__)
     parser.add_argument("dataset", choices=("imagenet",))
-    parser.add_argument("--source", required=True, metavar="DIR", help="where ILSVRC2012 is")
+    parser.add_argument("--source", required=True, metavar="DIR", help="folder with ILSVRC2012")
     parser.add_argument(
         "--data_dir",
         default=tfds.core.constants.DATA_DIR,
         metavar="DIR",
-        help="of TFDS; default: %(default)s",
+        help="TFDS data directory; default: %(default)s",
     )
     parser.add_argument("--config", choices=imagenet.CONFIGS, default=imagenet.CONFIGS[0])
     parser.add_argument(
@@ -57,23 +57,25 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--on_bad",
         choices=get_args(OnBad),
         default="stop",
-        help="at an unreadable image; default: stop",
+        help="what to do with an unreadable image; default: stop",
     )
-    parser.add_argument("--val_labels", metavar="FILE", help="default: found in --source")
+    parser.add_argument(
+        "--val_labels", metavar="FILE", help="labels of the validation images; default: in --source"
+    )
     flags = parser.parse_args(argv)
     if flags.workers < 1:
         raise UserError(f"--workers={flags.workers} must be at least 1")
     if "://" in flags.data_dir:
         raise UserError(
-            f"--data_dir={flags.data_dir} is not a folder of this machine; prepare in one that is, "
-            "and copy the result"
+            f"--data_dir={flags.data_dir} is not on this machine; use a local folder and copy the "
+            "result"
         )
     flags.data_dir = os.fspath(filesystem.local("--data_dir", flags.data_dir))
     return flags
 
 
 def main(argv: Sequence[str]) -> int:
-    """Does what the flags ask for; gives the exit status."""
+    """Prepares the data set and returns the exit status."""
     flags = parse(argv)
     try:
         builder = imagenet.builder(flags.config, flags.data_dir)
@@ -83,18 +85,18 @@ def main(argv: Sequence[str]) -> int:
             else:
                 _prepare(builder, flags)
     except KeyboardInterrupt:
-        _say("\ninterrupted; the same command goes on with the shards that are not finished")
+        _say("\ninterrupted; rerun the command to resume with the shards that are not finished")
         return 128 + signal.SIGINT
     except OSError as error:
         raise UserError(
-            f"{error.filename or flags.data_dir}: {error.strerror or error}; mend that, and start "
-            "the same command again"
+            f"{error.filename or flags.data_dir}: {error.strerror or error}; fix that, and rerun "
+            "the command"
         ) from error
     return 0
 
 
 def _say(line: str) -> None:
-    """Prints a line at once; hours of work go on when nobody reads what they print."""
+    """Prints a line; if the pipe is closed, the preparation continues without output."""
     try:
         print(line, flush=True)
     except BrokenPipeError:
@@ -102,7 +104,7 @@ def _say(line: str) -> None:
 
 
 def _prepare(builder: tfds.core.DatasetBuilder, flags: argparse.Namespace) -> None:
-    _say(f"looking through {flags.source}")
+    _say(f"listing {flags.source}")
     source = imagenet.find(flags.config, flags.source, flags.val_labels)
     _say(
         f"{len(source.train):,} training and {len(source.validation):,} validation images of "
@@ -121,11 +123,11 @@ def _prepare(builder: tfds.core.DatasetBuilder, flags: argparse.Namespace) -> No
     )
     if counts["left out"]:
         listed = pathlib.Path(builder.data_dir, LEFT_OUT)
-        _say(f"{counts['left out']:,} left out, being unreadable; listed in {listed}")
+        _say(f"{counts['left out']:,} unreadable images left out; listed in {listed}")
 
 
 def _check_space(preparation: Preparation, data_dir: str) -> None:
-    """Says what disk space it takes. Raises UserError where there is less."""
+    """Prints the disk space needed. Raises UserError if there is less."""
     needed, free = preparation.space_needed, shutil.disk_usage(data_dir).free
     total, finished = len(preparation.shards), len(preparation.shards) - len(preparation.pending)
     already = f"; {finished} of {total} shards are finished already" if finished else ""
@@ -133,12 +135,12 @@ def _check_space(preparation: Preparation, data_dir: str) -> None:
     if needed > free:
         raise UserError(
             f"{data_dir} has {_size(free)} free, but about {_size(needed)} are needed; "
-            "make room, or choose another --data_dir"
+            "free disk space, or choose another --data_dir"
         )
 
 
 def _write(preparation: Preparation, workers: int) -> None:
-    """With a bar on a terminal, and a line now and then in a log."""
+    """Writes the shards with a progress bar, or with progress lines in a log."""
     total = sum(len(shard.images) for shard in preparation.shards)
     before = done = total - sum(len(shard.images) for shard in preparation.pending)
     begun = said = time.monotonic()
@@ -164,7 +166,7 @@ def _size(number: int) -> str:
 
 
 def _cores() -> int:
-    """Those that this process may use, which may be fewer than there are."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 

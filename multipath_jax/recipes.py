@@ -1,29 +1,35 @@
-"""The paper's recipes (Sections 6.2 to 6.4) as configs, and one of ours of fewer epochs."""
+"""Training recipes as configs: the paper's (Sections 6.2 to 6.4) and two of this repository."""
 
 from ml_collections import ConfigDict
 
 from multipath_jax.config.keys import default_config
 from multipath_jax.errors import UserError
 
-# Names of residual networks begin so; every other network follows the plain CNNs' protocol.
+# Prefixes of the names of residual networks; every other network uses the plain CNNs' recipe.
 RESIDUAL = ("ResNet", "SEResNet", "WRN", "HyperWRN", "BlockDrop", "ConvNet-AIG", "SkipNet")
-BOUNDARIES = {200: (80, 150), 350: (150, 250)}  # epochs of training: where the rate falls
+BOUNDARIES = {200: (80, 150), 350: (150, 250)}  # number of epochs: those after which the rate drops
 DATASETS = ("cifar10", "cifar100")
 FAST_EPOCHS = 30
-# Networks with a loss of their own in place of the cross-entropy, whose labels stay as they are.
+# Networks that define their own loss instead of the cross-entropy; their labels are not smoothed.
 OWN_LOSS = ("BaseCNN-Ensemble", "All-Ensemble", "CapsNet")
 
 
 def cifar(name: str, epochs: int | None = None, dataset: str = "cifar10") -> ConfigDict:
-    """The recipe by which the paper trains a network on CIFAR.
+    """The paper's CIFAR recipe (Sections 6.2 and 6.3).
+
+    SGD with momentum 0.9, learning rate 0.1 divided by 10 twice, shift and mirror augmentation.
+    Plain networks: batch 128, 200 epochs. Residual networks: batch 64, 350 epochs.
 
     Args:
-      name: as `create_model` knows it; it is not looked up.
-      epochs: 200 or 350; None is the protocol's number for this kind of network.
+      name: a name that `create_model` accepts; it is not checked here.
+      epochs: 200 or 350; None is the paper's number for this kind of network.
       dataset: cifar10 or cifar100.
 
+    Returns:
+      A config; its values can be changed before it is used.
+
     Raises:
-      UserError: other epochs, another data set.
+      UserError: the paper has no recipe for these epochs or this data set.
     """
     residual = name.startswith(RESIDUAL)
     epochs = epochs or (350 if residual else 200)
@@ -41,23 +47,27 @@ def cifar(name: str, epochs: int | None = None, dataset: str = "cifar10") -> Con
     config.train_for = f"{epochs} epochs"
     config.schedule.learning_rate = 0.1
     config.schedule.boundaries = ", ".join(f"{epoch} epochs" for epoch in BOUNDARIES[epochs])
-    # The paper names no weight decay; these are customary.
+    # The paper does not state the weight decay; these values are customary.
     config.optimizer.weight_decay = 1e-4 if residual else 5e-4
     return config
 
 
 def fast(name: str, epochs: int = FAST_EPOCHS, dataset: str = "cifar10") -> ConfigDict:
-    """A recipe of ours that trains the paper's CIFAR networks, unchanged, in fewer epochs.
+    """A recipe that is not the paper's: its CIFAR networks, unchanged, in fewer epochs.
 
-    Its values are the field's customary ones; none has been tuned yet.
+    Nesterov momentum, two epochs of warm-up and a linear decay, alternating flips, label smoothing
+    and an average of the weights, all with customary values; none has been tuned yet.
 
     Args:
-      name: as `create_model` knows it; it is not looked up.
-      epochs: of training; at least 3, since the warm-up takes 2.
+      name: a name that `create_model` accepts; it is not checked here.
+      epochs: number of epochs, at least 3, since the warm-up takes 2.
       dataset: cifar10 or cifar100.
 
+    Returns:
+      A config; its values can be changed before it is used.
+
     Raises:
-      UserError: fewer epochs, another data set.
+      UserError: too few epochs, or another data set.
     """
     if epochs < 3 or dataset not in DATASETS:
         raise UserError(
@@ -85,7 +95,11 @@ def fast(name: str, epochs: int = FAST_EPOCHS, dataset: str = "cifar10") -> Conf
 
 
 def digits() -> ConfigDict:
-    """BaseCNN-2-CC on scikit-learn's handwritten digits: a recipe of ours to begin with."""
+    """BaseCNN-2-CC on scikit-learn's handwritten digits: a quick first run, not in the paper.
+
+    Returns:
+      A config; its values can be changed before it is used.
+    """
     config = default_config()
     config.model.name = "BaseCNN-2-CC"
     config.dataset.name = "digits"
@@ -98,11 +112,17 @@ def digits() -> ConfigDict:
 
 
 def imagenet(name: str, subset: bool = False) -> ConfigDict:
-    """The recipe by which the paper trains a network on ILSVRC2012 (Section 6.4).
+    """The paper's ILSVRC2012 recipe (Section 6.4).
+
+    SGD with momentum 0.9, batch 256, 120 epochs, learning rate 0.1 divided by 10 every 30 epochs,
+    random 224x224 crops of 256x256 images, mirror augmentation, ten-crop evaluation.
 
     Args:
-      name: as `create_model` knows it; it is not looked up.
-      subset: whether on the first 100 classes, for 90 epochs rather than 120.
+      name: a name that `create_model` accepts; it is not checked here.
+      subset: whether to train on the first 100 classes only, for 90 epochs.
+
+    Returns:
+      A config; its values can be changed before it is used.
     """
     config = default_config()
     config.model.name = name
@@ -116,5 +136,5 @@ def imagenet(name: str, subset: bool = False) -> ConfigDict:
     config.train_for = f"{epochs} epochs"
     config.schedule.learning_rate = 0.1
     config.schedule.boundaries = ", ".join(f"{epoch} epochs" for epoch in range(30, epochs, 30))
-    config.optimizer.weight_decay = 1e-4  # the paper names none; this is customary
+    config.optimizer.weight_decay = 1e-4  # customary; the paper does not state it
     return config

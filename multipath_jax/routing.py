@@ -11,13 +11,12 @@ Legend of the shapes, here and in the rest of the package:
     n  output paths       h w  height and width   d  hidden width of a gate
                           c    channels
 
-``xs`` is m arrays of one shape ``[b, ..., c]``, as a list, as a tuple, or stacked along a leading
-axis m; what comes out is n arrays likewise. Gates are computed in float32 (float64 for float64
-inputs) whatever the type of the maps; mixtures are summed in that type too and returned in the type
-of the maps.
+``xs`` is m arrays of one shape ``[b, ..., c]``: a list, a tuple, or one array with a leading axis
+m. The outputs are n arrays in the same form. Gates, and the sums over paths, are computed in
+float32 (float64 for float64 inputs) whatever the type of ``xs``; outputs have the type of ``xs``.
 
-All of it works inside `jax.shard_map`, and on a mesh of explicit axes over which the batch is
-split.
+All functions work inside `jax.shard_map`, and on a mesh with explicit axes over which the batch is
+sharded.
 """
 
 import contextlib
@@ -33,16 +32,17 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 Paths = Sequence[Float[Array, "..."]] | Float[Array, "..."]
 
-# The gates' dense layers are a millionth of a network's work, and a softmax deserves the float32
-# it was promised: TPUs and recent GPUs would otherwise round the operands to fewer bits.
+# Forces full float32 matrix multiplications in the gates: by default, TPUs and recent GPUs round
+# the operands to fewer bits. The cost is negligible.
 _PRECISION = lax.Precision.HIGHEST
 
 
 class GateParams(NamedTuple):
-    """Weights of one gate; with a leading axis m on every array, those of m gates.
+    """Parameters of one gate (Eq. 2), or, with a leading axis m on every array, of m gates.
 
-    ``w1 [c d]``, ``b1 [d]``: the dense layer before the ReLU of Eq. 2; ``w2 [d n]``, ``b2 [n]``:
-    the one after it.
+    Attributes:
+      w1, b1: the dense layer before the ReLU, ``[c d]`` and ``[d]``.
+      w2, b2: the dense layer after it, ``[d n]`` and ``[n]``.
     """
 
     w1: Float[Array, "*m c d"]
@@ -55,12 +55,16 @@ class GateParams(NamedTuple):
 
 
 def global_average_pool(x: Float[Array, "b *space c"]) -> Float[Array, "b c"]:
-    """Eq. 1: the channel descriptor z of a tensor, ``[b h w c] -> [b c]``, at least float32.
+    """Eq. 1: the channel descriptor z of a tensor, ``[b h w c] -> [b c]``.
 
-    ``[b c]`` passes through. Any number of spatial axes between b and c is averaged.
+    Args:
+      x: ``[b ... c]`` with any number of spatial axes; ``[b c]`` is returned as it is.
+
+    Returns:
+      The mean over the spatial axes, in float32 or float64.
 
     Raises:
-      ValueError: there is no channel or no pixel.
+      ValueError: there are no channels or no pixels.
     """
     _check_filled("global_average_pool", x.shape)
     return jnp.mean(x, axis=tuple(range(1, x.ndim - 1)), dtype=gate_dtype(x))
@@ -68,6 +72,13 @@ def global_average_pool(x: Float[Array, "b *space c"]) -> Float[Array, "b c"]:
 
 def relevance(z: Float[Array, "b c"], params: GateParams) -> Float[Array, "b n"]:
     """Eq. 2: relevance scores ``A = W2 ReLU(W1 z + b1) + b2``, ``[b c] -> [b n]``.
+
+    Args:
+      z: channel descriptor, ``[b c]``.
+      params: parameters of one gate.
+
+    Returns:
+      The scores of the n outputs, ``[b n]``, in float32 or float64.
 
     Raises:
       ValueError: ``params`` are not those of one gate for c channels.
@@ -77,9 +88,18 @@ def relevance(z: Float[Array, "b c"], params: GateParams) -> Float[Array, "b n"]
 
 
 def gate(x: Float[Array, "b *space c"], params: GateParams) -> Float[Array, "b n"]:
-    """Eqs. 1-3: the probabilities of x being routed to each output, ``[b ... c] -> [b n]``.
+    """Eqs. 1-3: the probabilities of routing x to each output, ``[b ... c] -> [b n]``.
 
-    Rows sum to 1. Raises as `relevance` does.
+    Args:
+      x: ``[b ... c]``.
+      params: parameters of one gate.
+
+    Returns:
+      The gates, ``[b n]``, in float32 or float64; rows sum to 1.
+
+    Raises:
+      ValueError: ``params`` are not those of one gate for c channels, or x has no channels or
+        pixels.
     """
     _check_params("gate", params, (x.shape[-1],))
     return jax.nn.softmax(_scores(_hidden(global_average_pool(x), params), params))
@@ -92,21 +112,24 @@ def cross_predict(us: Sequence[Paths] | Float[Array, "..."], gates: Paths) -> Pa
     """Eq. 4: ``Y_j = ReLU(sum_i g_ij U_ij)``, the construction of outputs in Algorithm 1.
 
     Args:
-      us: ``us[i][j]`` is the prediction ``[b ... c]`` that input i makes of output j: m sequences
-        of n arrays, or one array ``[m n b ... c]``.
+      us: ``us[i][j]`` is the prediction ``[b ... c]`` of output j from input i: m sequences of n
+        arrays, or one array ``[m n b ... c]``.
       gates: ``gates[i]`` is ``[b n]``: m arrays, or one array ``[m b n]``.
 
     Returns:
-      n arrays ``[b ... c]``, stacked where ``us`` is one array.
+      n arrays ``[b ... c]``; one stacked array if ``us`` is one array.
 
     Raises:
-      ValueError: the predictions differ in shape, or the gates do not fit them.
+      ValueError: the predictions differ in shape, or the gates have other shapes.
     """
     return jax.tree.map(jax.nn.relu, mix_predictions(us, gates))
 
 
 def mix_predictions(us: Sequence[Paths] | Float[Array, "..."], gates: Paths) -> Paths:
-    """The sums of Eq. 4, which `cross_predict` rectifies; everything else is as there."""
+    """`cross_predict` without the ReLU: ``sum_i g_ij U_ij`` (Eq. 4).
+
+    Arguments, results and errors are those of `cross_predict`.
+    """
     rows = [_unstack(row) for row in (us if isinstance(us, Sequence) else jnp.unstack(us))]
     predictions = [u for row in rows for u in row]
     _check_paths("cross_predict", predictions)
@@ -140,7 +163,7 @@ def cross_connect(xs: Paths, gates: Paths) -> Paths:
       n arrays ``[b ... c]`` in the type of ``xs``.
 
     Raises:
-      ValueError: the inputs differ in shape, or the gates do not fit them.
+      ValueError: the inputs differ in shape, or the gates have other shapes.
     """
     paths, gates = _unstack(xs), _unstack(gates)
     _check_paths("cross_connect", paths)
@@ -155,20 +178,20 @@ def linear_cross_connect(xs: Paths, ws: Float[Array, "m n k"]) -> Paths:
     """The simplified cross-connection of Section 5: Eq. 7, then Eqs. 3 and 5.
 
     The relevance scores are ``A_i = W^i X_i`` (Eq. 7). The backward pass is Eqs. 8 and 9 as a
-    ``jax.custom_vjp``; it keeps ``xs``, ``ws`` and the gates, and nothing else. It can be
-    differentiated again in reverse (or forward over reverse). JAX has no forward mode of a
-    ``custom_vjp`` alone.
+    ``jax.custom_vjp``, whose residuals are ``xs``, ``ws`` and the gates. Higher derivatives are
+    possible in reverse mode and forward over reverse; JAX does not support forward mode alone for a
+    ``custom_vjp``.
 
     Args:
       xs: m arrays ``[b k]``.
-      ws: the gates' weights, ``[m n k]``.
+      ws: weights of the gates, ``[m n k]``.
 
     Returns:
       n arrays ``[b k]``.
 
     Raises:
-      ValueError: the inputs differ in shape or are not ``[b k]``, or ``ws`` does not fit them.
-      TypeError: it is differentiated in forward mode.
+      ValueError: the inputs differ in shape or are not ``[b k]``, or ``ws`` has another shape.
+      TypeError: the function is differentiated in forward mode.
     """
     paths = _unstack(xs)
     _check_paths("linear_cross_connect", paths)
@@ -178,7 +201,7 @@ def linear_cross_connect(xs: Paths, ws: Float[Array, "m n k"]) -> Paths:
             f"linear_cross_connect: {len(paths)} inputs of shape {paths[0].shape} need [b k] "
             f"inputs and weights [m n k], got weights of shape {ws.shape}"
         )
-    with _reverse_mode_alone("`cross_connect(xs, gates)` with the softmax of Eq. 7"):
+    with _explain_forward_mode("`cross_connect(xs, gates)` with the softmax of Eq. 7"):
         return _like(xs, _linear_cross_connect(*_varying_alike((paths, ws))))
 
 
@@ -206,16 +229,16 @@ def _linear_backward(residuals, dys):
 _linear_cross_connect.defvjp(_linear_forward, _linear_backward)
 
 
-# --- The whole layer, with the same derivation carried through Eqs. 1 and 2 ----------------------
+# --- The whole layer: the derivation of Section 5, extended to Eqs. 1 and 2 ----------------------
 
 
 class Route(NamedTuple):
-    """What a cross-connection gives and what it computed on its way.
+    """The outputs of a cross-connection, and its scores and gates.
 
     Attributes:
-      outputs: n arrays ``[b ... c]`` in the form and type of the inputs.
-      relevance: Eq. 2, the scores before the softmax.
-      gates: Eq. 3, the probabilities by which the outputs were mixed.
+      outputs: n arrays ``[b ... c]`` in the form and type of the inputs (Eq. 5).
+      relevance: the scores before the softmax, ``[m b n]`` (Eq. 2).
+      gates: the probabilities used as weights, ``[m b n]`` (Eq. 3).
     """
 
     outputs: Paths
@@ -235,18 +258,18 @@ def gated_cross_connect(xs: Paths, params: GateParams) -> Paths:
 
     Raises:
       ValueError: the inputs differ in shape, or ``params`` are not m gates for c channels.
-      TypeError: as `route` does.
+      TypeError: the function is differentiated in forward mode.
     """
     return route(xs, params).outputs
 
 
 def route(xs: Paths, params: GateParams) -> Route:
-    """`gated_cross_connect` with its gates.
+    """`gated_cross_connect` that also returns the scores and the gates.
 
-    The backward pass is the derivation of Section 5 with the pooling and the two dense layers in
-    place of Eq. 7, as a ``jax.custom_vjp``; it keeps ``xs``, ``params`` and arrays of ``[b n]``,
-    ``[b d]`` and ``[b c]``. Gradients that arrive at the gates and their scores, such as those of a
-    loss on them, go the same way. Differentiating again: as in `linear_cross_connect`.
+    The backward pass is that of Section 5 with the pooling and the two dense layers in place of
+    Eq. 7, as a ``jax.custom_vjp``; its residuals are ``xs``, ``params`` and arrays of shape
+    ``[b n]``, ``[b d]`` and ``[b c]``. It includes gradients with respect to the returned scores
+    and gates, such as those of a loss on gates. For higher derivatives, see `linear_cross_connect`.
 
     Args:
       xs: m arrays ``[b ... c]``.
@@ -257,12 +280,12 @@ def route(xs: Paths, params: GateParams) -> Route:
 
     Raises:
       ValueError: the inputs differ in shape, or ``params`` are not m gates for c channels.
-      TypeError: it is differentiated in forward mode.
+      TypeError: the function is differentiated in forward mode.
     """
     paths = _unstack(xs)
     _check_paths("gated_cross_connect", paths)
     _check_params("gated_cross_connect", params, (len(paths), paths[0].shape[-1]))
-    with _reverse_mode_alone("`cross_connect(xs, gates)` with `gate` for each input"):
+    with _explain_forward_mode("`cross_connect(xs, gates)` with `gate` for each input"):
         ys, scores, gates = _route(*_varying_alike((paths, params)))
     return Route(_like(xs, ys), jnp.stack(scores), jnp.stack(gates))
 
@@ -296,7 +319,7 @@ def _route_backward(residuals, cotangents):
         strict=True,
     ):
         da = own_da + _softmax_vjp(g, dg + own_dg)  # Eq. 3
-        dh = jnp.where(r > 0, _einsum("bn,dn->bd", da, p.w2), 0)  # Eq. 2, to before the ReLU
+        dh = jnp.where(r > 0, _einsum("bn,dn->bd", da, p.w2), 0)  # Eq. 2, before the ReLU
         dw1 = _sum_over_batch("bc,bd->cd", z, dh, p.w1)
         dw2 = _sum_over_batch("bd,bn->dn", r, da, p.w2)
         gradients.append(GateParams(dw1, dh.sum(0), dw2, da.sum(0)))
@@ -309,7 +332,7 @@ def _route_backward(residuals, cotangents):
 _route.defvjp(_route_forward, _route_backward)
 
 
-# --- The steps that both backward passes share ---------------------------------------------------
+# --- Steps of both backward passes ---------------------------------------------------------------
 
 
 def _gate_gradients(xs, dys):
@@ -330,7 +353,7 @@ def _softmax_vjp(g, dg):
 
 
 def _input_gradients(xs, gates, dys, through_gates):
-    """Eq. 9: the direct flow ``sum_j g_ij dL/dY_j``, and what came back through the gate."""
+    """Eq. 9: the direct gradient ``sum_j g_ij dL/dY_j`` plus the gradient through the gate."""
     return tuple(
         _mix(dys, _columns(g), plus=dz, dtype=x.dtype)
         for x, g, dz in zip(xs, gates, through_gates, strict=True)
@@ -339,8 +362,7 @@ def _input_gradients(xs, gates, dys, through_gates):
 
 # --- Beyond the paper: discrete routing, D1-D9 ---------------------------------------------------
 #
-# Input i chooses k of its n outputs. With k = n every function here gives the paper's gates to the
-# bit, forward and backward.
+# Input i chooses k of its n outputs. With k = n, gates and gradients are bitwise the paper's.
 
 Kept = Literal["renormalized", "factor"]
 
@@ -348,18 +370,18 @@ Kept = Literal["renormalized", "factor"]
 def choose(scores: Float[Array, "*m b n"], k: int) -> Bool[Array, "*m b n"]:
     """D1: ``C_i = top-k_j (A_ij + beta_j + e_ij)``, the k outputs that every input chooses.
 
-    Of equal scores the one of the lower index is chosen.
+    Of equal scores, that with the lower index is chosen.
 
     Args:
-      scores: the relevance A of Eq. 2, plus the bias beta of D8 and, in training by sampling,
-        Gumbel noise e.
-      k: the outputs that are chosen, at most n.
+      scores: the scores A of Eq. 2 plus the bias beta of D8, and Gumbel noise e if choices are
+        sampled, ``[m b n]``.
+      k: number of outputs to choose, from 1 to n.
 
     Returns:
-      Whether input i chose output j; k of every n.
+      Whether input i chose output j, ``[m b n]``.
 
     Raises:
-      ValueError: k is not within 1 and n.
+      ValueError: k is not between 1 and n.
     """
     n = scores.shape[-1]
     if not 1 <= k <= n:
@@ -375,42 +397,67 @@ def remaining_gates(
 ) -> Float[Array, "*m b n"]:
     """D2: the gates of the chosen outputs; those of the others are zero.
 
-    ``"renormalized"``: ``h_ij = g_ij / sum_(l in C_i) g_il``, which is the softmax (Eq. 3) over the
-    chosen outputs alone. ``"factor"``: ``h_ij = g_ij``, so that the only gate of k = 1, which
-    would else be the constant 1, depends on the input and learns from the loss.
+    ``"renormalized"``: ``h_ij = g_ij / sum_(l in C_i) g_il``, the softmax (Eq. 3) over the chosen
+    outputs only. ``"factor"``: ``h_ij = g_ij``; with k = 1, where the renormalized gate is the
+    constant 1, this gate depends on the input and has a gradient.
 
     Args:
-      relevance: the scores A of Eq. 2.
-      chosen: as `choose` gives it, at least one of every n.
-      kept: the name of the form.
+      relevance: the scores A of Eq. 2, ``[m b n]``.
+      chosen: the result of `choose`, with at least one output per input, ``[m b n]``.
+      kept: ``"renormalized"`` or ``"factor"``.
+
+    Returns:
+      The gates h, ``[m b n]``.
 
     Raises:
-      ValueError: ``kept`` is neither.
+      ValueError: ``kept`` has another value.
     """
     if kept == "renormalized":
         return jax.nn.softmax(jnp.where(chosen, relevance, -jnp.inf))
     if kept == "factor":
         return jnp.where(chosen, jax.nn.softmax(relevance), 0)
-    raise ValueError(f"remaining_gates: kept is 'renormalized' or 'factor', not {kept!r}")
+    raise ValueError(f"remaining_gates: kept must be 'renormalized' or 'factor', got {kept!r}")
 
 
 def of_active(gates: Float[Array, "*m b n"], active: Bool[Array, "*m b"]) -> Float[Array, "..."]:
-    """D3: ``a_i h_ij``: no edge leaves an input that is inactive (``a_i = 0``) for an image.
+    """D3: ``a_i h_ij``, the gates of the active inputs; those of inactive inputs are zero.
 
-    `cross_connect` by these gates is ``Y_j = sum_i a_i h_ij X_i``.
+    `cross_connect` with these gates is ``Y_j = sum_i a_i h_ij X_i``.
+
+    Args:
+      gates: the gates h of D2, ``[m b n]``.
+      active: whether input i is active for an image (``a_i = 1``), ``[m b]``.
+
+    Returns:
+      ``[m b n]``.
     """
     return jnp.where(jnp.expand_dims(active, -1), gates, 0)
 
 
 def active_outputs(chosen: Bool[Array, "m b n"], active: Bool[Array, "m b"]) -> Bool[Array, "n b"]:
-    """D4: output j is active for an image if an active input chose it."""
+    """D4: output j is active for an image if an active input chose it.
+
+    Args:
+      chosen: whether input i chose output j, ``[m b n]``.
+      active: whether input i is active, ``[m b]``.
+
+    Returns:
+      Whether output j is active, ``[n b]``.
+    """
     return jnp.moveaxis(jnp.any(chosen & jnp.expand_dims(active, -1), axis=0), -1, 0)
 
 
 def mean_of_active(xs: Float[Array, "m b *rest"], active: Bool[Array, "m b"]) -> Array:
     """D5: ``sum_i a_i X_i / sum_i a_i``, the mean over the active paths, ``[m b ...] -> [b ...]``.
 
-    It replaces the mean over all paths that ends the networks of Sections 3 and 4.
+    It replaces the mean over all paths at the end of the networks of Sections 3 and 4.
+
+    Args:
+      xs: the outputs of m paths, ``[m b ...]``.
+      active: whether path i is active for an image, ``[m b]``.
+
+    Returns:
+      ``[b ...]``, in float32 or float64.
     """
     total, count = total_of_active(xs, active)
     return total / count
@@ -419,7 +466,15 @@ def mean_of_active(xs: Float[Array, "m b *rest"], active: Bool[Array, "m b"]) ->
 def total_of_active(
     xs: Float[Array, "m b *rest"], active: Bool[Array, "m b"]
 ) -> tuple[Float[Array, "b *rest"], Float[Array, "b *ones"]]:
-    """Numerator and denominator of D5, which devices with other paths add up."""
+    """The numerator and the denominator of D5, each a sum over the paths.
+
+    Args:
+      xs: as in `mean_of_active`.
+      active: as in `mean_of_active`.
+
+    Returns:
+      The sum of the active paths, ``[b ...]``, and their number, ``[b 1 ...]``.
+    """
     dtype = gate_dtype(xs)
     active = jnp.expand_dims(active, range(2, xs.ndim))
     total = jnp.sum(jnp.where(active, xs.astype(dtype), 0), axis=0)
@@ -432,12 +487,13 @@ def active_moments(
     """D6: mean and variance of every channel over the pixels of the active images.
 
     Args:
-      x: what one path computed.
-      active: for which images the path is active.
-      axis_name: of `jax.shard_map`, if the batch is spread over devices.
+      x: the tensor of one path, ``[b ... c]``.
+      active: whether the path is active for an image, ``[b]``.
+      axis_name: the axis of `jax.shard_map` over which the batch is sharded, if any.
 
     Returns:
-      Mean, variance, and the number of active images. Without any, mean and variance are zero.
+      The mean ``[c]``, the variance ``[c]``, and the number of active images. Without active
+      images, mean and variance are zero.
     """
     dtype = gate_dtype(x)
     where, axes = jnp.expand_dims(active, range(1, x.ndim)), tuple(range(x.ndim - 1))
@@ -452,12 +508,18 @@ def active_moments(
 
 
 def straight_through(hard: Float[Array, "*b"], soft: Float[Array, "*b"]) -> Float[Array, "*b"]:
-    """D7: ``hard``, with the gradient of ``soft``.
+    """D7: the straight-through estimator: ``hard`` in the forward pass, the gradient of ``soft``.
 
-    For gates: forward h of D2; backward as if they were ``softmax((A + e) / T)`` over all n
-    outputs. Without noise e this is the straight-through estimator, with Gumbel noise, by which
-    `choose` then samples, the Gumbel straight-through estimator. The temperature T decides how far
-    the gradient spreads beyond the highest score.
+    For gates, ``hard`` is h of D2, and ``soft`` is ``softmax((A + e) / T)`` over all n outputs.
+    With e = 0 this is the straight-through estimator; with Gumbel noise e, which is then also in
+    the scores of `choose`, the Gumbel straight-through estimator.
+
+    Args:
+      hard: the values.
+      soft: a differentiable approximation, of the same shape.
+
+    Returns:
+      ``hard``, with the gradient of ``soft``.
     """
     return lax.stop_gradient(hard) + (soft - lax.stop_gradient(soft))
 
@@ -467,15 +529,15 @@ def load(
     active: Bool[Array, "m b"],
     axis_names: str | tuple[str, ...] = (),
 ) -> Float[Array, " n"]:
-    """D8: ``L_j``, the share of all choices of active inputs that fell on output j; sums to 1.
-
-    The balance bias of D1 moves against it, ``beta_j <- beta_j + u sign(1/n - L_j)``, without a
-    gradient (`moved_against`).
+    """D8: the load ``L_j``, the share of output j in all choices of active inputs.
 
     Args:
-      chosen: as `choose` gives it.
-      active: which inputs are, for which images.
-      axis_names: of `jax.shard_map`, where images or inputs are spread over devices.
+      chosen: the result of `choose`, ``[m b n]``.
+      active: whether an input is active for an image, ``[m b]``.
+      axis_names: the axes of `jax.shard_map` over which images or inputs are sharded, if any.
+
+    Returns:
+      The loads ``[n]``, which sum to 1; zeros without active inputs.
     """
     counts = jnp.sum(chosen & jnp.expand_dims(active, -1), axis=(0, 1), dtype=jnp.float32)
     counts = lax.psum(counts, axis_names) if axis_names else counts
@@ -485,21 +547,33 @@ def load(
 def moved_against(
     load: Float[Array, " n"], bias: Float[Array, " n"], rate: float
 ) -> Float[Array, " n"]:
-    """D8: the bias after one step of size ``rate`` (u)."""
+    """D8: the bias after one step, ``beta_j + u sign(1/n - L_j)``.
+
+    Args:
+      load: the result of `load`, ``[n]``.
+      bias: the bias beta, ``[n]``.
+      rate: the step size u.
+
+    Returns:
+      The new bias, ``[n]``.
+    """
     return bias + rate * jnp.sign(1 / len(load) - load)
 
 
 def entropies(
     gates: Float[Array, "m b n"], active: Bool[Array, "m b"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """D9: ``H(mean_i,b g_i)`` and ``mean_i,b H(g_i)`` over active inputs, both as parts of log n.
+    """D9: ``H(mean_i,b g_i)`` and ``mean_i,b H(g_i)`` over active inputs, both divided by log n.
 
-    The first is 1 where the outputs are equally wanted on the whole; the second 0 where every
-    single gate is decided. Terms of a loss: ``u_1 (1 - H(mean g)) + u_2 mean H(g)``.
+    The first is 1 if the mean gates are uniform, the second 0 if every gate is 0 or 1. They are
+    used in the loss ``u_1 (1 - H(mean g)) + u_2 mean H(g)``.
 
     Args:
-      gates: of Eq. 3, over all n outputs.
-      active: which inputs are, for which images.
+      gates: the gates of Eq. 3, over all n outputs, ``[m b n]``.
+      active: whether an input is active for an image, ``[m b]``.
+
+    Returns:
+      The entropy of the mean, and the mean entropy.
     """
     weight = jnp.expand_dims(active.astype(gates.dtype), -1)
     count = jnp.maximum(jnp.sum(weight), 1)
@@ -509,17 +583,17 @@ def entropies(
     return jnp.sum(jax.scipy.special.entr(mean)) / most, each / most
 
 
-# --- Small parts ---------------------------------------------------------------------------------
+# --- Helpers -------------------------------------------------------------------------------------
 
 
 def gate_dtype(*arrays: Array) -> jnp.dtype:
-    """The type of gates and sums over such arrays: float32, or float64 where one of them is."""
-    # Not jnp.promote_types, which refuses two types under strict promotion.
+    """The type of gates and sums over paths: float64 if an array is float64, else float32."""
+    # Not jnp.promote_types, which raises for different types under strict promotion.
     return jnp.dtype(jnp.float64 if any(x.dtype == jnp.float64 for x in arrays) else jnp.float32)
 
 
 def _einsum(subscripts, a, b, out_sharding=None):
-    """A product in the gates' type: what is less than float32 is widened."""
+    """An einsum in the type of the gates, at full precision."""
     dtype = gate_dtype(a, b)
     if a.dtype != b.dtype:
         a, b = a.astype(dtype), b.astype(dtype)
@@ -534,9 +608,9 @@ def _einsum(subscripts, a, b, out_sharding=None):
 
 
 def _sum_over_batch(subscripts, a, b, weights):
-    """The gradient of weights, which lies as they do wherever parts of the batch lie."""
+    """A gradient with respect to weights, with the sharding of the weights."""
     where = jax.typeof(weights).sharding
-    if where.mesh.empty:  # weights that lie on no mesh, beside a batch that does
+    if where.mesh.empty:  # weights without a mesh, batch with one
         where = NamedSharding(jax.typeof(a).sharding.mesh, PartitionSpec())
     return _einsum(subscripts, a, b, where)
 
@@ -547,7 +621,7 @@ def _dense(x, w, b):
 
 
 def _hidden(z, params):
-    """What enters the second dense layer of Eq. 2, ``[b c] -> [b d]``."""
+    """The first dense layer of Eq. 2 and its ReLU, ``[b c] -> [b d]``."""
     return jax.nn.relu(_dense(z, params.w1, params.b1))
 
 
@@ -557,11 +631,11 @@ def _scores(hidden, params):
 
 
 def _varying_alike(arrays: PyTree) -> PyTree:
-    """Inside `jax.shard_map`: arrays that vary over all the axes that any of them varies over.
+    """Inside `jax.shard_map`, casts arrays to vary over the union of their varying axes.
 
-    A backward pass of our own must give gradients that vary as its inputs do. JAX's functions cast
-    their operands, and the transpose of the cast sums the gradient over the axes it added; here
-    the cast stands before the function.
+    The gradients of a custom backward pass must vary over the same axes as its inputs. JAX's own
+    functions cast their operands, and the transpose of the cast sums gradients over the added axes;
+    for a custom function the cast must be explicit.
     """
     varying = [jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(arrays)]
     every = frozenset().union(*varying)
@@ -574,16 +648,16 @@ def _varying_alike(arrays: PyTree) -> PyTree:
 
 
 @contextlib.contextmanager
-def _reverse_mode_alone(instead: str) -> Iterator[None]:
-    """Says what to use where JAX refuses the forward mode of a ``custom_vjp``."""
+def _explain_forward_mode(instead: str) -> Iterator[None]:
+    """Replaces JAX's error about forward mode of a ``custom_vjp`` by one that says what to use."""
     try:
         yield
     except TypeError as error:
         if "custom_vjp" not in str(error):
             raise
         raise TypeError(
-            "there is no forward-mode differentiation (jax.jvp, jax.jacfwd) of a backward pass "
-            f"written out: use custom_vjp=False in a layer, or {instead} of `routing`"
+            "forward-mode differentiation (jax.jvp, jax.jacfwd) is not possible through a "
+            f"custom_vjp: use custom_vjp=False in a layer, or {instead} of `routing`"
         ) from error
 
 
@@ -592,10 +666,10 @@ def _each(params: GateParams) -> list[GateParams]:
 
 
 def _mix(xs, weights, plus=None, dtype=None):
-    """``sum_i weights[i] xs[i] + plus``, weights ``[b 1]`` and plus ``[b c]``, in one pass."""
+    """``sum_i weights[i] xs[i] + plus`` with weights ``[b 1]`` and plus ``[b c]``."""
     accumulate = gate_dtype(xs[0], weights[0])
 
-    def over_space(v):  # [b _] against [b ... c]
+    def over_space(v):  # [b _] -> [b 1 ... _]
         return jnp.expand_dims(v.astype(accumulate), tuple(range(1, xs[0].ndim - 1)))
 
     terms = [over_space(w) * x.astype(accumulate) for x, w in zip(xs, weights, strict=True)]
@@ -605,7 +679,7 @@ def _mix(xs, weights, plus=None, dtype=None):
 
 
 def _columns(g):
-    """The weights ``[b 1]`` of one gate towards each of its n outputs."""
+    """Splits a gate ``[b n]`` into n arrays ``[b 1]``, one per output."""
     return jnp.split(g, g.shape[1], axis=1)
 
 
@@ -619,7 +693,7 @@ def _unstack(xs) -> tuple:
 
 
 def _like(xs, ys: Sequence):
-    """The outputs in the form of the inputs: a tuple, a list, or one stacked array."""
+    """Returns ``ys`` in the form of ``xs``: a tuple, a list, or one stacked array."""
     if isinstance(xs, Sequence):
         return tuple(ys) if isinstance(xs, tuple) else list(ys)
     return jnp.stack(ys)
@@ -636,13 +710,13 @@ def _check_paths(name: str, xs: Sequence) -> None:
 
 
 def _check_filled(name: str, shape: tuple) -> None:
-    """A batch may be empty, a feature map may not: its mean would be a NaN."""
+    """Raises ValueError for empty feature maps, whose mean is NaN; the batch may be empty."""
     if 0 in shape[1:]:
         raise ValueError(f"{name}: needs inputs [b ... c] with channels and pixels, got {shape}")
 
 
 def _check_gates(name: str, gates: Sequence, m: int, b: Any) -> None:
-    """``b``: the size of the batch; a symbol while a network is exported for any size."""
+    """Raises ValueError for gates of other shapes; b, the batch size, may be symbolic (export)."""
     shapes = [g.shape for g in gates]
     fits = len(shapes) == m and len(set(shapes)) == 1 and len(shapes[0]) == 2
     if not fits or shapes[0][0] != b or shapes[0][1] < 1:
@@ -650,7 +724,7 @@ def _check_gates(name: str, gates: Sequence, m: int, b: Any) -> None:
 
 
 def _check_params(name: str, params: GateParams, inputs: tuple[int, ...]) -> None:
-    """``inputs``: c for one gate, or m and c for those of m inputs."""
+    """Raises ValueError for other shapes; ``inputs`` is (c,) for one gate, (m, c) for m gates."""
     *m, c = inputs
     d, n = params.b1.shape[-1:], params.b2.shape[-1:]
     shapes = [p.shape for p in params]

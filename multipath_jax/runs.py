@@ -1,20 +1,18 @@
-"""A trained network by its workdir, for whatever comes after training.
+"""Loading a trained network from its workdir.
 
 run = multipath_jax.load_run("runs/digits")
 logits = run.logits(images)  # uint8 [b h w c], of the run's image_shape -> float32 [b classes]
 """
 
-import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property, partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from etils import epath
 from flax import nnx, traverse_util
 from jaxtyping import Array, Float, Num, PyTree
@@ -30,24 +28,24 @@ from multipath_jax.evaluation.evaluate import Views, make_evaluator
 from multipath_jax.models.adapter import adapt
 from multipath_jax.parallel.devices import evaluation_mesh, replicated
 from multipath_jax.training.setup import make_model, read_dataset
-from multipath_jax.utils import filesystem
+from multipath_jax.utils import cli, filesystem
 
 Images = Num[Array, "b h w c"] | Num[np.ndarray, "b h w c"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LoadedRun:
-    """A trained network and what belongs to it.
+    """A trained network with its config and the description of its data.
 
     Attributes:
-      workdir: where it comes from.
-      config: the recipe by which it was trained.
-      step: of the checkpoint, the steps it was trained for.
-      model: the network; ``model.apply(variables, prepare(images), train=False)`` are its logits.
-      variables: its parameters and statistics, on the first device.
-      description: of the data that it was trained on: class names, shape of the images, mean and
-        deviation of the pixels.
-      given: the data set that `Trainer` was given, if it was.
+      workdir: the workdir of the run.
+      config: the config that it was trained with.
+      step: the step of the checkpoint.
+      model: the network; ``model.apply(variables, prepare(images), train=False)`` gives the logits.
+      variables: its parameters and other collections, on the first device.
+      description: metadata of the training data: class names, shape of the images, mean and
+        standard deviation of the pixels.
+      given: the data set passed to `load_run`; None if the config names it.
     """
 
     workdir: epath.Path
@@ -60,16 +58,17 @@ class LoadedRun:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The whole data set, read when it is first asked for.
+        """The whole data set, read on first access.
 
-        Its images are normalized as in training; they may be other ones (`other_images`).
+        Its mean and standard deviation are those of training. The images may differ from those of
+        training (`other_images`).
 
         Raises:
-          UserError: it is gone, or has other classes or images of another shape.
+          UserError: the data set is missing, or has other classes or images of another shape.
         """
         if self.given is None and self.config.dataset.name.startswith(OWN):
             raise UserError(
-                f"the data of {self.workdir} were given to Trainer(dataset=...); give them to "
+                f"the data of {self.workdir} were passed to Trainer(dataset=...); pass them to "
                 "load_run(workdir, dataset=...) in Python too"
             )
         found = self.given or read_dataset(self.config.dataset)
@@ -78,19 +77,26 @@ class LoadedRun:
         )
         if other := differences(self.description, now):
             raise UserError(
-                f"{self.workdir} holds a run of other data than {found.name} now has "
-                f"({'; '.join(other.values())}); name the data that it was trained on"
+                f"the run in {self.workdir} was trained on other data than {found.name} now has "
+                f"({'; '.join(other.values())}); use the data that it was trained on"
             )
         return dataclasses.replace(found, mean=self.description.mean, std=self.description.std)
 
     @property
     def other_images(self) -> list[str]:
-        """How the images of the data set differ from those of training, in words."""
+        """Phrases that say how the data set's images differ from those of training."""
         other = differences(self.description, describe(self.dataset))
         return [other[key] for key in ("train", "test") if key in other]
 
     def test(self, limit: int | None = None) -> Split:
-        """The test split, or its first images, as the network sees them: their center crops."""
+        """The center crops of the test split.
+
+        Args:
+          limit: if given, only this many images, the first ones.
+
+        Returns:
+          The images, as `logits` takes them, and their labels.
+        """
         split = self.dataset.test
         count = min(limit or len(split), len(split))
         if isinstance(split, EncodedSplit):
@@ -100,9 +106,12 @@ class LoadedRun:
         return Split(self.crop(images), labels)
 
     def evaluate(self) -> dict[str, float]:
-        """The metrics of the test split (`make_evaluator`), as at the end of training.
+        """Evaluates the network on the test split, as at the end of training.
 
-        On all devices, each with a part of a batch, whatever those of training were.
+        Uses all devices, with batches sharded over them.
+
+        Returns:
+          The metrics: ``loss``, ``error`` in percent, and others (see `make_evaluator`).
         """
         how, mesh = self.config.dataset, evaluation_mesh()
         evaluator = make_evaluator(
@@ -116,20 +125,49 @@ class LoadedRun:
         return evaluator(jax.device_put(jax.device_get(self.variables), replicated(mesh)))
 
     def crop(self, images: Images) -> Num[Array | np.ndarray, "b h2 w2 c"]:
-        """Images as the data set gives them -> as they are seen: their centres, or the whole."""
+        """Crops stored images as in evaluation: to their center, or not at all.
+
+        Args:
+          images: images as stored, ``[b h w c]``.
+
+        Returns:
+          Images of the run's ``image_shape``, ``[b h2 w2 c]``.
+        """
         side = self.config.dataset.crop
         return center_crop(images, side) if side else images
 
     def prepare(self, images: Images) -> Float[Array, "b h w c"]:
-        """Images as they are seen -> the network's input, as in evaluation."""
+        """Normalizes cropped images as in training.
+
+        Args:
+          images: uint8 or float32 ``[b h w c]``, of the run's ``image_shape``.
+
+        Returns:
+          The input of the network, float32 ``[b h w c]``.
+        """
         return normalize(jnp.asarray(images), self.description.mean, self.description.std)
 
     def forward(self, variables: PyTree, images: Images) -> Float[Array, "b classes"]:
-        """Images as they are seen -> logits, as a pure function to be transformed further."""
+        """The logits for given variables: a pure function, for JAX transformations.
+
+        Args:
+          variables: as the attribute ``variables``.
+          images: as in `prepare`.
+
+        Returns:
+          The logits, ``[b classes]``.
+        """
         return self.model.apply(variables, self.prepare(images), train=False)
 
     def logits(self, images: Images) -> Float[Array, "b classes"]:
-        """The same with the run's own weights, compiled once for every batch size."""
+        """The logits of images; compiled once for every batch size.
+
+        Args:
+          images: as in `prepare`.
+
+        Returns:
+          The logits, ``[b classes]``.
+        """
         return self._compiled(self.variables, images)
 
     @cached_property
@@ -145,19 +183,23 @@ def load_run(
     model: nn.Module | nnx.Module | None = None,
     dataset: Dataset | None = None,
 ) -> LoadedRun:
-    """The network that was trained in a workdir; nothing there is changed.
+    """Loads a trained network from its workdir, which is not changed.
 
-    The data set need not be there.
+    The data set is not needed.
 
     Args:
-      checkpoint: ``"best"`` (the lowest test error), ``"latest"``, or a step.
-      dtype: of the computation, in place of the config's: ``"float32"`` or ``"bfloat16"``.
-      model: the network, of a run whose `Trainer` was given one.
-      dataset: its data, of a run whose `Trainer` was given them; needed to evaluate it again.
+      workdir: the workdir of the run, a path or an address such as ``gs://bucket/run``.
+      checkpoint: ``"best"`` (lowest test error), ``"latest"``, or a step.
+      dtype: overrides the type of the computation: ``"float32"`` or ``"bfloat16"``.
+      model: the network, if it was passed to `Trainer(model=...)`.
+      dataset: the data set, if it was passed to `Trainer(dataset=...)`; only needed to evaluate.
+
+    Returns:
+      The run.
 
     Raises:
-      UserError: the workdir has no such checkpoint or it is damaged, or no readable config or
-        description of the data.
+      UserError: the workdir has no such checkpoint, no readable config or no description of the
+        data, the checkpoint is damaged, or ``model`` is not the network that was trained.
     """
     workdir = filesystem.path("workdir", workdir)
 
@@ -168,7 +210,7 @@ def load_run(
         }
         return found.restore_weights(traverse_util.unflatten_dict(shapes), step)
 
-    with _quiet():
+    with cli.quiet_logs():
         checkpoints.open_existing(workdir).close()
         config = read_config(workdir / checkpoints.CONFIG_FILE)
         if dtype is not None:
@@ -184,16 +226,16 @@ def load_run(
 
 
 def _check_named(workdir: epath.Path, config: ConfigDict) -> None:
-    """Raises UserError if the network is none that a config can name."""
+    """Raises UserError if the network was passed to `Trainer`, so that no name identifies it."""
     if config.model.name.startswith(OWN):
         raise UserError(
-            f"the network of {workdir}, {config.model.name.removeprefix(OWN)}, was given to "
-            "Trainer(model=...); give it to load_run(workdir, model=...) in Python too"
+            f"the network of {workdir}, {config.model.name.removeprefix(OWN)}, was passed to "
+            "Trainer(model=...); pass it to load_run(workdir, model=...) in Python too"
         )
 
 
 def _check_fits(model: nn.Module, weights: PyTree, image_shape: tuple[int, int, int]) -> None:
-    """Raises UserError unless the weights are those of the network."""
+    """Raises UserError unless the weights have the names and shapes of the network's."""
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
     expected, found = (
@@ -207,14 +249,3 @@ def _check_fits(model: nn.Module, weights: PyTree, image_shape: tuple[int, int, 
             f"arrays differ, such as {key}, {found.get(key, 'none')} in the checkpoint and "
             f"{expected.get(key, 'none')} in the network"
         )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Orbax warns of reading only, which is meant, and prints what it also raises."""
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.FATAL)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)

@@ -1,11 +1,11 @@
-"""The networks beside the paper's figures, or the layers of one.
+"""Prints the size of networks beside the paper's figures, or the layers of one network.
 
     python -m multipath_jax.summary                    the rows of Tables 2, 3 and 4
-    python -m multipath_jax.summary --table=3          those of one table
+    python -m multipath_jax.summary --table=3          the rows of one table
     python -m multipath_jax.summary BaseCNN-5-CC VGG16 networks by name
     python -m multipath_jax.summary BaseCNN-2-CC       one network, with its layers
 
-Nothing is computed or allocated: shapes alone are evaluated. Exit status: 0; 2 for bad input.
+Networks are only traced; nothing is computed. Exit status: 0 success; 2 invalid input.
 """
 
 import json
@@ -14,11 +14,12 @@ from typing import Any, NoReturn
 
 import flax.linen as nn
 import jax
-from flax import traverse_util
+import jax.numpy as jnp
 
 from multipath_jax.models import create_model, family_of, paper
 from multipath_jax.models.complexity import complexity
 from multipath_jax.utils import cli
+from multipath_jax.utils.tables import WIDE, aligned
 
 HEADINGS = {
     "network": "network",
@@ -33,7 +34,7 @@ HEADINGS = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints what the flags ask for; gives the exit status."""
+    """Prints the table and returns the exit status."""
     flags = _parser().parse_args(argv)
     rows = [row for name in flags.names for row in _rows_of(name, flags.classes, flags.size)]
     if not flags.names:
@@ -49,20 +50,20 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser("summary", "The networks beside the paper's figures.")
+    parser = cli.Parser("summary", "Prints the size of networks beside the paper's figures.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="networks; default: the tables")
-    parser.add_argument("--table", type=int, choices=(2, 3, 4), help="the rows of one table")
-    parser.add_argument("--classes", type=int, help="classes, instead of the paper's")
-    parser.add_argument("--size", type=int, help="side of the images, instead of the paper's")
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--table", type=int, choices=(2, 3, 4), help="only the rows of one table")
+    parser.add_argument("--classes", type=int, help="number of classes; default: the paper's")
+    parser.add_argument("--size", type=int, help="side of the images; default: the paper's")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
 def _rows_of(name: str, classes: int | None, size: int | None) -> list[paper.Row]:
-    """A network's rows in the paper, or a row of its own; at other classes or sizes if asked.
+    """The rows of a network in the paper, or a new row for other classes, sizes or networks.
 
     Raises:
-      UserError: an unknown name.
+      UserError: the name is unknown.
     """
     family = family_of(name)
     found = paper.rows(model=name)
@@ -76,7 +77,7 @@ def _rows_of(name: str, classes: int | None, size: int | None) -> list[paper.Row
 
 
 def entry(row: paper.Row) -> dict[str, Any]:
-    """Our measures of a row's network beside the paper's figures."""
+    """The size of a row's network and the paper's figures, as values for JSON."""
     model = create_model(row.model, row.num_classes)
     ours = complexity(model, row.image_shape)
     notes = (row.exception, family_of(row.model).note)
@@ -97,17 +98,9 @@ def entry(row: paper.Row) -> dict[str, Any]:
 
 
 def table(entries: list[dict[str, Any]]) -> str:
-    """Aligned columns, one network a line."""
+    """Formats entries as aligned columns, with one network per line."""
     cells = [list(HEADINGS.values()), *(_cells(entry) for entry in entries)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for row in cells:
-        first, *numbers, errors, note = [
-            cell.ljust(width) if index in (0, 6, 7) else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join((first, *numbers, errors, note)).rstrip())
-    return "\n".join(lines)
+    return aligned(cells, left=(0, 6, 7))
 
 
 def _cells(entry: dict[str, Any]) -> list[str]:
@@ -127,37 +120,20 @@ def _cells(entry: dict[str, Any]) -> list[str]:
 
 
 def layers(model: nn.Module, image_shape: tuple[int, int, int]) -> str:
-    """The layers in their order, with the shapes of outputs and parameters, for one image."""
-    image = jax.ShapeDtypeStruct((1, *image_shape), "float32")
-    order = []  # written while tracing: what comes out of it has its keys sorted
+    """A table of the layers in the order of their calls, for one image.
 
-    def run(image):
-        variables = model.init(jax.random.key(0), image, train=False)
-        kept = {key: tree for key, tree in variables.items() if key != "intermediates"}
-        _, captured = model.apply(
-            kept, image, train=False, capture_intermediates=True, mutable=["intermediates"]
-        )
-        order.extend(captured["intermediates"])
-        return kept["params"], captured["intermediates"]
-
-    params, outputs = (traverse_util.flatten_dict(tree) for tree in jax.eval_shape(run, image))
-    calls = sorted(
-        (path[:-1] for path in outputs if path[-1] == "__call__"),
-        key=lambda path: (order.index(path[0]) if path else -1, path),
+    Its columns are the shapes of inputs, outputs, parameters and statistics. Parallel paths have
+    one array for all of them.
+    """
+    plain = {"width": WIDE, "force_terminal": False, "color_system": None}
+    tabulate = nn.tabulate(
+        model,
+        jax.random.key(0),
+        console_kwargs=plain,
+        table_kwargs={"box": None, "pad_edge": False},
     )
-    lines = []
-    for path in calls:
-        own = [f"{key[-1]} {_shape(leaf)}" for key, leaf in params.items() if key[:-1] == path]
-        output = jax.tree.leaves(outputs[*path, "__call__"])[0]
-        lines.append(("/".join(path) or "(the network)", _shape(output), ", ".join(own)))
-    widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
-    return "\n".join(
-        f"{name:{widths[0]}}  {shape:{widths[1]}}  {own}".rstrip() for name, shape, own in lines
-    )
-
-
-def _shape(leaf) -> str:
-    return "x".join(map(str, leaf.shape)) or "scalar"
+    text = tabulate(jnp.zeros((1, *image_shape)), train=False)
+    return "\n".join(line.rstrip() for line in text.strip("\n").splitlines())
 
 
 def run() -> NoReturn:

@@ -17,8 +17,9 @@ from multipath_jax.data import Dataset
 from multipath_jax.errors import UserError
 from multipath_jax.models.adapter import adapt
 from multipath_jax.parallel import processes
-from multipath_jax.training.loop import Result, Run, never, run_steps, say_what_was_found, start_run
+from multipath_jax.training.loop import never, run_steps, say_what_was_found, start_run
 from multipath_jax.training.losses import LossFn
+from multipath_jax.training.run import Pace, Result, Run
 from multipath_jax.training.setup import Hook, Setup
 from multipath_jax.utils import filesystem
 
@@ -57,7 +58,10 @@ class Trainer:
           optimizer: in place of ``config.optimizer`` and ``config.schedule``.
           loss_fn: ``(outputs, labels [b]) -> losses [b]``, in place of the cross-entropy.
           hooks: each called as ``hook(step, metrics)`` whenever there are metrics, those of a line
-            of ``metrics.jsonl``: a dict of numbers, such as ``train/loss`` and ``test/error``.
+            of ``metrics.jsonl``: a dict of numbers, such as ``train/loss`` and ``test/error``. They
+            come last, when the line is written and the checkpoint of that step, if one is due,
+            begun: one that raises ends the run and loses neither. Of several processes the first
+            alone calls them.
 
         Raises:
           UserError: the config does not fit the data, the network or the devices.
@@ -79,6 +83,7 @@ class Trainer:
         until: str | None = None,
         restart: bool = False,
         should_stop: Callable[[], bool] = never,
+        steps_per_call: int | None = None,
     ) -> Result:
         """Trains, from the newest checkpoint of the workdir if it has one.
 
@@ -87,8 +92,10 @@ class Trainer:
           until: a duration from the start of the run, such as ``"5 epochs"``, after which to stop
             with a checkpoint; the learning rates are those of the whole run. None: to the end.
           restart: begins afresh; what the workdir has of a run is moved into its ``earlier``.
-          should_stop: asked about once a second; True ends the run with a checkpoint, from which
-            the next call goes on.
+          should_stop: asked after every call of the compiled steps; True ends the run with a
+            checkpoint, from which the next call goes on.
+          steps_per_call: how many steps a call takes at most; None: about a second's worth. It
+            changes no result.
 
         Returns:
           How it ended; ``test["error"]`` is the last error in percent.
@@ -98,7 +105,7 @@ class Trainer:
           TrainingFailed: the loss is not finite.
         """
         workdir, plan = filesystem.path("workdir", workdir), self._parts.plan
-        end = plan.total
+        pace, end = Pace(steps_per_call), plan.total
         if until is not None:
             end = min(end, parse_duration("until", until).steps(plan.steps_per_epoch))
         ckpt.check_workdir(workdir, self.config, restart)
@@ -107,10 +114,10 @@ class Trainer:
             overview = parameter_overview.get_parameter_overview
             run.log.say(overview(run.carry.state.params, include_stats=False))
             begun = run.step
-            run_steps(run, should_stop, until=end)
+            run_steps(run, should_stop, end, pace)
             if begun < run.step == end < plan.total:
                 run.stop()
-                run.measure()
+                run.evaluate()
             self._weights = run.carry.state.weights
             return ended(run)
 

@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 from multipath_jax import checkpoints as ckpt
 from multipath_jax.config.keys import validate
 from multipath_jax.trainer import ended
-from multipath_jax.training.loop import Result, never, run_steps, say_what_was_found, start_run
+from multipath_jax.training.loop import never, run_steps, say_what_was_found, start_run
+from multipath_jax.training.run import Pace, Result
 from multipath_jax.training.setup import Setup
 from multipath_jax.utils import filesystem
 
@@ -18,6 +19,7 @@ def train_trials(
     workdir: epath.PathLike,
     should_stop: Callable[[], bool] = never,
     restart: bool = False,
+    steps_per_call: int | None = None,
 ) -> list[Result]:
     """Trains ``config.trials`` seeds from ``config.seed`` on, in ``workdir/seed_N`` each.
 
@@ -25,7 +27,7 @@ def train_trials(
     result of the run of that seed alone, and goes on as one.
 
     Args:
-      should_stop, restart: as for `trainer.train`.
+      should_stop, restart, steps_per_call: as for `Trainer.fit`.
 
     Returns:
       How the trials ended, in the order of their seeds; those that were not begun are left out.
@@ -47,7 +49,7 @@ def train_trials(
     results = []
     for path, own in trials.items():
         with start_run(setup, own, path, path.name, restart) as run:
-            run_steps(run, should_stop)
+            run_steps(run, should_stop, pace=Pace(steps_per_call))
             results.append(ended(run))
         if not results[-1].finished:
             break

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import gc
 import os
 import shutil
 import signal
@@ -41,6 +42,12 @@ jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/mult
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 processes.adopt_orphans()
+
+
+def pytest_collection_finish():
+    """Modules stay to the end: the garbage collector need not look at them after every test."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)

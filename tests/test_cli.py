@@ -53,6 +53,8 @@ def program(body, *arguments, options="", shell="{}", **environment):
         ("os.rename('/nowhere/a', '/b')", 1, "error: /nowhere/a: /b: No such file or directory\n"),
         ("os.kill(os.getpid(), signal.SIGINT)", 130, "interrupted\n"),
         ("sys.exit(0)", 0, ""),
+        ("from absl import logging; logging.error('noise of a library')", 0, ""),
+        ("import logging; logging.getLogger('asyncio').error('noise of a library')", 0, ""),
     ],
 )
 def test_every_end_has_its_status_and_at_most_a_line(body, status, said):
@@ -147,8 +149,8 @@ def test_the_address_of_a_bucket_stays_one(monkeypatch):
         ("torchvision://resnet18", "no access to torchvision://"),
         ("runs/gs://a", "no access to runs/gs://"),
         ("~nobody_here/x", "there is no such home folder"),
-        ("dangling", "dangling is a link to gone, which is not there"),
-        ("dangling/inside/it", "dangling is a link to gone, which is not there"),
+        ("dangling", "dangling is a broken link to gone; fix or remove it"),
+        ("dangling/inside/it", "dangling is a broken link to gone; fix or remove it"),
     ],
 )
 def test_paths_that_lead_nowhere_are_refused_by_name(text, message, tmp_path, monkeypatch):

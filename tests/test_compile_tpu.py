@@ -56,8 +56,8 @@ def run(*arguments):
     ("arguments", "message"),
     [
         ([], "usage: --config="),
-        (["--config=cifar:BaseCNN", "--topology=v3:2x2"], "chips are v4, v5e"),
-        (["--config=cifar:BaseCNN", "--topology=v5e:no"], "cannot be had"),
+        (["--config=cifar:BaseCNN", "--topology=v3:2x2"], "must be of v4, v5e"),
+        (["--config=cifar:BaseCNN", "--topology=v5e:no"], "is not available"),
         (["--config=cifar:BaseCNN", "--config.trails=2"], "'trials'"),
     ],
 )

@@ -194,8 +194,8 @@ def test_networks_take_the_crops_of_a_folder(name):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("imagenet", "ResNet18,", "is not ``NAME`` or ``NAME,subset``"),
-        ("imagenet", "ResNet18,epochs=90", "is not ``NAME`` or ``NAME,subset``"),
+        ("imagenet", "ResNet18,", "is not of the form ``NAME`` or ``NAME,subset``"),
+        ("imagenet", "ResNet18,epochs=90", "is not of the form ``NAME`` or ``NAME,subset``"),
         ("folder", "ResNet18-2-CD", "did you mean"),
     ],
 )

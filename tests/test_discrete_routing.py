@@ -92,19 +92,26 @@ def test_all_chosen_is_the_soft_layer_to_the_bit(kept, through):
     jax.tree.map(np.testing.assert_array_equal, both_ways(discrete), both_ways(soft))
 
 
-@pytest.mark.parametrize("kept", KEPT)
-@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize(
+    ("k", "kept"),
+    [
+        (1, "renormalized"),
+        (1, "factor"),
+        pytest.param(2, "renormalized", marks=pytest.mark.slow),
+        pytest.param(2, "factor", marks=pytest.mark.slow),
+    ],
+)
 def test_gradients_are_those_of_finite_differences(k, kept, x64):
     """Where no choice changes, the layer is differentiable."""
     scores, xs = jnp.asarray(SCORES, jnp.float64), jnp.asarray(XS, jnp.float64)
 
+    @jax.jit
     def layer(scores, xs):
-        scores, xs = jnp.asarray(scores), jnp.asarray(xs)  # NumPy's, where they were moved
         gates = routing.remaining_gates(scores, routing.choose(scores, k), kept)
         gates = routing.of_active(gates, jnp.asarray(ACTIVE))
         return jnp.sin(routing.cross_connect(xs, gates))
 
-    check_grads(layer, (scores, xs), order=2, modes=["fwd", "rev"], rtol=1e-6, atol=1e-6, eps=1e-4)
+    check_grads(layer, (scores, xs), order=1, modes=["fwd", "rev"], rtol=1e-6, atol=1e-6, eps=1e-4)
     found = jax.grad(lambda scores: layer(scores, xs).sum())(scores)
     assert not found[~ACTIVE].any()  # what is inactive has no say
     learns = k > 1 or kept == "factor"
@@ -151,10 +158,10 @@ def test_moments_and_load_of_images_on_two_devices():
         found = routing.active_moments(x, active[1], "data")
         return *found, routing.load(chosen, active, "data")
 
-    spread = jax.shard_map(
+    sharded = jax.shard_map(
         local, mesh=mesh, in_specs=(split, over, over), out_specs=PartitionSpec()
     )
-    found = spread(x, active, chosen)
+    found = jax.jit(sharded)(x, active, chosen)
     expected = *routing.active_moments(x, active[1]), routing.load(chosen, active)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), found, expected)
 
@@ -193,5 +200,5 @@ def test_a_k_that_cannot_be_is_named(k):
 
 def test_a_form_that_is_not_there_is_named():
     forms = routing.remaining_gates.__wrapped__  # without the check of annotations
-    with pytest.raises(ValueError, match="'renormalized' or 'factor', not 'half'"):
+    with pytest.raises(ValueError, match="'renormalized' or 'factor', got 'half'"):
         forms(jnp.asarray(SCORES), jnp.ones((M, B, N), bool), "half")

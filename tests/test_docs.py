@@ -137,7 +137,7 @@ def keys_of(page):
 
 def test_the_page_of_recipes_names_every_key_beyond_the_paper():
     text = (ROOT / "multipath_jax/config/keys.py").read_text()
-    beyond = text.partition("# Beyond the paper")[2].partition("# What is seen of it")[0]
+    beyond = text.partition("# Beyond the paper")[2].partition("# Logging, evaluation")[0]
     keys = set(re.findall(r"^    config\.([\w.]+) =", beyond, re.MULTILINE))
     assert len(keys) > 15
     elsewhere = {"optimizer.options", "loss"}

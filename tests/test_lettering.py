@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from multipath_jax.utils import lettering
-from multipath_jax.utils.names import shown
+from multipath_jax.utils.names import printable
 
 IN_ANOTHER_FONT = "ⓐ"  # which DejaVu Sans lacks, and STIX, which comes with matplotlib, has
 IN_NONE = "\U0010ffff"
@@ -32,7 +32,7 @@ def _drawn(tmp_path, text, **properties) -> np.ndarray:
     ],
 )
 def test_what_is_no_text_is_escaped(name, expected):
-    assert shown(name) == expected
+    assert printable(name) == expected
     expected.encode()
 
 

@@ -60,5 +60,5 @@ def test_train(folder):
     (folder / "runs" / "digits").write_text("")
     done = make(folder, "train")
     assert done.returncode != 0
-    assert "runs/digits is no folder" in done.stderr, done.stderr
+    assert "runs/digits is not a folder" in done.stderr, done.stderr
     assert "not of the project" not in done.stderr

@@ -69,4 +69,4 @@ def test_evaluation_and_prediction_on_other_devices(spread, tmp_path, capsys, co
     # What is printed is rounded to four places, and to two.
     assert float(found["loss"]) == pytest.approx(expected["loss"], abs=1.1e-4)
     assert float(found["error"]) == pytest.approx(expected["error"], abs=0.0051)
-    assert "not the data of training" not in done.stdout
+    assert "the data differ from those of training" not in done.stdout

@@ -25,9 +25,9 @@ from multipath_jax.config.keys import default_config
 from multipath_jax.data import EncodedSplit, describe
 from multipath_jax.data.prepared import open_prepared
 from multipath_jax.data.records import Records
-from multipath_jax.figures.subject import Subject
+from multipath_jax.figures.inputs import FigureInputs
 from multipath_jax.runs import LoadedRun
-from multipath_jax.training.setup import read_dataset, seen_shape
+from multipath_jax.training.setup import cropped_shape, read_dataset
 
 COUNT = 9  # test images
 # A name for each kind of set; how it is stored; the keys of `dataset` that name and crop it.
@@ -105,7 +105,7 @@ def run(request, folder, data_dir):
     if config.dataset.name == "digits":
         config.dataset.data_dir = os.fspath(data_dir)
     dataset = read_dataset(config.dataset)
-    described = describe(dataset, seen_shape(dataset, config.dataset.crop))
+    described = describe(dataset, cropped_shape(dataset, config.dataset.crop))
     return LoadedRun(epath.Path(folder), config, 0, Pixels(), {}, described)
 
 
@@ -155,7 +155,7 @@ def test_stored_pixels_as_png_are_seen_as_in_evaluation(run, evaluated, tmp_path
 
 
 def test_figures_see_the_same(run, evaluated):
-    subject = Subject(run, argparse.Namespace(limit=None))
+    subject = FigureInputs(run, argparse.Namespace(limit=None))
     np.testing.assert_array_equal(subject.test.images, evaluated)
     np.testing.assert_array_equal(pixels(run, run.logits(subject.test.images)), evaluated)
 

@@ -160,7 +160,7 @@ def test_names_that_no_encoding_has_are_answered(run, tmp_path, monkeypatch):
     routes = tmp_path / "routes.pdf"
     lines = printed(f"--routes={routes}", encoding="ascii")
     assert len(lines) == len(names)
-    shown = {line.split("   ")[0].strip().removeprefix(f"{tmp_path}/") for line in lines}
+    shown = {line.split("  ")[0].removeprefix(f"{tmp_path}/") for line in lines}
     assert shown == {r"caf\xe9.png", r"\u732b.png", r"a\nb.png", "$x$.png"}
     assert r"\xff" in lines[0]
     assert routes.exists()
@@ -168,7 +168,7 @@ def test_names_that_no_encoding_has_are_answered(run, tmp_path, monkeypatch):
 
 def test_a_picture_is_never_drawn_over(run, folder):
     before = (folder / "a.png").read_bytes()
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         predict.main([f"--workdir={run.workdir}", f"--routes={folder / 'a.png'}", "x.png"])
     assert (folder / "a.png").read_bytes() == before
 
@@ -203,14 +203,14 @@ def test_why_a_picture_cannot_be_read(run, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--workdir=RUN"], "PICTURE"),
+        (["--workdir=RUN"], "IMAGE"),
         (["x.png"], "--workdir"),
         (["--workdir=EMPTY", "x.png"], "has no checkpoint"),
         (["--workdir=RUN", "--checkpoint=9", "x.png"], "has no checkpoint '9'"),
-        (["--workdir=RUN", "EMPTY"], "has no pictures"),
+        (["--workdir=RUN", "EMPTY"], "has no images"),
         (["--workdir=RUN", "--routes=EMPTY/x.txt", "x.png"], ".png, .pdf or .svg"),
-        (["--workdir=RUN", "--routes=EMPTY/no/x.png", "x.png"], "no folder that can be written"),
-        (["--workdir=RUN", "--routes=gs://b/x.png", "x.png"], "only paths on this machine"),
+        (["--workdir=RUN", "--routes=EMPTY/no/x.png", "x.png"], "not a writable folder"),
+        (["--workdir=RUN", "--routes=gs://b/x.png", "x.png"], "must be a path on this machine"),
         (["--workdir=hf://a/b", "x.png"], "no access to hf://"),
         (["--workdir=RUN", "--jsn", "x.png"], "--jsn"),
     ],

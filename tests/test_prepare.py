@@ -99,7 +99,7 @@ def test_says_what_was_left_out(source, tmp_path, capsys):
     assert prepare.main(_flags(source, tmp_path / "data", "--on_bad=skip")) == 0
     line = capsys.readouterr().out.splitlines()[-1]
     listed = _folder(tmp_path / "data") / "left_out.txt"
-    assert line == f"1 left out, being unreadable; listed in {listed}"
+    assert line == f"1 unreadable images left out; listed in {listed}"
     assert len(listed.read_text().splitlines()) == 1
 
 
@@ -107,7 +107,7 @@ def test_refuses_a_disk_that_is_too_full(source, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 500_000})
     monkeypatch.setattr(prepare.shutil, "disk_usage", lambda path: usage)
     message = _error(*_flags(source, tmp_path / "data"))
-    assert "has 500kB free, but about 756kB are needed; make room" in message
+    assert "has 500kB free, but about 756kB are needed; free disk space" in message
     assert not _folder(tmp_path / "data").exists()
 
 
@@ -115,7 +115,7 @@ def test_finished_shards_need_no_more_room(source, tmp_path, monkeypatch, capsys
     update = prepare.tqdm.update
     monkeypatch.setattr(prepare.tqdm, "update", _interrupt_after(3))
     assert prepare.main(_flags(source, tmp_path / "data")) == 130
-    assert "interrupted; the same command goes on" in capsys.readouterr().out
+    assert "interrupted; rerun the command to resume" in capsys.readouterr().out
     monkeypatch.setattr(prepare.tqdm, "update", update)
     assert prepare.main(_flags(source, tmp_path / "data")) == 0
     assert "3 of 6 shards are finished already" in capsys.readouterr().out
@@ -140,7 +140,7 @@ def _interrupt_after(count):
         (["imagenet", "--source=.", "--config=half"], "invalid choice: 'half'"),
         (["imagenet", "--source=.", "--workers=0"], "--workers=0 must be at least 1"),
         (["imagenet", "--source=.", "--on_bad=ignore"], "invalid choice: 'ignore'"),
-        (["imagenet", "--source=.", "--data_dir=gs://b/d"], "is not a folder of this machine"),
+        (["imagenet", "--source=.", "--data_dir=gs://b/d"], "is not on this machine"),
     ],
 )
 def test_bad_flags(flags, message):
@@ -148,7 +148,7 @@ def test_bad_flags(flags, message):
 
 
 def test_a_bad_source_leaves_nothing(tmp_path):
-    assert "holds no training images; put" in _error(*_flags(tmp_path / "none", tmp_path / "data"))
+    assert "has no training images; put" in _error(*_flags(tmp_path / "none", tmp_path / "data"))
     assert not list((tmp_path / "data").rglob("incomplete*"))
 
 
@@ -204,7 +204,7 @@ def test_killed_it_leaves_nothing_that_looks_finished_and_goes_on(
 def test_ctrl_c_in_the_terminal_ends_workers_quietly(larger_source, tmp_path):
     result, workers = _interrupted("SIGINT", larger_source, tmp_path / "data")
     assert result.returncode == 130
-    assert "interrupted; the same command goes on" in result.stdout
+    assert "interrupted; rerun the command to resume" in result.stdout
     assert "Traceback" not in result.stderr
     assert all(map(_ends, workers))
     assert not _folder(tmp_path / "data").exists()
@@ -267,7 +267,7 @@ def test_a_disk_that_fails_is_one_line(source, tmp_path, monkeypatch):
 
     monkeypatch.setattr(prepare.shutil, "disk_usage", fail)
     message = _error(*_flags(source, tmp_path / "data"))
-    assert message.startswith(f"{tmp_path / 'data'}: Input/output error; mend that")
+    assert message.startswith(f"{tmp_path / 'data'}: Input/output error; fix that")
 
 
 def test_without_a_home_folder(source, monkeypatch):
@@ -278,4 +278,4 @@ def test_without_a_home_folder(source, monkeypatch):
 
 def test_no_images_are_one_line(tmp_path):
     said = _error(*_flags(tmp_path, tmp_path / "data"))
-    assert said.startswith(f"{tmp_path} holds no training images; put")
+    assert said.startswith(f"{tmp_path} has no training images; put")

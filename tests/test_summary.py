@@ -2,10 +2,14 @@
 
 import json
 
+import flax.linen as nn
 import pytest
 from command_line import refusal
 
-from multipath_jax import summary
+from multipath_jax import create_model, list_models, summary
+from multipath_jax.models import family_of
+from multipath_jax.models.complexity import complexity
+from multipath_jax.utils.tables import aligned
 
 
 def run(capsys, *argv):
@@ -22,16 +26,46 @@ def test_a_table_shows_every_row_with_both_counts(capsys):
     assert "three BaseCNNs have 1.65M" in next(x for x in lines if x.startswith("BaseCNN-3 "))
 
 
-def test_a_name_alone_shows_its_layers_in_order_with_shapes(capsys):
-    lines = [line.split() for line in run(capsys, "BaseCNN-2-CC").splitlines()[3:]]
-    shapes = {line[0]: line[1] for line in lines}
-    assert shapes["router_2"] == "2x1x16x16x32"
-    assert shapes["stage_3/conv_2/conv"] == "2x1x8x8x128"
-    names = list(shapes)
+def test_a_name_alone_shows_its_layers_as_called_with_shapes(capsys):
+    lines = run(capsys, "BaseCNN-2-CC").splitlines()[3:]
+    assert lines[0].strip() == "MultiPath Summary"
+    named = {line.split()[0]: line for line in lines if line and line[0] != " "}
+    assert "float32[2,1,16,16,32]" in named["router_2"]
+    assert "float32[1,8,8,128]" in named["stage_3/conv_2/conv"]  # of one path
+    names = list(named)
     order = ["router_1", "stage_1", "router_2", "stage_2", "router_3", "stage_3", "router_4"]
     assert [names.index(name) for name in order] == sorted(names.index(name) for name in order)
-    kernel = next(line for line in lines if line[0] == "stage_1/conv_1/conv")
-    assert " ".join(kernel[2:]) == "bias 2x32, kernel 2x3x3x3x32"
+    first = lines.index(named["stage_1/conv_1/conv"])
+    assert "bias: float32[2,32]" in lines[first]
+    assert lines[first + 1].strip() == "kernel: float32[2,3,3,3,32]"
+    assert "Total Parameters" in lines[-1]
+
+
+class Huge(nn.Module):
+    """Its weights would take 256 GB."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return nn.Dense(10**9)(images.reshape(len(images), -1))
+
+
+def test_layers_are_plain_text_of_any_width_and_nothing_is_allocated(monkeypatch):
+    """Whatever the environment says of the terminal."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    text = summary.layers(Huge(), (8, 8, 1))
+    assert "kernel: float32[64,1000000000]" in text
+    assert not {"\x1b", "…", "━", "│"} & {*text}
+    assert max(map(len, text.splitlines())) > 80
+    assert text.splitlines() == [line.rstrip() for line in text.splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list_models())
+def test_every_network_has_its_layers(name):
+    text = summary.layers(create_model(name), family_of(name).image_shape)
+    total = complexity(create_model(name), family_of(name).image_shape).params
+    assert f"{total:,} (" in text
 
 
 def test_json_has_the_figures_as_numbers(capsys):
@@ -48,8 +82,25 @@ def test_json_has_the_figures_as_numbers(capsys):
         (("BaseCNN-2-CB",), "did you mean BaseCNN-2-C"),
         (("--table=5",), "invalid choice"),
         (("--tabel=2",), "unrecognized arguments: --tabel=2"),
-        (("BaseCNN", "--classes=0"), "start at one"),
+        (("BaseCNN", "--classes=0"), "at least 1 path and 1 class"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(capsys, monkeypatch, argv, message):
     assert message in refusal(summary, argv, capsys, monkeypatch)
+
+
+def test_tables_are_plain_text_whatever_they_hold(monkeypatch):
+    """No markup, no colours, nothing cut; letters that take two columns count as two."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    cells = [
+        ["name", "n", "note"],
+        ["[red]a[/]", "1.50", ":smile: " + 200 * "x"],
+        ["日本", "22.00", ""],
+    ]
+    assert aligned(cells, left=(0, 2)).splitlines() == [
+        "name           n  note",
+        "[red]a[/]   1.50  :smile: " + 200 * "x",
+        "日本       22.00",
+    ]
+    assert aligned([["a", "1"]], left=(0,), widths=(4, 3)) == "a       1"

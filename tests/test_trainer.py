@@ -188,13 +188,13 @@ def test_floats_are_normalized_as_they_are(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": IMAGES[0]}, r"x needs images \[n h w c\] or \[n h w\], got shape \(8, 8\)"),
-        ({"x": IMAGES.astype(int)}, "x needs pixels of type uint8 or a floating one, got int64"),
+        ({"x": IMAGES[0]}, r"x must be images \[n h w c\] or \[n h w\], got shape \(8, 8\)"),
+        ({"x": IMAGES.astype(int)}, "x must be uint8 or a floating-point type, got int64"),
         ({"x_test": IMAGES[:, :7]}, r"x has images of shape \(8, 8, 1\), x_test of shape \(7"),
         ({"x_test": IMAGES / 2}, "x has images of type uint8, x_test of type float32"),
         ({"x": np.where(IMAGES, np.nan, 1.0)}, "x has values that are not finite"),
-        ({"y": LABELS[:-1]}, r"y needs 1797 integers, .* got shape \(1796,\)"),
-        ({"y": LABELS / 1}, "y needs 1797 integers, .* of type float64"),
+        ({"y": LABELS[:-1]}, r"y must be 1797 integers, .* got shape \(1796,\)"),
+        ({"y": LABELS / 1}, "y must be 1797 integers, .* of type float64"),
         ({"y": LABELS - 1}, "y has the label -1; classes are numbered from 0"),
         ({"class_names": ["a", "b"]}, "class_names needs 10 or more different names"),
     ],
@@ -208,7 +208,7 @@ def test_arrays_that_do_not_fit_are_refused(change, message):
 @pytest.mark.parametrize(
     ("changes", "given", "message"),
     [
-        ({}, {"model": Plain}, "an instance and no class"),
+        ({}, {"model": Plain}, "must be an instance .not a class."),
         (
             {"model.options": "depth=3"},
             {"model": Plain()},
@@ -216,7 +216,7 @@ def test_arrays_that_do_not_fit_are_refused(change, message):
         ),
         ({"dataset.holdout": 9}, {}, "dataset.holdout=9 is of a data set that is read"),
         ({"label_smoothing": 0.1}, {"loss_fn": lambda o, y: o[:, 0]}, "loss_fn is given"),
-        ({"mesh.path": 2}, {"model": Plain()}, "own:Plain has no parallel paths"),
+        ({"mesh.path": 2}, {"model": Plain()}, "own:Plain has no paths that can be sharded"),
     ],
 )
 def test_what_does_not_go_together_is_refused(changes, given, message):
@@ -228,11 +228,11 @@ def test_a_workdir_of_another_network_is_refused(tmp_path):
     mp.Trainer(config(), model=Plain(), dataset=arrays()).fit(tmp_path, until="1 steps")
     with pytest.raises(UserError, match=r"another config \(model.name: 'own:Plain' -> 'own:With"):
         mp.Trainer(config(), model=WithDropout(), dataset=arrays()).fit(tmp_path)
-    with pytest.raises(UserError, match="Plain, was given to Trainer"):
+    with pytest.raises(UserError, match="Plain, was passed to Trainer"):
         mp.load_run(tmp_path)
     with pytest.raises(UserError, match="WithDropout is not the network that was trained"):
         mp.load_run(tmp_path, model=WithDropout())
-    with pytest.raises(UserError, match="were given to Trainer"):
+    with pytest.raises(UserError, match="were passed to Trainer"):
         mp.load_run(tmp_path, model=Plain()).evaluate()
     with pytest.raises(UserError, match=r"call fit\(workdir\) first"):
         mp.Trainer(config(), model=Plain(), dataset=arrays()).evaluate()

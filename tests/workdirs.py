@@ -7,7 +7,6 @@ from etils import epath
 
 from multipath_jax import checkpoints as ckpt
 from multipath_jax.training.hooks import read_metrics
-from multipath_jax.training.setup import Setup
 from multipath_jax.utils import storage
 
 CLOCK = {"images_per_second", "seconds"}  # what differs from run to run
@@ -21,10 +20,10 @@ def lines(workdir):
     ]
 
 
-def final(workdir, config):
-    """The carry of the last checkpoint."""
+def final(workdir, setup):
+    """The carry of the last checkpoint of a run of such a `Setup`."""
     checkpoints = ckpt.open_existing(workdir)
-    return checkpoints.restore(Setup(config).abstract_carry, checkpoints.latest)
+    return checkpoints.restore(setup.abstract_carry, checkpoints.latest)
 
 
 def saved(workdir):

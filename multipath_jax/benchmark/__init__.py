@@ -1,6 +1,6 @@
-"""How fast it is, and against what: ``python -m multipath_jax.benchmark``.
+"""The benchmark: ``python -m multipath_jax.benchmark``.
 
-Every figure is a median over rounds in which all contestants of a comparison take turns, so that
-whatever else the machine does meets them alike. Ratios come first, each the median of the ratios
-within the rounds, with their quartiles as the spread.
+Every figure is a median over rounds. In each round all contestants of a comparison run one after
+another, so that other load on the machine affects all of them. Ratios are computed within each
+round and reported as their median and quartiles.
 """

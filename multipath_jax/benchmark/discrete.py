@@ -1,4 +1,4 @@
-"""Inference that skips paths against the soft network that runs them all."""
+"""Inference without inactive paths (`Gathered`), compared to the soft network."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from multipath_jax.models.gathered import Gathered
 
 CHOICES = (1, 2)
 BATCH = 256
-TARGET = 1.8  # at k = 1, at that batch, on CPUs
+TARGET = 1.8  # for k = 1 and this batch size, on CPUs
 
 
 def _cases(settings: Settings) -> tuple[Problem, ...]:
@@ -44,7 +44,7 @@ def _inference(settings: Settings, problem: Problem) -> Iterator[Row]:
         settings.check_time()
         model = make_model(problem, k=k)
         network = Gathered(model, balanced(model, variables, images))
-        network(images)  # compiles its programs
+        network(images)  # compiles
         name = f"k={k}"
         contestants[name] = calling(partial(network, images), settings.on_cpu)
         products[name], flops[name] = network.work.multiply_adds, network.work.flops
@@ -69,10 +69,18 @@ def _inference(settings: Settings, problem: Problem) -> Iterator[Row]:
 
 
 def balanced(model: nn.Module, soft: PyTree, images: Float[Array, "b h w c"]) -> PyTree:
-    """The variables of a discrete network of a soft one's weights, with loads as after training.
+    """Variables of a discrete network with about equal loads, without training.
 
-    Fresh gates send nearly all images the same way. The bias of each router, one after another,
-    becomes the negative mean of the scores.
+    With random gates nearly all images take the same route. So the bias of each router is set to
+    the negative mean of its scores.
+
+    Args:
+      model: the discrete network.
+      soft: variables of the soft network.
+      images: the images for which loads are equalized, ``[b h w c]``.
+
+    Returns:
+      The variables of ``soft`` with the biases.
     """
     shapes = jax.eval_shape(model.init, jax.random.key(0), images[:1])["routing"]
     state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
@@ -87,5 +95,5 @@ def balanced(model: nn.Module, soft: PyTree, images: Float[Array, "b h w c"]) ->
     return variables
 
 
-# Images/s and the work that is really done, by how many paths an image's paths go on to.
+# Images/s and multiply-adds, for k of 1 and 2.
 DISCRETE = Part(_cases, _inference)

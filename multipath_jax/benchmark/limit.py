@@ -1,4 +1,4 @@
-"""What a training step, or a router, has to do at the least, and how near to that it comes."""
+"""Training steps and routers against a lower bound on their time (a roofline model)."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -23,15 +23,15 @@ from multipath_jax.benchmark.steps import make_model, random_batches, training_s
 from multipath_jax.benchmark.timing import calling, spread
 from multipath_jax.models.complexity import products
 
-OPTIMIZER_BYTES = 16  # a parameter: itself and its momentum, float32, read and written
+OPTIMIZER_BYTES = 16  # per parameter: float32 parameter and momentum, read and written
 
 
 class Work(NamedTuple):
-    """What has to be done one after the other.
+    """The operations of a program, which run one after another.
 
     Attributes:
-      operations: floating-point operations of each thing.
-      moved: the bytes that it reads and writes.
+      operations: floating-point operations of each, ``[things]``.
+      moved: bytes read and written by each, ``[things]``.
     """
 
     operations: Float[np.ndarray, " things"]
@@ -40,11 +40,14 @@ class Work(NamedTuple):
     def seconds(
         self, rate: Float[np.ndarray, " rounds"], bandwidth: Float[np.ndarray, " rounds"]
     ) -> Float[np.ndarray, " rounds"]:
-        """The least that it takes: each thing the longer of its operations and its bytes.
+        """The lower bound: for each operation, the maximum of the times to compute and to move.
 
         Args:
-          rate: operations a second.
-          bandwidth: bytes a second.
+          rate: floating-point operations per second, ``[rounds]``.
+          bandwidth: bytes per second, ``[rounds]``.
+
+        Returns:
+          Seconds, ``[rounds]``.
         """
         computing = self.operations[:, None] / rate
         moving = self.moved[:, None] / bandwidth
@@ -52,11 +55,11 @@ class Work(NamedTuple):
 
 
 def step_work(problem: Problem) -> Work:
-    """What a training step has to do, from its program; nothing is compiled.
+    """The work of a training step, from its jaxpr; nothing is compiled.
 
-    Every convolution and matrix product, forward and backward, reads its operands and writes its
-    result; every router on maps moves what `RouterShape` says; parameters and momentum are read and
-    written. All else (BatchNorm, ReLU, pooling, sums) is taken to be part of these, for nothing.
+    Counted are all convolutions and matrix products, forward and backward, with their operands and
+    results; the bytes of routers on feature maps (`RouterShape`); and reading and writing of
+    parameters and momentum. The rest (BatchNorm, ReLU, pooling, sums) is assumed to be free.
     """
     create, step = training_step(make_model(problem), problem)
     state = jax.eval_shape(create, jnp.uint32(0))
@@ -73,16 +76,16 @@ def step_work(problem: Problem) -> Work:
 
 
 def _products(jaxpr: core.Jaxpr) -> Iterator[tuple[int, int]]:
-    """Operations and bytes of the convolutions and matrix products of a program."""
+    """Yields operations and bytes of the convolutions and matrix products of a program."""
     for eqn in jaxpr.eqns:
         if eqn.primitive.name in ("conv_general_dilated", "dot_general"):
-            # Of an input with zeros between its pixels, those are not computed with.
+            # The zeros of a dilated input are not counted.
             zeros = np.prod(eqn.params.get("lhs_dilation", ()), dtype=int)
             arrays = [atom.aval for atom in (*eqn.invars, *eqn.outvars)]
             moved = sum(array.size * array.dtype.itemsize for array in arrays)
             yield 2 * products(eqn) // zeros, moved
         for body in core.jaxprs_in_params(eqn.params):
-            # A scan does the work of its body as often as it is long.
+            # A scan repeats its body.
             yield from eqn.params.get("length", 1) * list(_products(body))
 
 
@@ -110,13 +113,13 @@ def _against_limit(settings: Settings, problem: Problem) -> Iterator[Row]:
 
 
 def _yardsticks(settings: Settings) -> tuple[dict[str, Any], float, float]:
-    """A matrix product and a copy as contestants; the operations of the one, the other's bytes."""
+    """A matrix product and a copy as contestants, with the operations and the bytes of these."""
     side, dtype = (1024 if settings.on_cpu else 8192), jnp.dtype(settings.dtype)
     matrix = jax.random.normal(jax.random.key(0), (side, side), dtype)
     numbers = jnp.ones(settings.router_bytes // (2 * dtype.itemsize), dtype)
     programs = {
         "product": partial(jax.jit(jnp.matmul), matrix, matrix),
-        # Negated, not copied: a copy of an argument is a thing that compilers optimize away.
+        # A negation instead of a copy, which the compiler would optimize away.
         "copy": partial(jax.jit(jnp.negative), numbers),
     }
     pieces = {name: calling(call, settings.on_cpu) for name, call in programs.items()}
@@ -128,7 +131,7 @@ def _limit(settings: Settings, case: Problem | RouterShape) -> Iterator[Row]:
     yield from how(settings, case)
 
 
-# Steps of whole networks, and routers alone, over the least that they take.
+# Steps of whole networks, and single routers, over their lower bounds.
 LIMIT = Part(
     lambda settings: [
         *map(settings.problem, settings.main_networks),

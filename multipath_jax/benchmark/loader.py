@@ -1,4 +1,4 @@
-"""The streaming loader against processes that do nothing but decode, with Pillow."""
+"""The loader of encoded images against processes that only decode, with Pillow."""
 
 import io
 import multiprocessing
@@ -16,23 +16,23 @@ from multipath_jax.benchmark.timing import Clock, Contestant, Times
 from multipath_jax.data import EncodedSplit, open_encoded
 from multipath_jax.data.loader import training_batches
 
-WORKERS = 2  # on either side
+WORKERS = 2  # processes of each contestant
 SIDE = 256
-SIZES = {"256x256": (256, 256), "500x375": (500, 375)}  # as prepared, and ImageNet's usual
-BATCHES = 16  # of one call on either side: one more or less in advance is a small part of them
-# No fewer than the loader has decoded in advance when nobody takes any for a while.
+SIZES = {"256x256": (256, 256), "500x375": (500, 375)}  # prepared images; typical ImageNet images
+BATCHES = 16  # batches per call; many, so that batches decoded ahead matter little
+# Upper bound of the number of batches that the loader decodes ahead.
 IN_ADVANCE = 5 * WORKERS
 
 
 def decode(encoded: bytes) -> np.ndarray:
-    """The pixels of an image, rescaled where it is of another size, in Pillow's shortest way."""
+    """Decodes and rescales an image with Pillow in the simplest way."""
     image = Image.open(io.BytesIO(encoded)).convert("RGB")
     if image.size != (SIDE, SIDE):
         image = image.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
     return np.asarray(image)
 
 
-_images: Sequence[bytes] = ()  # of a process that decodes
+_images: Sequence[bytes] = ()  # in a decoding process
 
 
 def _give(images: Sequence[bytes]) -> None:
@@ -46,7 +46,7 @@ def _decode_many(count: int) -> None:
 
 
 class Bare:
-    """Pillow in so many processes, the images in their memory, the pixels thrown away."""
+    """Pillow in `WORKERS` processes, with the images in memory; the pixels are discarded."""
 
     def __init__(self, images: Sequence[bytes], batch_size: int, clock: Clock = time.perf_counter):
         context = multiprocessing.get_context("spawn")
@@ -54,7 +54,7 @@ class Bare:
         self._count, self._clock = batch_size, clock
 
     def __call__(self, calls: int) -> float:
-        """Decodes so many times `BATCHES`; the seconds that it took."""
+        """Decodes ``calls * BATCHES`` batches and returns the seconds."""
         begun = self._clock()
         share = calls * BATCHES * self._count // WORKERS
         self._pool.map(_decode_many, [share] * WORKERS, chunksize=1)
@@ -66,7 +66,7 @@ class Bare:
 
 
 def taking(batches: Iterator, clock: Clock = time.perf_counter) -> Contestant:
-    """A loader as a contestant: what it decoded while others had their turn does not count."""
+    """A loader as a contestant; batches that were decoded ahead between calls are not counted."""
 
     def run(calls: int) -> float:
         for _ in range(IN_ADVANCE):
@@ -75,7 +75,7 @@ def taking(batches: Iterator, clock: Clock = time.perf_counter) -> Contestant:
         for _ in range(calls * BATCHES):
             next(batches)
         seconds = clock() - begun
-        # Until it has decoded as much in advance as it ever does, and leaves the cores to others.
+        # Waits until the loader's buffers are full, so that it does not disturb other contestants.
         time.sleep(2 * IN_ADVANCE * seconds / (calls * BATCHES))
         return seconds
 

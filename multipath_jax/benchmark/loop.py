@@ -1,4 +1,4 @@
-"""Whole runs: the loop against the bare step, and the time to the first step."""
+"""Whole runs: the training loop against the bare step, and the time to the first step."""
 
 import contextlib
 import io
@@ -25,17 +25,17 @@ from multipath_jax.training.setup import Setup
 from multipath_jax.training.step import Batch
 
 NETWORK = "BaseCNN-2-CC"
-CIFAR_EXAMPLES = 50_000  # an epoch of the paper's
-WARM_UP = 3  # calls of the loop that are left out: it finds out how many steps a second takes
+CIFAR_EXAMPLES = 50_000  # per epoch
+WARM_UP = 3  # calls that are not counted, in which the loop adapts the number of steps per call
 
-# The ways in which data reach the step, each with the keys of the config that choose it.
+# The sources of batches, with the config keys that select them.
 LOADERS = {"resident": {}, "streamed": {"dataset.streamed": True}}
 
 
 def run_config(problem: Problem, data_dir: str, **changes) -> dict:
-    """The changes to the default config that train a problem's network on random images.
+    """Changes to the default config that train a problem's network on random images.
 
-    Nothing is evaluated or saved along the way; logs come every epoch.
+    Evaluation and checkpoints are disabled; the run logs every epoch.
     """
     never = "1000000000 steps"
     return {
@@ -55,10 +55,10 @@ def run_config(problem: Problem, data_dir: str, **changes) -> dict:
 
 
 class TurnTaking:
-    """A run's ``should_stop``, which it asks about once a second: there the bare step has a turn.
+    """A ``should_stop`` function that runs the bare step, so that loop and step alternate.
 
-    So the two alternate in one process. A turn of the loop is all from one question to the next:
-    its dispatches, its waiting, its logs.
+    The loop calls it about once a second. Everything between two calls is the time of the loop:
+    dispatches, waiting, logs.
     """
 
     def __init__(
@@ -68,7 +68,14 @@ class TurnTaking:
         rounds: int,
         clock: Clock = time.perf_counter,
     ):
-        """``step`` tells how many steps the run has taken."""
+        """Sets up the comparison.
+
+        Args:
+          step: returns the number of steps that the run has taken.
+          bare: the bare step as a contestant.
+          rounds: number of rounds after the warm-up.
+          clock: returns the time in seconds.
+        """
         self._where, self._bare, self._clock = step, bare, clock
         self._left = WARM_UP + rounds
         self._begun = self._step = None
@@ -121,14 +128,14 @@ LOOP = Part(lambda _: tuple(LOADERS), _loop)
 def _take_turns(
     config: ConfigDict, workdir: epath.Path, settings: Settings
 ) -> tuple[Times, list[float]]:
-    """Loop and bare step in turns, and the seconds that each of some checkpoints took."""
+    """Times loop and bare step in turns, and the seconds lost to each of some checkpoints."""
     quiet = contextlib.redirect_stdout(io.StringIO())
     with quiet, start_run(Setup(config), config, workdir) as run:
         rounds = 5 if settings.quick else settings.rounds
         turns = TurnTaking(lambda: run.step, _bare_step(run.setup), rounds)
         run_steps(run, turns)
         times = turns.times()
-        seconds = 2.0 if settings.quick else 10.0  # more than it takes to write one
+        seconds = 2.0 if settings.quick else 10.0  # longer than writing a checkpoint
         steps = math.ceil(1e3 * seconds / times.milliseconds("loop"))
         lost = []
         for _ in range(3 if settings.quick else 9):
@@ -138,7 +145,7 @@ def _take_turns(
 
 
 def _lost_to_a_checkpoint(run: Run, steps: int, clock: Clock = time.perf_counter) -> float:
-    """Seconds by which ``steps`` steps take longer with a checkpoint written meanwhile."""
+    """The difference in seconds between ``steps`` steps with and without a checkpoint."""
     taken = []
     for saved in (False, True):
         begun = clock()
@@ -151,7 +158,7 @@ def _lost_to_a_checkpoint(run: Run, steps: int, clock: Clock = time.perf_counter
 
 
 def _bare_step(setup: Setup) -> CompiledStep:
-    """The step of a run without its loop: preparation of the images and all, on fixed batches."""
+    """The step of a run without its loop, including augmentation, on fixed batches."""
     count = BATCHES * setup.config.batch_size
     batches = jax.tree.map(
         lambda array: jax.device_put(
@@ -169,7 +176,7 @@ def _first_step(settings: Settings, network: str) -> Iterator[Row]:
         random_images.prepare(folder, count=4 * problem.batch)
 
         def seconds(number: int, name: str) -> float:
-            cache = os.path.join(folder, f"cache_{number}")  # empty the first time
+            cache = os.path.join(folder, f"cache_{number}")  # empty for the first run of a round
             config = run_config(problem, folder, compilation_cache=cache)
             workdir = os.path.join(folder, f"{name}_{number}")
             spec = {"kind": "run", "config": config, "workdir": workdir}
@@ -187,5 +194,5 @@ def _first_step(settings: Settings, network: str) -> Iterator[Row]:
     )
 
 
-# From the start of a process to the end of its first step, with and without cache.
+# Time from the start of a process to the end of its first step, with and without a cache.
 FIRST_STEP = Part(lambda _: (NETWORK,), _first_step)

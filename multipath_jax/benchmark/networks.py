@@ -1,4 +1,4 @@
-"""Whole training steps: what routers cost, what paths cost, how paths best run."""
+"""Whole training steps: the cost of routers and of paths, and the fastest execution of paths."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
@@ -11,7 +11,7 @@ from multipath_jax.layers import Execution
 
 
 def _figures(times: Times, steps: dict[str, CompiledStep]) -> dict[str, float | None]:
-    """Step time, peak memory and compile time of each contestant."""
+    """The step time, peak memory and compile time of each contestant."""
     figures = {}
     for name, step in steps.items():
         figures[f"{name} ms"] = times.milliseconds(name)
@@ -23,7 +23,7 @@ def _figures(times: Times, steps: dict[str, CompiledStep]) -> dict[str, float | 
 def compiled(
     settings: Settings, asked: Mapping[str, tuple[Problem, Mapping[str, Any]]]
 ) -> dict[str, CompiledStep]:
-    """The steps of problems with options (`network_step`), by name. Raises OutOfTime."""
+    """Compiles the steps of problems with options (`network_step`). Raises OutOfTime."""
     steps = {}
     for name, (problem, options) in asked.items():
         settings.check_time()
@@ -78,7 +78,7 @@ def _paths(settings: Settings, family: str) -> Iterator[Row]:
         )
 
 
-# The step and its peak memory for a growing number of paths.
+# Step time and peak memory by number of paths.
 PATHS = Part(lambda settings: settings.choose(("BaseCNN",), ("BaseCNN", "ResNet20")), _paths)
 
 
@@ -99,7 +99,7 @@ def _execution(settings: Settings, network: str) -> Iterator[Row]:
         )
 
 
-# Every other way to run the paths over the default one, on this backend.
+# The other kinds of execution over the default one.
 EXECUTION = Part(
     lambda settings: settings.choose(
         ("BaseCNN-2-CC",),

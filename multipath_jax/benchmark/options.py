@@ -1,4 +1,4 @@
-"""Which options make a step faster on this machine: each against the step as it is."""
+"""Options that may make a step faster on this machine, each against the default step."""
 
 import dataclasses
 import os
@@ -15,12 +15,12 @@ AS_IT_IS = "as it is"
 
 
 class Option(NamedTuple):
-    """What is changed.
+    """An option to try.
 
     Attributes:
-      dispatch: the steps of a dispatch (`steps.CompiledStep`).
+      dispatch: steps per dispatch (`steps.Dispatch`).
       network: options of the network.
-      xla: flags of XLA, in place of those of the same names.
+      xla: XLA flags, which replace flags of the same names.
     """
 
     dispatch: Dispatch | None = None
@@ -28,14 +28,14 @@ class Option(NamedTuple):
     xla: tuple[str, ...] = ()
 
     def environment(self) -> dict[str, str]:
-        """What the environment of a process has that tries it."""
+        """The environment variables for a process with this option."""
         names = {name(flag) for flag in self.xla}
         kept = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if name(flag) not in names]
         return {"XLA_FLAGS": " ".join([*kept, *self.xla])}
 
 
 def name(flag: str) -> str:
-    """Of a flag without its value."""
+    """The name of a flag without its value."""
     return flag.partition("=")[0]
 
 
@@ -44,15 +44,15 @@ def _xla(*flags: str) -> Option:
 
 
 GROUPED = Option(network={"execution": "grouped"})
-# Of each backend, what is likeliest to decide first: a process takes most of a minute to start.
-# A loop on the device is left out on CPUs: `training.step.Runner` says why.
+# Options by backend, the most promising first: a process takes most of a minute to start. A loop on
+# the device is not tried on CPUs (see `training.step.Runner`).
 ON_CPU = {
     "grouped paths": GROUPED,
     "4 steps a dispatch": Option(4),
     "no YNNPACK at all": _xla("--xla_cpu_experimental_ynn_fusion_type="),
     "oneDNN": _xla("--xla_cpu_use_onednn=true"),
 }
-# jaxlib 0.11 takes all these flags; one that another does not know is reported as not measured.
+# jaxlib 0.11 knows all these flags; flags that are unknown are reported as not measured.
 ON_GPU = {
     f"{KNOWN} steps a dispatch, a loop of known length": Option("known loop"),
     "command buffers of loops too": _xla(
@@ -92,7 +92,7 @@ def _worker(settings: Settings, problem: Problem, option: Option) -> Worker:
 
 
 def _measure(settings: Settings, problem: Problem) -> Iterator[Row]:
-    """A row for each option; the note of the last one names the fastest of all."""
+    """Yields a row for each option; the note of the last one has the fastest of all."""
     fastest, least = AS_IT_IS, 1.0
     with _worker(settings, problem, Option()) as usual:
         for words, option in OPTIONS_OF[settings.platform].items():
@@ -111,7 +111,7 @@ def _measure(settings: Settings, problem: Problem) -> Iterator[Row]:
 def _against(
     usual: Worker, settings: Settings, problem: Problem, option: Option, subject: str
 ) -> Row:
-    """Raises WorkerFailed where the option cannot be tried."""
+    """Compares an option with the default. Raises WorkerFailed if the option fails."""
     with _worker(settings, problem, option) as other:
         times = settings.interleave({"option": other, "usual": usual})
         return Row(
@@ -128,7 +128,7 @@ def _against(
         )
 
 
-# Each in a process of its own, for XLA reads its flags once and ends where it does not know one.
+# Each option runs in a separate process, since XLA reads its flags once and exits on unknown ones.
 OPTIONS = Part(
     lambda settings: [*map(settings.problem, settings.main_networks[: 1 if settings.quick else 3])],
     _measure,

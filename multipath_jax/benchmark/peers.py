@@ -1,4 +1,4 @@
-"""The same network, batch, precision and machine in PyTorch and in plain Flax."""
+"""The same network with the same batch and precision in PyTorch and in plain Flax."""
 
 import dataclasses
 import importlib.util
@@ -51,11 +51,11 @@ def _peers(settings: Settings, network: str) -> Iterator[Row]:
 
 
 def _kinds(settings: Settings) -> tuple[str, ...]:
-    """Which peers a run has time for."""
+    """The peers to measure."""
     if not settings.quick:
         return tuple(NAMES)
-    # On two CPU cores torch.compile takes as long as all the rest of a quick run; elsewhere it is
-    # the one that counts.
+    # On two CPU cores torch.compile takes as long as the rest of a quick run; on accelerators it is
+    # the most relevant peer.
     return ("torch", "nn.vmap") if settings.on_cpu else ("torch.compile",)
 
 
@@ -75,7 +75,7 @@ def _worker(kind: str, settings: Settings, problem: Problem) -> Worker:
 
 
 def missing(kind: str, platform: str) -> str | None:
-    """Why a contestant cannot run here; None if it can."""
+    """The reason why a contestant cannot run on this machine; None if it can."""
     if not kind.startswith("torch"):
         return None
     if importlib.util.find_spec("torch") is None:

@@ -1,4 +1,4 @@
-"""A data set of JPEGs that cost as much to decode as photographs do, made up on the spot."""
+"""A data set of synthetic JPEGs that take as long to decode as photographs."""
 
 import contextlib
 import io
@@ -11,30 +11,30 @@ from PIL import Image
 
 from multipath_jax.data.images import encode
 
-TEST = 2  # images in the test split, which nobody looks at
+TEST = 2  # images in the test split, which is not used
 
 
 def photograph(seed: int, width: int, height: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Noise whose amplitude falls with the frequency, as it does in natural images."""
+    """Noise with an amplitude of 1/f, as in natural images, ``[height width 3]``."""
     rng = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
     frequency[0, 0] = 1.0  # the mean is set below
     spectrum = np.fft.rfft2(rng.normal(size=(3, height, width))) / frequency
     waves = np.fft.irfft2(spectrum, (height, width))
-    # Colours vary less than brightness.
-    brightness, colours = waves[:1], 0.3 * waves[1:]
-    pixels = np.concatenate([brightness, brightness + colours])
+    # Color varies less than brightness.
+    brightness, colors = waves[:1], 0.3 * waves[1:]
+    pixels = np.concatenate([brightness, brightness + colors])
     pixels = 128 + 20 * (pixels - pixels.mean()) / pixels.std()
     return np.moveaxis(pixels, 0, -1).clip(0, 255).astype(np.uint8)
 
 
 def encoded(count: int, width: int, height: int) -> list[bytes]:
-    """So many JPEGs of quality 95."""
+    """JPEGs of quality 95."""
     return [encode(Image.fromarray(photograph(seed, width, height))) for seed in range(count)]
 
 
 class Photographs(tfds.core.GeneratorBasedBuilder):
-    """Given JPEGs as a data set, of 1,000 classes."""
+    """A data set of given JPEGs, with 1,000 classes."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -45,7 +45,7 @@ class Photographs(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Made-up photographs.",
+            description="Synthetic photographs.",
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
@@ -66,9 +66,9 @@ class Photographs(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(data_dir: str, images: Sequence[bytes]) -> str:
-    """Prepares the set in a folder; its name for ``config.dataset.name``."""
+    """Prepares the data set in a folder and returns its name for ``config.dataset.name``."""
     tfds.disable_progress_bar()
     builder = Photographs(data_dir=data_dir, images=images)
-    with contextlib.redirect_stdout(io.StringIO()):  # TFDS would call it a download
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS would report a download
         builder.download_and_prepare(file_format="array_record")
     return builder.name

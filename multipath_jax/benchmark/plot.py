@@ -1,4 +1,4 @@
-"""A picture of the rows: every ratio with its spread and its target, and the growth with paths."""
+"""Figure of the results: all ratios with quartiles and targets, and the growth with paths."""
 
 import os
 from collections.abc import Sequence
@@ -14,27 +14,27 @@ from multipath_jax.benchmark.report import number
 from multipath_jax.benchmark.rows import Row
 from multipath_jax.utils import lettering
 
-# Okabe and Ito's colours, told apart by colour-blind eyes; the shapes say the same again.
+# The color-blind safe palette of Okabe and Ito, with a marker for each color.
 STYLES = {
     "met": ("#0072B2", "o", "target met"),
-    "open": ("#E69F00", "s", "within the noise of it"),
+    "open": ("#E69F00", "s", "within noise of the target"),
     "missed": ("#D55E00", "X", "missed"),
     None: ("#555555", "D", "no target"),
 }
-FAMILIES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"))  # lines of the growth
+FAMILIES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"))  # curves of the growth
 TICKS = (*(i / 10 for i in range(1, 10)), 1, 1.1, 1.2, 1.3, 1.5, 2, 3, 5, 8, 12, 20, 30, 50, 100)
 WIDTH, ROW, PANEL, GROWTH, MARGIN = 10.5, 0.26, 0.62, 2.6, 1.0  # inches
 
 
 def draw(path: os.PathLike, about: dict[str, Any], rows: Sequence[tuple[str, Row]]) -> None:
-    """Draws a panel for each kind of ratio, in the format that the name's ending says."""
+    """Draws a panel for each kind of ratio, in the format given by the suffix of the path."""
     panels: dict[tuple[str, str], list[Row]] = {}
     for part, row in rows:
         if row.ratio is not None:
             panels.setdefault((part, row.compared), []).append(row)
     growth = [row for part, row in rows if part == "paths" and row.ratio is not None]
     heights = [len(panel) * ROW + PANEL for panel in panels.values()] + [GROWTH] * bool(growth)
-    # No pyplot: a figure of its own draws into files with Agg and asks for no display.
+    # Without pyplot, so that no display is needed.
     figure = Figure(figsize=(WIDTH, sum(heights) + MARGIN), layout="constrained")
     figure.suptitle(_title(about), fontsize=11)
     grid = figure.add_gridspec(len(heights) or 1, 2, height_ratios=heights or None)
@@ -67,7 +67,7 @@ def _legend() -> list[Line2D]:
 
 
 def _ratios(axes: Axes, rows: Sequence[Row]) -> None:
-    """Dots with quartiles, one to a row, on a logarithmic scale; 1 is as fast."""
+    """Draws medians and quartiles, one ratio per row, on a logarithmic scale."""
     for y, row in enumerate(rows):
         color, marker, _ = STYLES[row.verdict]
         axes.plot(row.ratio[1:], [y, y], color=color, linewidth=2.5, solid_capstyle="butt")
@@ -87,12 +87,12 @@ def _ratios(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def _scale(axes: Axes, values: Sequence[float]) -> None:
-    # A difference of two times can be less than nothing, which a logarithm has no place for.
+    # Ratios of time differences can be negative, which a logarithmic scale cannot show.
     low, high = min(value for value in values if value > 0) / 1.1, max(values) * 1.1
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     inside = [tick for tick in TICKS if low <= tick <= high]
-    if high / low > 4:  # too close together for all of them
+    if high / low > 4:  # all ticks would overlap
         inside = [tick for tick in inside if tick in (0.1, 0.2, 0.3, 0.5, 1) or tick >= 2]
     axes.xaxis.set_major_locator(FixedLocator(inside))
     axes.xaxis.set_major_formatter("{x:g}")
@@ -105,7 +105,7 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _growth(figure: Figure, grid: GridSpec, rows: Sequence[Row]) -> None:
-    """Step time and memory over the number of paths, and what is proportional to it."""
+    """Draws step time and memory over the number of paths, with proportional growth dotted."""
     families: dict[str, list[Row]] = {}
     for row in rows:
         families.setdefault(row.subject.partition("-")[0], []).append(row)
@@ -120,7 +120,7 @@ def _growth(figure: Figure, grid: GridSpec, rows: Sequence[Row]) -> None:
             if 2 in (two := dict(points)):
                 last = points[-1][0]
                 axes.plot([0, last], [0, two[2] / 2 * last], ":", color=color, linewidth=1)
-        axes.set_title(f"paths: {name} (dotted: as many times that of 2)", fontsize=9, loc="left")
+        axes.set_title(f"paths: {name} (dotted: proportional)", fontsize=9, loc="left")
         axes.set_xlabel("paths", fontsize=8)
         axes.set_xticks(sorted({row.figures["paths"] for row in rows}))
         axes.set_ylim(bottom=0)

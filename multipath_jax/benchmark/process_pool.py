@@ -1,8 +1,8 @@
-"""Contestants in processes of their own, so that the thread pools of two runtimes do not fight.
+"""Contestants in separate processes, so that thread pools of different runtimes do not interfere.
 
-All processes of a comparison live at once, and each has compiled and warmed up; but a process
-runs only when it is told to over its standard input, and until then sleeps in a read. So one of
-them has the machine at a time, and they can take turns as functions do. They time themselves.
+All processes of a comparison exist at the same time, compiled and warmed up. A process only runs
+when it is told to over its standard input, and otherwise blocks in a read, so that only one of them
+uses the machine at a time. The processes time themselves.
 """
 
 import json
@@ -21,15 +21,15 @@ from multipath_jax.benchmark.timing import OutOfTime
 
 
 class WorkerFailed(RuntimeError):
-    """A worker ended, or never began; the message is what it last said."""
+    """A worker process ended or did not start; the message is its last output."""
 
 
 class Worker:
-    """A process that runs `worker`; called, a `timing.Contestant`.
+    """A process that runs `worker`; callable as a `timing.Contestant`.
 
     Attributes:
-      ready: what the worker said once its first step was done: ``startup`` (seconds since it was
-        launched) and ``compile`` (seconds, where it is known).
+      ready: ``startup``, seconds from the launch to the end of the first step, and ``compile``,
+        seconds of compilation (None if unknown).
     """
 
     def __init__(
@@ -42,13 +42,14 @@ class Worker:
         """Starts the process and waits for its first step.
 
         Args:
-          environment: variables that it has beside, or in place of, those of this process.
-          patience: seconds in which its first step is to be done.
-          until: the reading of `time.monotonic` up to which it is waited for.
+          spec: what the worker runs (see `worker`).
+          environment: environment variables, in addition to those of this process.
+          patience: time limit for the first step, in seconds.
+          until: time limit as a value of `time.monotonic`.
 
         Raises:
-          WorkerFailed: it ended, or took too long.
-          OutOfTime: ``until`` is past.
+          WorkerFailed: the process ended, or its first step took longer than ``patience``.
+          OutOfTime: ``until`` has passed.
         """
         self._until = until
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (open as long as the worker)
@@ -69,17 +70,23 @@ class Worker:
             raise
 
     def __call__(self, calls: int) -> float:
-        """Lets the worker run so many steps; the seconds that they took.
+        """Runs steps in the worker.
+
+        Args:
+          calls: number of steps.
+
+        Returns:
+          Seconds of all steps together.
 
         Raises:
-          WorkerFailed: it ended.
-          OutOfTime: there was no answer in time.
+          WorkerFailed: the process ended.
+          OutOfTime: the time limit has passed.
         """
         try:
             self._process.stdin.write(f"{calls}\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # what it died of is read below
+            pass  # the reason is read below
         return self._read()["seconds"]
 
     def _read(self, patience: float = math.inf) -> dict[str, float | None]:
@@ -99,7 +106,7 @@ class Worker:
         status = self._process.wait()
         self._log.seek(0)
         lines = self._log.read().strip().splitlines()
-        # After the error itself some libraries go on with advice.
+        # Some libraries print advice after the error.
         errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
         return next(reversed(errors or lines), f"the process ended with status {status}")
 
@@ -123,8 +130,8 @@ class Worker:
 
 def _environment() -> dict[str, str]:
     return os.environ | {
-        # Several processes share one accelerator: none may take the memory of the others.
+        # Several processes share one accelerator.
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-        # OpenMP's threads (PyTorch's) would go on spinning for a while after their turn.
+        # OpenMP threads (of PyTorch) would otherwise spin for a while after each call.
         "OMP_WAIT_POLICY": "PASSIVE",
     }

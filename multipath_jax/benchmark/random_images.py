@@ -1,4 +1,4 @@
-"""A data set of random images, prepared by TFDS as a real one is, so that runs can be timed."""
+"""A data set of random images, prepared by TFDS, for timing whole runs."""
 
 import contextlib
 import io
@@ -11,7 +11,7 @@ TEST = 100  # images in the test split
 
 
 class RandomImages(tfds.core.GeneratorBasedBuilder):
-    """Noise in colour, 32x32 pixels, 10 classes. ``count`` is the size of the training split."""
+    """RGB noise of 32x32 pixels with 10 classes; ``count`` is the size of the training split."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -48,9 +48,9 @@ class RandomImages(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(data_dir: str, count: int) -> str:
-    """Prepares the set in a folder; its name for ``config.dataset.name``."""
+    """Prepares the data set in a folder and returns its name for ``config.dataset.name``."""
     tfds.disable_progress_bar()
     builder = RandomImages(data_dir=data_dir, count=count)
-    with contextlib.redirect_stdout(io.StringIO()):  # TFDS would call it a download
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS would report a download
         builder.download_and_prepare(file_format="array_record")
     return builder.name

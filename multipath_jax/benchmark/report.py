@@ -1,4 +1,4 @@
-"""What the benchmark tells: the table on the terminal and the JSON file."""
+"""The output of the benchmark: a table on the terminal and a JSON file."""
 
 import datetime
 import importlib.metadata
@@ -14,13 +14,14 @@ import jax
 from multipath_jax.benchmark.rows import Row
 from multipath_jax.benchmark.settings import Settings
 from multipath_jax.utils.filesystem import replacing
+from multipath_jax.utils.tables import aligned
 
-SCHEMA = 1  # of the JSON file; another number means that a key changed its meaning
+SCHEMA = 1  # version of the JSON file; changes if the meaning of a key changes
 PACKAGES = ("multipath_jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch")
 
 
 def environment(settings: Settings) -> dict[str, Any]:
-    """The device, the versions and the date: what the figures hold for."""
+    """The device, versions, date and settings of the measurements."""
     device = jax.devices()[0]
     return {
         "schema": SCHEMA,
@@ -43,7 +44,7 @@ def environment(settings: Settings) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's name, where the system tells it."""
+    """The name of the processor, if known."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -63,7 +64,7 @@ def _versions() -> dict[str, str]:
 
 
 def heading(about: dict[str, Any]) -> str:
-    """Two lines on top of the table."""
+    """The two heading lines of the table."""
     device, versions = about["device"], about["versions"]
     cores = f", {device['cores']} CPU cores" if device["platform"] == "cpu" else ""
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
@@ -74,17 +75,17 @@ def heading(about: dict[str, Any]) -> str:
 
 
 def lines(row: Row) -> Iterator[str]:
-    """A row of the table: the ratio with its quartiles, the target, and below it the figures."""
-    if row.ratio is None:
-        ratio = f"{'-':>7}{'':18}"
-    else:
+    """Formats a row: ratio, quartiles and target, and below it the figures and the note."""
+    ratio, spread, target = "-", "", ""
+    if row.ratio is not None:
+        ratio = number(row.ratio.median)
         spread = f"({number(row.ratio.low)} to {number(row.ratio.high)})"
-        ratio = f"{number(row.ratio.median):>7} {spread:<17}"
-    target = ""
     if row.target is not None:
         verdict = (row.verdict or "").replace("missed", "MISSED")
         target = f"[{row.target} {verdict}]".replace(" ]", "]")
-    yield f"  {ratio} {target:<15} {row.subject}: {row.compared}".rstrip()
+    # As wide as the others, which are not yet known.
+    cells = [[ratio, spread, target, f"{row.subject}: {row.compared}".rstrip()]]
+    yield aligned(cells, left=(1, 2, 3), widths=(9, 16, 14))
     figures = ", ".join(_figure(name, value) for name, value in row.figures.items())
     for text in (figures, row.note):
         if text:
@@ -93,12 +94,12 @@ def lines(row: Row) -> Iterator[str]:
 
 def _figure(name: str, value: float | int | None) -> str:
     words = name.rsplit(" ", 1)
-    shown = "unknown" if value is None else number(value)
-    return f"{words[0]} {shown} {words[1]}" if len(words) == 2 else f"{name} {shown}"
+    text = "unknown" if value is None else number(value)
+    return f"{words[0]} {text} {words[1]}" if len(words) == 2 else f"{name} {text}"
 
 
 def number(value: float | int) -> str:
-    """Three digits that count, thousands separated; whole numbers as they are."""
+    """Formats a number with about three significant digits; integers exactly."""
     if isinstance(value, int):
         return f"{value:,}"
     if abs(value) >= 100:
@@ -107,7 +108,7 @@ def number(value: float | int) -> str:
 
 
 def write_json(path: Path, about: dict[str, Any], rows: Sequence[tuple[str, Row]]) -> None:
-    """Writes all rows, each with the part that it belongs to."""
+    """Writes all rows with their parts to a JSON file."""
     document = about | {"rows": [row.as_json(part) for part, row in rows]}
     with replacing(path) as new:
         new.write_text(json.dumps(document, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Routers alone: the written-out backward pass against autodiff, and both against the limit."""
+"""Single routers: the custom backward pass against autodiff, and against memory bandwidth."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -22,36 +22,42 @@ HIDDEN = 16  # d of every gate of the paper
 
 
 class RouterShape(NamedTuple):
-    """A cross-connection from m tensors of shape ``[b, *features]`` to n."""
+    """A cross-connection from m tensors of shape ``[b, *features]`` to n.
+
+    Attributes:
+      m, n: numbers of inputs and outputs.
+      batch: batch size b.
+      features: (h, w, c), or (c,) after a dense layer.
+    """
 
     m: int
     n: int
     batch: int
-    features: tuple[int, ...]  # (h, w, c), or (c,) after a dense layer
+    features: tuple[int, ...]
 
     def __str__(self) -> str:
         return f"{self.m}->{self.n} {'x'.join(map(str, self.features))} batch {self.batch}"
 
     def tensor_bytes(self, dtype: str) -> int:
-        """The size of one of the tensors."""
+        """The size of one tensor in bytes."""
         return self.batch * math.prod(self.features) * jnp.dtype(dtype).itemsize
 
     def forward_bytes(self, dtype: str) -> int:
-        """What a forward pass must move: each input read once, each output written once."""
+        """Bytes moved by a forward pass: every input is read and every output written once."""
         return (self.m + self.n) * self.tensor_bytes(dtype)
 
     def backward_bytes(self, dtype: str) -> int:
-        """Inputs and outputs' gradients read once, inputs' gradients written once."""
+        """Bytes moved by a backward pass: inputs and all gradients, once each."""
         return (2 * self.m + self.n) * self.tensor_bytes(dtype)
 
     def at_least(self, count: int, dtype: str) -> "RouterShape":
-        """The same maps in a batch that makes a forward pass move ``count`` bytes or more."""
+        """The shape with a batch for which a forward pass moves at least ``count`` bytes."""
         one = self._replace(batch=1).forward_bytes(dtype)
         return self._replace(batch=max(self.batch, math.ceil(count / one)))
 
 
 def router_shapes(problem: Problem) -> list[RouterShape]:
-    """The cross-connections of a network, each shape once, in order."""
+    """The distinct shapes of the cross-connections of a network, in order."""
     found = []
 
     def note(call, args, kwargs, context):
@@ -68,7 +74,7 @@ def router_shapes(problem: Problem) -> list[RouterShape]:
 
 
 def random_router(shape: RouterShape, dtype: str) -> tuple[tuple, routing.GateParams, tuple]:
-    """Inputs, gates and gradients of the outputs, of normal noise."""
+    """Random inputs, gate parameters and output gradients."""
     keys = iter(jax.random.split(jax.random.key(0), shape.m + shape.n + 2))
     tensor = (shape.batch, *shape.features)
     m, c, d, n = shape.m, shape.features[-1], HIDDEN, shape.n
@@ -80,14 +86,14 @@ def random_router(shape: RouterShape, dtype: str) -> tuple[tuple, routing.GatePa
 
 
 def by_autodiff(xs: tuple, params: routing.GateParams) -> tuple:
-    """`routing.gated_cross_connect`, its backward pass left to JAX."""
+    """`routing.gated_cross_connect` with autodiff instead of its custom backward pass."""
     each = [jax.tree.map(lambda p, i=i: p[i], params) for i in range(len(xs))]
     gates = [routing.gate(x, p) for x, p in zip(xs, each, strict=True)]
     return routing.cross_connect(xs, gates)
 
 
 def forward_and_backward(function: Callable, xs: tuple, params, dys: tuple) -> tuple:
-    """Outputs, and the gradients of ``xs`` and ``params``."""
+    """The outputs, and the gradients with respect to ``xs`` and ``params``."""
     ys, pull = jax.vjp(function, xs, params)
     return ys, pull(dys)
 
@@ -96,7 +102,7 @@ WHOLE = {"custom": {}, "autodiff": {"custom_vjp": False}}
 
 
 def _backward_cases(settings: Settings) -> list[RouterShape | str]:
-    """The routers of some networks, and the whole step of one."""
+    """The routers of several networks, and the whole step of one network."""
     networks = settings.choose(
         ("BaseCNN-2-CC",),
         ("BaseCNN-2-CC", "BaseCNN-4-CC", "ResNet20-2-CC", "ResNet20-4-CC", "VGG13-2-CC"),
@@ -123,7 +129,7 @@ BACKWARD = Part(_backward_cases, _backward)
 
 
 def _filling(settings: Settings, shape: RouterShape) -> RouterShape:
-    """On an accelerator, maps in a batch that takes longer than its dispatch."""
+    """On accelerators, increases the batch so that a router takes longer than its dispatch."""
     if settings.on_cpu or len(shape.features) == 1:
         return shape
     return shape.at_least(settings.router_bytes, settings.dtype)
@@ -149,19 +155,19 @@ def _compare_backward(settings: Settings, shape: RouterShape) -> Iterator[Row]:
 
 
 def _time_and_memory(subject, times, sizes) -> Iterator[Row]:
-    """Two rows about the contestants ``custom`` and ``autodiff``."""
+    """Yields rows for the time and the memory of ``custom`` and ``autodiff``."""
     figures = {f"{name} ms": times.milliseconds(name) for name in sizes}
     ratio = times.ratio("custom", "autodiff")
     yield Row(subject, "custom / autodiff, time", ratio, at_most(1.0), figures)
     figures = {f"{name} MB": megabytes(size) for name, size in sizes.items()}
     known = None not in sizes.values()
     memory = exactly(sizes["custom"] / sizes["autodiff"]) if known else None
-    note = "" if known else "this backend's compiler does not tell"
+    note = "" if known else "this backend does not report memory"
     yield Row(subject, "custom / autodiff, memory", memory, at_most(1.0), figures, note)
 
 
 def large_routers(settings: Settings) -> list[RouterShape]:
-    """Those of some networks on maps, in batches that no cache holds."""
+    """The routers of several networks on feature maps, in batches larger than any cache."""
     networks = settings.choose(
         ("BaseCNN-2-CC",), ("BaseCNN-2-CC", "BaseCNN-4-CC", "ResNet20-3-CC"), ("ResNet18-2-CC",)
     )
@@ -175,12 +181,12 @@ def large_routers(settings: Settings) -> list[RouterShape]:
 
 
 def against_copy(settings: Settings, shape: RouterShape) -> Iterator[Row]:
-    """The router alone over the time of moving its bytes at a copy's bandwidth."""
+    """Yields rows for a router over the time to move its bytes at the bandwidth of a copy."""
     xs, params, dys = random_router(shape, settings.dtype)
     function = routing.gated_cross_connect
     _, pull = jax.jit(partial(jax.vjp, function))(xs, params)
     programs = {
-        # Negated, not copied: a copy of an argument is a thing that compilers optimize away.
+        # A negation instead of a copy, which the compiler would optimize away.
         "copy": partial(jax.jit(lambda xs: [-x for x in xs]), xs),
         "forward": partial(jax.jit(function), xs, params),
         "backward": partial(jax.jit(lambda pull, dys: pull(dys)), pull, dys),

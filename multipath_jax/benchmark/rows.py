@@ -1,4 +1,4 @@
-"""What every part of the benchmark gives: rows, a ratio in front and the figures behind it."""
+"""The rows of results: a ratio, its target, and the figures behind it."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +9,7 @@ from multipath_jax.benchmark.timing import Spread
 
 
 class Target(NamedTuple):
-    """What a ratio should be: ``sense`` is ``<=`` or ``>=``."""
+    """A target for a ratio: ``sense`` is ``<=`` or ``>=``."""
 
     sense: str
     bound: float
@@ -22,12 +22,12 @@ class Target(NamedTuple):
 
 
 def at_most(bound: float) -> Target:
-    """A target that lower figures meet."""
+    """The target that a ratio is at most ``bound``."""
     return Target("<=", bound)
 
 
 def at_least(bound: float) -> Target:
-    """A target that higher figures meet."""
+    """The target that a ratio is at least ``bound``."""
     return Target(">=", bound)
 
 
@@ -38,10 +38,10 @@ class Row:
     Attributes:
       subject: what was measured, such as a network.
       compared: what the ratio is, such as ``"with routers / without"``; "" if there is none.
-      ratio: its spread over the rounds; None where nothing could be measured.
-      target: what it should be, if anything.
-      figures: numbers behind it by name, the unit the name's last word; None for unknown ones.
-      note: anything else to say, such as why there is no figure.
+      ratio: median and quartiles over the rounds; None if it could not be measured.
+      target: the target, if any.
+      figures: numbers by name; the last word of a name is the unit. None for unknown numbers.
+      note: a remark, such as why there is no ratio.
     """
 
     subject: str
@@ -55,7 +55,7 @@ class Row:
     def verdict(self) -> str | None:
         """``met``, ``missed``, or ``open`` if only the better quartile meets the target.
 
-        None if there is no target, or nothing was measured.
+        None if there is no target or no ratio.
         """
         if self.target is None or self.ratio is None:
             return None
@@ -64,7 +64,7 @@ class Row:
         return "open" if any(map(self.target.met_by, self.ratio)) else "missed"
 
     def as_json(self, part: str) -> dict[str, Any]:
-        """The row as it stands in the JSON file."""
+        """The row as a JSON object."""
         return {
             "part": part,
             "subject": self.subject,
@@ -83,7 +83,7 @@ def megabytes(count: int | None) -> float | None:
 
 
 def exactly(ratio: float) -> Spread:
-    """A ratio that has no spread, such as one of compiled sizes."""
+    """A ratio without variation, such as one of compiled sizes."""
     return Spread(ratio, ratio, ratio)
 
 
@@ -91,8 +91,8 @@ class Part(NamedTuple):
     """A part of the benchmark.
 
     Attributes:
-      cases: what it measures, one after another; ``str`` names each.
-      measure: the rows of one of them.
+      cases: the cases to measure; ``str(case)`` is a case's name.
+      measure: yields the rows of a case.
     """
 
     cases: Callable[[Settings], Sequence[Any]]

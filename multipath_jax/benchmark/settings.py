@@ -1,4 +1,4 @@
-"""How large and how long the measurements are, on which machine."""
+"""The sizes and durations of the measurements, by platform."""
 
 import dataclasses
 import math
@@ -11,13 +11,21 @@ import jax
 from multipath_jax.benchmark.process_pool import Worker
 from multipath_jax.benchmark.timing import Contestant, OutOfTime, Times, interleave
 
-# What a GPU is asked about first: small and large networks of two and three paths.
+# The main networks on GPUs: small and large ones, with two and three paths.
 MAIN = ("BaseCNN-2-CC", "ResNet20-3-CC", "ResNet18-2-CC", "ResNet50-2-CC")
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A network, and what it is trained on: ``batch`` random images of a shape, and labels."""
+    """A network and the shape of its training batches.
+
+    Attributes:
+      network: name of the network.
+      batch: batch size.
+      image_shape: height, width and channels.
+      num_classes: number of classes.
+      dtype: type of the computation.
+    """
 
     network: str
     batch: int
@@ -34,16 +42,15 @@ class Settings:
     """The sizes of one run of the benchmark.
 
     Attributes:
-      platform: what JAX runs on: ``cpu``, ``gpu`` or ``tpu``.
-      quick: 2 to 3 minutes on two CPU cores: fewer rounds and networks, smaller batches.
-      rounds: how often every contestant is timed.
-      at_least: seconds that one timing lasts.
-      budget: seconds that one comparison may last.
-      batch_divisor: batches are the paper's, divided by this.
-      router_bytes: the least that a router measured alone is given to move, in bytes; more than
-        caches hold.
-      patience: seconds in which a process of its own is to have taken its first step.
-      until: the reading of `time.monotonic` at which the minutes for all are spent.
+      platform: JAX's platform: ``cpu``, ``gpu`` or ``tpu``.
+      quick: whether to use fewer rounds and networks and smaller batches.
+      rounds: number of timings of every contestant.
+      at_least: shortest duration of a timing, in seconds.
+      budget: longest duration of a comparison, in seconds.
+      batch_divisor: factor by which batches are smaller than the paper's.
+      router_bytes: fewest bytes that a single router moves; more than caches hold.
+      patience: time limit for the first step of a worker process, in seconds.
+      until: time limit of the whole benchmark, as a value of `time.monotonic`.
     """
 
     platform: str
@@ -62,15 +69,15 @@ class Settings:
 
     @property
     def dtype(self) -> str:
-        """Of the computation."""
+        """Type of the computation."""
         return "float32" if self.on_cpu else "bfloat16"
 
     def problem(self, network: str) -> Problem:
-        """The network on images like the paper's, at the paper's batch size or a part of it."""
+        """The problem of a network: the paper's image shape, and its batch size or a fraction."""
         if network.startswith(("ResNet18-", "ResNet50-", "VGG13-")):
             batch = 16 if self.on_cpu else 256
             if network.startswith("ResNet50-") and not self.on_cpu:
-                batch = 128  # two contestants of the paper's 256 do not fit into 80 GB together
+                batch = 128  # with 256, two contestants do not fit into 80 GB
             shape, classes = (224, 224, 3), 1000
         else:
             batch = 64 if network.startswith("ResNet") else 128
@@ -78,36 +85,41 @@ class Settings:
         return Problem(network, max(1, batch // self.batch_divisor), shape, classes, self.dtype)
 
     def choose(self, quick: tuple, full: tuple, accelerator: tuple = ()) -> tuple:
-        """What to measure; ``accelerator``: what a full run takes there beside the rest."""
+        """Selects the cases; ``accelerator`` is added in full runs on accelerators."""
         if self.quick:
             return quick
         return full if self.on_cpu else full + accelerator
 
     @property
     def main_networks(self) -> tuple[str, ...]:
-        """Those whose speed says most."""
+        """The most important networks."""
         return self.choose(MAIN[:1], ("BaseCNN-2-CC", "ResNet20-2-CC")) if self.on_cpu else MAIN
 
     def worker(self, spec: dict[str, Any], environment: Mapping[str, str] | None = None) -> Worker:
-        """A `workers.Worker`, as long as there is time and patience."""
+        """Starts a `process_pool.Worker` with the time limits."""
         return Worker(spec, environment or {}, self.patience, self.until)
 
     def interleave(self, contestants: dict[str, Contestant]) -> Times:
-        """`timing.interleave` at these sizes, as long as there is time."""
+        """`timing.interleave` with these settings."""
         return interleave(contestants, self.rounds, self.at_least, self.budget, self.is_over)
 
     def is_over(self) -> bool:
-        """Whether the minutes for all are spent."""
+        """Whether the time limit has been reached."""
         return time.monotonic() >= self.until
 
     def check_time(self) -> None:
-        """Raises OutOfTime if they are."""
+        """Raises OutOfTime if the time limit has been reached."""
         if self.is_over():
             raise OutOfTime
 
 
 def make_settings(quick: bool, minutes: float = math.inf) -> Settings:
-    """The settings for this machine; ``minutes``: for all, from now on."""
+    """The settings for this machine.
+
+    Args:
+      quick: as in `Settings`.
+      minutes: time limit of the whole benchmark, from now.
+    """
     platform, until = jax.default_backend(), time.monotonic() + 60 * minutes
     if platform == "cpu":
         if quick:

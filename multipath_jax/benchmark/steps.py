@@ -1,4 +1,4 @@
-"""One training step of a network, compiled, on random data that lie on the device."""
+"""Compiled training steps on random data on the device."""
 
 import math
 import time
@@ -22,30 +22,31 @@ from multipath_jax.training.state import create_state
 from multipath_jax.training.step import Batch, Step, make_train_step
 
 QUICKLY = {"xla_backend_optimization_level": 0}
-BATCHES = 4  # taken in turn: what depends on one batch alone could be computed once for all steps
+BATCHES = 4  # used in turn, so that nothing can be hoisted out of the loop over steps
 
 
-# How many steps one dispatch takes: a number of them, one after the other in the program; as many
-# as are asked for, in a loop on the device; or so many in a loop whose length the compiler knows,
-# which has no need to look at each turn whether it was the last.
+# Steps per dispatch: a number of unrolled steps; "loop", any number in a loop on the device; or
+# "known loop", `KNOWN` steps in a loop with a static length, which saves a check per iteration.
 Dispatch = int | Literal["loop", "known loop"]
 KNOWN = 64
 
 
 class CompiledStep:
-    """A compiled training step and what it runs on; called, a `timing.Contestant`.
+    """A compiled training step with its state and data; callable as a `timing.Contestant`.
 
     Attributes:
-      compile_seconds: what tracing and compiling took.
-      bytes: the memory of one step at its peak, or None where the compiler does not tell.
+      compile_seconds: seconds of tracing and compiling.
+      bytes: peak memory of a step in bytes; None if unknown.
     """
 
     def __init__(self, step: Callable, state: PyTree, batches: Batch, dispatch: Dispatch):
-        """Compiles, and owns ``state`` from then on.
+        """Compiles the step; donates ``state``.
 
         Args:
-          batches: `BATCHES` of them, stacked, on the device.
-          dispatch: `training.step.Runner` says where a loop pays.
+          step: a function ``(state, batch) -> (state, metrics)``.
+          state: the training state.
+          batches: `BATCHES` stacked batches on the device.
+          dispatch: steps per dispatch.
         """
 
         def one(state, batches, index):
@@ -70,7 +71,7 @@ class CompiledStep:
         self._indices = [jnp.int32(index) for index in range(BATCHES)]
 
     def __call__(self, calls: int) -> float:
-        """Runs so many steps, or the next whole number of dispatches; the seconds of so many."""
+        """Runs steps, rounded up to whole dispatches, and returns the seconds of ``calls``."""
         start = time.perf_counter()
         taken = calls
         if self._dispatch == "loop":
@@ -86,16 +87,16 @@ class CompiledStep:
 
 
 def training_step(model: nn.Module, problem: Problem) -> tuple[Callable, Step]:
-    """``seed -> state``, and the step by which `multipath_jax.main` trains, nothing augmented."""
+    """A function ``seed -> state``, and the training step of a run without augmentation."""
     optimizer = make_optimizer(default_config().optimizer, optax.constant_schedule(1e-3))
     create = partial(create_state, model, optimizer, problem.image_shape)
     return create, make_train_step(model, optimizer, lambda state, images: images)
 
 
 def model_step(model: nn.Module, problem: Problem, dispatch: Dispatch) -> CompiledStep:
-    """The `training_step` of a network, compiled."""
+    """Compiles the `training_step` of a network."""
     create, step = training_step(model, problem)
-    on_cpu = jax.default_backend() == "cpu"  # compiles what runs once in a third of the time
+    on_cpu = jax.default_backend() == "cpu"  # where this option makes compilation faster
     create = jax.jit(create, compiler_options=QUICKLY if on_cpu else None)
     state = create(jnp.uint32(0))
     return CompiledStep(step, state, random_batches(problem), dispatch)
@@ -114,12 +115,13 @@ def network_step(
     dispatch: Dispatch | None = None,
     **options: Any,
 ) -> CompiledStep:
-    """The step of a problem's network.
+    """Compiles the step of a problem's network; results are cached.
 
     Args:
-      routers: False: the same paths without routers between them.
-      dispatch: None: as a run would on this backend.
-      **options: of the network, such as ``execution`` and ``custom_vjp``.
+      problem: the problem.
+      routers: whether the network has routers; without them, paths are independent.
+      dispatch: steps per dispatch; None: as in a run on this backend.
+      **options: options of the network, such as ``execution`` and ``custom_vjp``.
     """
     model = make_model(problem, **options)
     model = model if routers else without_routers(model)
@@ -128,7 +130,7 @@ def network_step(
 
 
 def random_batches(problem: Problem) -> Batch:
-    """`BATCHES` stacked batches of normal noise, and labels."""
+    """`BATCHES` stacked batches of random images and labels."""
     images_key, labels_key = jax.random.split(jax.random.key(1))
     count = (BATCHES, problem.batch)
     images = jax.random.normal(images_key, (*count, *problem.image_shape))
@@ -136,7 +138,7 @@ def random_batches(problem: Problem) -> Batch:
 
 
 def without_routers(model: nn.Module) -> nn.Module:
-    """A `MultiPath` network whose paths share input and output only (BaseCNN-X)."""
+    """Removes the routers of a `MultiPath` network, like BaseCNN-X."""
     first = next(layer for layer in model.layers if isinstance(layer, Router))
     layers = [
         Share(first.num_outputs, name=first.name) if layer is first else layer

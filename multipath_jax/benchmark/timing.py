@@ -1,7 +1,7 @@
-"""Interleaved timing: every round runs every contestant, and ratios are taken within the rounds.
+"""Interleaved timing: every round runs every contestant, and ratios are computed within rounds.
 
-A machine's speed drifts (clocks, caches, other users), and a median of one program's times over a
-median of another's keeps the drift between them. Two timings that follow each other share it.
+The speed of a machine drifts (clock frequency, caches, other users). Timings in the same round are
+affected equally, so their ratio is not, unlike the ratio of two medians.
 """
 
 import math
@@ -13,22 +13,22 @@ import jax
 import numpy as np
 
 Clock = Callable[[], float]
-# Runs a contestant that many times and gives the seconds of all of them together.
+# A function that runs something a number of times and returns the seconds of all calls together.
 Contestant = Callable[[int], float]
 
-MOST_CALLS = 1000  # in one timing
+MOST_CALLS = 1000  # per timing
 FEWEST_ROUNDS = 3
 
 
 class OutOfTime(Exception):
-    """The benchmark's minutes are spent."""
+    """The time limit of the benchmark is reached."""
 
     def __str__(self) -> str:
-        return "the minutes are spent"
+        return "the time limit is reached"
 
 
 class Spread(NamedTuple):
-    """The median of some numbers and their quartiles."""
+    """The median of some numbers, and their lower and upper quartiles."""
 
     median: float
     low: float
@@ -36,26 +36,26 @@ class Spread(NamedTuple):
 
 
 class Times:
-    """The seconds that each contestant took, by round.
+    """The times of all contestants in all rounds.
 
     Attributes:
-      seconds: for each contestant's name, seconds a call, ``[rounds]``.
+      seconds: seconds per call by contestant, ``[rounds]``.
     """
 
     def __init__(self, seconds: Mapping[str, Sequence[float]]):
         self.seconds = {name: np.asarray(values) for name, values in seconds.items()}
 
     def milliseconds(self, name: str) -> float:
-        """The median of one contestant, in ms."""
+        """The median time per call of a contestant, in milliseconds."""
         return 1e3 * float(np.median(self.seconds[name]))
 
     def ratio(self, over: str, under: str, scale: float = 1.0) -> Spread:
-        """``scale * over / under``, compared round by round."""
+        """Median and quartiles of ``scale * over / under``, computed round by round."""
         return spread(scale * self.seconds[over] / self.seconds[under])
 
 
 def spread(values: Sequence[float] | np.ndarray) -> Spread:
-    """Median and quartiles."""
+    """The median and quartiles of some values."""
     low, median, high = np.percentile(values, (25, 50, 75))
     return Spread(float(median), float(low), float(high))
 
@@ -63,11 +63,13 @@ def spread(values: Sequence[float] | np.ndarray) -> Spread:
 def calling(
     function: Callable[[], Any], block_each: bool, clock: Clock = time.perf_counter
 ) -> Contestant:
-    """A function of no arguments as a contestant; its result, on the device, is waited for.
+    """Makes a contestant of a function without arguments that returns arrays.
 
     Args:
-      block_each: whether to wait after every call. An accelerator runs what it is given in order,
-        so waiting for the last hides the cost of dispatch; a CPU may run several at a time.
+      function: the function.
+      block_each: whether to block after every call, not only after the last. Accelerators run calls
+        in order, so blocking once hides the dispatch; CPUs may run several calls concurrently.
+      clock: returns the time in seconds.
     """
 
     def run(calls: int) -> float:
@@ -89,16 +91,18 @@ def interleave(
     budget: float = math.inf,
     is_over: Callable[[], bool] = lambda: False,
 ) -> Times:
-    """Times the contestants in turn, in alternating order, after a call each to warm up.
+    """Times contestants in rounds, in alternating order, after a warm-up call of each.
 
     Args:
-      rounds: how often each is timed.
-      at_least: seconds that one timing lasts, made of as many calls as that takes.
-      budget: seconds that all may last; the rounds become fewer, but not below `FEWEST_ROUNDS`.
-      is_over: asked between two rounds whether the time for all is over; they end then.
+      contestants: the contestants by name.
+      rounds: number of timings of each.
+      at_least: shortest duration of a timing in seconds; determines the number of calls.
+      budget: longest duration of all timings in seconds; reduces the number of rounds, down to
+        `FEWEST_ROUNDS`.
+      is_over: checked between rounds; returns whether to end.
 
     Raises:
-      OutOfTime: before `FEWEST_ROUNDS`.
+      OutOfTime: the time limit was reached before `FEWEST_ROUNDS` rounds.
     """
     for run in contestants.values():
         run(1)
@@ -112,7 +116,7 @@ def interleave(
         try:
             if is_over():
                 raise OutOfTime
-            # Turned round every time: going first, or after the same neighbour, would be a bias.
+            # Alternating order: always running first, or after the same contestant, is a bias.
             order = list(contestants)[:: 1 if number % 2 == 0 else -1]
             taken = {name: contestants[name](calls[name]) / calls[name] for name in order}
         except OutOfTime:

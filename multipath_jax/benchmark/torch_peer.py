@@ -1,6 +1,6 @@
-"""The networks as a PyTorch user would write them, to be measured against.
+"""The networks as a PyTorch user would write them, as a baseline.
 
-Modules in lists, a loop over paths, a gate per input; NCHW images in the channels_last format,
+Lists of modules, a loop over paths, one gate per input; NCHW images in channels_last format,
 autocast for bfloat16, fused SGD. Needs PyTorch: the extra ``[peers]``.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class CrossConnect(nn.Module):
-    """Algorithm 2: every output is the sum of all inputs, each weighed by its own gate."""
+    """Algorithm 2: every output is the sum of all inputs, weighted by gates."""
 
     def __init__(self, inputs: int, outputs: int, channels: int, hidden: int = 16):
         super().__init__()
@@ -35,14 +35,14 @@ class CrossConnect(nn.Module):
 
 
 class Paths(nn.ModuleList):
-    """One module for every parallel tensor."""
+    """Applies one module to each parallel tensor."""
 
     def forward(self, xs: list[Tensor]) -> list[Tensor]:
         return [path(x) for path, x in zip(self, xs, strict=True)]
 
 
 class MultiPath(nn.Module):
-    """Layers that take and give a list of parallel tensors; the outputs are averaged."""
+    """A sequence of layers on lists of parallel tensors; the outputs are averaged."""
 
     def __init__(self, layers: list[nn.Module]):
         super().__init__()
@@ -56,7 +56,7 @@ class MultiPath(nn.Module):
 
 
 class ConvStage(nn.Sequential):
-    """Two 3x3 convolutions with BatchNorm and ReLU, then, if asked, a 2x2 max-pooling."""
+    """Two 3x3 convolutions with BatchNorm and ReLU, and an optional 2x2 max-pooling."""
 
     def __init__(self, inputs: int, features: int, pool: bool):
         layers = []
@@ -95,7 +95,7 @@ def base_cnn(paths: int, num_classes: int) -> MultiPath:
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut, a projection where the shape changes."""
+    """Two 3x3 convolutions and a shortcut, with a projection if the shape changes."""
 
     def __init__(self, inputs: int, features: int, stride: int):
         super().__init__()
@@ -116,7 +116,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions around a shortcut, a projection where the shape changes."""
+    """1x1, 3x3 and 1x1 convolutions and a shortcut, with a projection if the shape changes."""
 
     def __init__(self, inputs: int, features: int, stride: int):
         super().__init__()
@@ -140,7 +140,7 @@ class Bottleneck(nn.Module):
         return F.relu(y + self.shortcut(x), inplace=True)
 
 
-# Of ImageNet's networks: the block, the features of each stack, and its blocks.
+# The ImageNet networks: block, features of each stack, number of blocks in each stack.
 IMAGENET = {
     18: (BasicBlock, (64, 128, 256, 512), (2, 2, 2, 2)),
     50: (Bottleneck, (256, 512, 1024, 2048), (3, 4, 6, 3)),
@@ -183,7 +183,7 @@ def _stack(
 
 
 def create(name: str, num_classes: int) -> MultiPath:
-    """``BaseCNN-X-CC``, or ``ResNetD-X-CC`` as `resnet` knows it. ValueError for another."""
+    """Creates ``BaseCNN-X-CC`` or ``ResNetD-X-CC``. Raises ValueError for other names."""
     if match := re.fullmatch(r"BaseCNN-(\d+)-CC", name):
         return base_cnn(int(match[1]), num_classes)
     if match := re.fullmatch(r"ResNet(\d+)-(\d+)-CC", name):
@@ -192,7 +192,7 @@ def create(name: str, num_classes: int) -> MultiPath:
 
 
 class TrainingStep:
-    """Training steps on random data that lie on the device; called, a `timing.Contestant`."""
+    """Training steps on random data on the device; callable as a `timing.Contestant`."""
 
     def __init__(
         self,
@@ -219,7 +219,7 @@ class TrainingStep:
         self._bfloat16 = bfloat16
 
     def __call__(self, calls: int) -> float:
-        """Runs so many steps; the seconds that they took together."""
+        """Runs steps and returns the seconds of all of them."""
         start = time.perf_counter()
         for _ in range(calls):
             self._step()

@@ -1,7 +1,7 @@
-"""The networks as a Flax user would first write them, to be measured against.
+"""The networks as a Flax user would write them first, as a baseline.
 
-``nn.vmap`` runs the paths and the gates, an einsum mixes, JAX differentiates. Nothing is taken
-from this package.
+``nn.vmap`` for paths and gates, an einsum for the mixture, autodiff for gradients. It does not use
+this package.
 """
 
 import re
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 
 def over_paths(module: type[nn.Module]) -> type[nn.Module]:
-    """The module with parameters and statistics for every path."""
+    """Lifts a module over paths, with separate parameters and statistics."""
     return nn.vmap(
         module,
         variable_axes={"params": 0, "batch_stats": 0},
@@ -46,7 +46,7 @@ class CrossConnect(nn.Module):
 
 
 class ConvStage(nn.Module):
-    """Two 3x3 convolutions with BatchNorm and ReLU, then, if asked, a 2x2 max-pooling."""
+    """Two 3x3 convolutions with BatchNorm and ReLU, and an optional 2x2 max-pooling."""
 
     features: int
     pool: bool
@@ -61,7 +61,7 @@ class ConvStage(nn.Module):
 
 
 class Dense(nn.Module):
-    """A dense layer over the flattened input; with BatchNorm and ReLU, if it is a hidden one."""
+    """A dense layer on the flattened input; hidden layers have BatchNorm and ReLU."""
 
     features: int
     relu: bool
@@ -98,7 +98,7 @@ class BaseCNN(nn.Module):
 
 
 class ResidualStack(nn.Module):
-    """Basic blocks of one width, the first of which may halve height and width."""
+    """A sequence of basic blocks, the first of which may be strided."""
 
     features: int
     blocks: int
@@ -157,7 +157,7 @@ class ResNet(nn.Module):
 
 
 def create(name: str, num_classes: int, dtype: DTypeLike) -> nn.Module:
-    """``BaseCNN-X-CC``, ``ResNet18-X-CC`` or ``ResNet{6k+2}-X-CC``. ValueError for another."""
+    """Creates ``BaseCNN-X-CC``, ``ResNet18-X-CC`` or ``ResNet{6k+2}-X-CC``; else ValueError."""
     if match := re.fullmatch(r"BaseCNN-(\d+)-CC", name):
         return BaseCNN(int(match[1]), num_classes, dtype)
     if match := re.fullmatch(r"ResNet(\d+)-(\d+)-CC", name):

@@ -1,8 +1,8 @@
-"""One contestant in a process of its own: ``python -m multipath_jax.benchmark.worker SPEC``.
+"""One contestant in a separate process: ``python -m multipath_jax.benchmark.worker SPEC``.
 
-SPEC is JSON. The first line on the standard output says that the first steps are done; then every
-line of the standard input is a number of steps to run, answered by the seconds that they took.
-See `workers`, which starts such processes.
+SPEC is JSON. The worker prints a line when its first steps are done. Then it reads numbers of steps
+from the standard input, runs them, and answers with their seconds. `process_pool` starts such
+processes.
 """
 
 import json
@@ -14,16 +14,16 @@ from typing import Any
 
 
 def main(spec: dict[str, Any]) -> None:
-    """Serves until the standard input ends."""
-    # What compilers and progress bars print must not get between the answers.
+    """Runs until the standard input ends."""
+    # Output of compilers and progress bars goes to stderr, not between the answers.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 
     def since_launch() -> float:
         return time.time() - spec["launched"]
 
-    def say(**told: float | None) -> None:
-        print(json.dumps(told), file=answers)
+    def say(**values: float | None) -> None:
+        print(json.dumps(values), file=answers)
 
     if spec["kind"] == "run":
         _first_step_of_a_run(spec, lambda: say(startup=since_launch(), compile=None))
@@ -37,9 +37,9 @@ def serve(
     say: Callable[..., None],
     since_launch: Callable[[], float],
 ) -> None:
-    """Takes the first steps, says what they took, and goes on as it is told to."""
+    """Runs the first steps, reports their times, and then runs steps as ordered."""
     first, startup, second = step(1), since_launch(), step(1)
-    # Ours is compiled before its first step, PyTorch's within it.
+    # Our steps are compiled before the first call, PyTorch's during it.
     compile_seconds = getattr(step, "compile_seconds", 0.0) + max(0.0, first - second)
     say(startup=startup, compile=compile_seconds)
     for order in orders:
@@ -71,7 +71,7 @@ def _vmap(spec: dict[str, Any]) -> Callable[[int], float]:
 
 
 def _torch(spec: dict[str, Any]) -> Callable[[int], float]:
-    # JAX is never asked for a device here, so it starts no threads and takes no memory.
+    # JAX is not initialized here, so it starts no threads and allocates no memory.
     from multipath_jax.benchmark.torch_peer import TrainingStep
 
     problem = spec["problem"]
@@ -90,7 +90,7 @@ _KINDS = {"ours": _ours, "nn.vmap": _vmap, "torch": _torch, "torch.compile": _to
 
 
 def _first_step_of_a_run(spec: dict[str, Any], ready: Callable[[], None]) -> None:
-    """Trains as `multipath_jax.main` does, as far as the first step."""
+    """Trains like `multipath_jax.main` and stops after the first step."""
     from ml_collections import ConfigDict
 
     from multipath_jax.config.keys import default_config

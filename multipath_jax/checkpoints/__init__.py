@@ -1,4 +1,4 @@
-"""The checkpoints of a workdir, and what lies beside them."""
+"""Checkpoints, and the other files of a workdir."""
 
 from multipath_jax.checkpoints.store import (
     DAMAGED,

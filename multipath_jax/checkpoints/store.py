@@ -1,4 +1,4 @@
-"""Checkpoints in a workdir: the two latest and the best, written while training goes on."""
+"""Checkpoints of a workdir: the two latest and the best one, written asynchronously."""
 
 import contextlib
 import json
@@ -29,49 +29,49 @@ from multipath_jax.utils import filesystem, storage
 FOLDER = "checkpoints"
 DAMAGED = "damaged"
 RECORD, RECORD_FILE = "record", "record.json"  # the item of a checkpoint, and its file
-CHANGED = "its numbers are not those that were saved"
-MARGIN = 1_000_000  # bytes beside the numbers: some dozens of files, and the log
-SETTLING = 0.5  # seconds in which a run that deletes a checkpoint is done with it
+CHANGED = "its arrays are not those that were saved"
+MARGIN = 1_000_000  # bytes of disk space in addition to the arrays: metadata files and the log
+SETTLING = 0.5  # seconds to wait while a running process may be deleting a checkpoint
 ATTEMPTS = 10
-# What a key means depends on the first two. Arrays may be of other types with the third.
+# JAX settings stored with a checkpoint: the first two change random numbers, the third types.
 RANDOM = ("jax_default_prng_impl", "jax_threefry_partitionable")
 SETTINGS = (*RANDOM, "jax_enable_x64")
-GARBLED = (json.JSONDecodeError, UnicodeDecodeError, LookupError)  # of Orbax's own small files
-# TensorStore's words for bytes that are not those which were written.
+GARBLED = (json.JSONDecodeError, UnicodeDecodeError, LookupError)  # damaged metadata files of Orbax
+# TensorStore's errors for damaged files.
 BROKEN = re.compile(r"(DATA_LOSS|NOT_FOUND|OUT_OF_RANGE|FAILED_PRECONDITION|INVALID_ARGUMENT): ")
 
 T = TypeVar("T")
 
 
 class Unreadable(UserError):
-    """A checkpoint that cannot be read here and now; nothing says that it is not whole."""
+    """A checkpoint cannot be read, for a reason other than damage."""
 
     VERDICT = "cannot be read"
 
     def __init__(self, step: int, reason: str):
-        first = (reason.strip().splitlines() or ["no reason is given"])[0]
+        first = (reason.strip().splitlines() or ["unknown reason"])[0]
         super().__init__(f"the checkpoint of step {step} {self.VERDICT} ({first[:300]})")
 
 
 class Damaged(Unreadable):
-    """A checkpoint that is not what was saved."""
+    """A checkpoint is damaged: its content is not what was saved."""
 
     VERDICT = "is damaged"
 
 
 class WritingFailed(Failure):
-    """A checkpoint could not be written, for want of room or rights; those before it are whole."""
+    """A checkpoint could not be written (disk space, permissions); earlier ones are intact."""
 
 
 @runtime_checkable
 class Saved(Protocol):
-    """What is kept of a run, whatever it is made of; a tree of arrays."""
+    """The state of a run that is saved in a checkpoint; a tree of arrays."""
 
     def items(self) -> dict[str, PyTree]:
-        """Its two parts, ``weights`` and ``training``, as trees of arrays."""
+        """The items of the checkpoint, ``weights`` and ``training``, as trees of arrays."""
 
     def with_items(self, items: dict[str, PyTree]) -> Any:
-        """The same with other arrays."""
+        """A copy with the arrays of ``items``."""
 
 
 S = TypeVar("S", bound=Saved)
@@ -80,23 +80,31 @@ S = TypeVar("S", bound=Saved)
 class Checkpoints:
     """The checkpoints of one workdir.
 
-    Each has three items. Evaluation and `init_from` need the first alone: ``weights`` (parameters
-    and statistics, or their average if one is kept), ``training`` (step, momentum, key, the metrics
-    since the last log, and what the average is of), and ``record``: the test error, the numbers of
-    all arrays by which damage is seen (`fingerprint`), and the settings of JAX. A checkpoint is
-    written beside its place and renamed when complete: a run that is killed leaves either the whole
-    of it or nothing. Those in a bucket are copied from and to a folder of this machine
+    Each has three items: ``weights`` (parameters and other collections, or their average, if one is
+    kept), the only item that evaluation and `init_from` read; ``training`` (step, optimizer state,
+    random key, the metrics since the last log, and the averaged variables); and ``record`` (the
+    test error, the checksums of all arrays by `fingerprint`, and settings of JAX). A checkpoint is
+    written to a temporary folder and renamed when it is complete, so a run that is killed leaves no
+    partial checkpoint. Checkpoints in a bucket are copied to and from a local folder
     (`storage.Copied`).
     """
 
     def __init__(self, workdir: epath.PathLike, read_only: bool = False):
-        """Opens the folder; creates it unless ``read_only``. Raises OSError."""
-        self._failed = self._proven = False
+        """Opens the folder of checkpoints.
+
+        Args:
+          workdir: the workdir of the run.
+          read_only: whether to change nothing; otherwise the folder is created if necessary.
+
+        Raises:
+          OSError: the folder cannot be read or created.
+        """
+        self._failed = self._verified = False
         self._workdir = filesystem.path("workdir", workdir)
         first = processes.is_first()
         self._copy = storage.working_copy(self._workdir / FOLDER, first, read_only)
         self._folder = self._copy.folder  # where Orbax works
-        # Processes that do not share that folder read each for itself, and the first alone writes.
+        # If processes do not share the folder, each reads by itself and only process 0 writes.
         self._saves = self._copy.shared or first
         together = ocp.options.MultiprocessingOptions() if self._copy.shared else _alone()
         if not read_only:
@@ -116,62 +124,64 @@ class Checkpoints:
             filename=RECORD_FILE, multiprocessing_options=together
         )
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
-        self._newest = self.latest  # the same for all processes, whichever of them saves
+        self._newest = self.latest  # the same in all processes, including those that do not save
         self._uploading = futures.ThreadPoolExecutor(1)
         self._uploaded: futures.Future | None = None
-        self._errors: dict[int, float | None] = {}  # in percent; None where it was not measured
+        self._errors: dict[int, float | None] = {}  # test error in percent by step; None: unknown
         for step in self.steps:
             with contextlib.suppress(Unreadable):
                 self._errors[step] = self._record(step)["error"]
 
     @property
     def _place(self) -> epath.Path:
-        """What to say of where they are."""
+        """The folder of the checkpoints, for messages."""
         return self._workdir / FOLDER
 
     @property
     def steps(self) -> list[int]:
-        """Those of all checkpoints, in order."""
+        """The steps of all checkpoints, increasing."""
         return sorted(self._manager.all_steps())
 
     @property
     def latest(self) -> int | None:
-        """The step of the newest checkpoint."""
+        """The step of the newest checkpoint; None if there is none."""
         return self._manager.latest_step()
 
     @property
     def best(self) -> int | None:
-        """The step of the checkpoint with the lowest test error; the latest of equals."""
+        """The step of the checkpoint with the lowest test error; the latest one of equals."""
         best = self.best_of(self.steps)
         return self.latest if best is None else best
 
     @property
     def best_error(self) -> float | None:
-        """The lowest test error, in percent."""
+        """The lowest test error in percent; None if it is unknown."""
         best = self.best_of(self.steps)
         return None if best is None else self._errors[best]
 
     def best_of(self, steps: Sequence[int]) -> int | None:
-        """The best of some checkpoints; None if the test error of none of them is known."""
+        """The best of some checkpoints; None if none of their test errors is known."""
         known = {step: self._errors[step] for step in steps if self._errors.get(step) is not None}
         return min(known, key=lambda step: (known[step], -step), default=None)
 
     def kept(self, steps: Sequence[int]) -> set[int]:
-        """Which of the checkpoints are to stay: the best, and two of the latest, should the newest
-        be damaged; also those whose records cannot be read, of which nobody knows."""
+        """The checkpoints to keep: the best one, the two latest (in case the newest is damaged),
+        and those whose records cannot be read."""
         unknown = set(steps) - self._errors.keys()
         return {*steps[-2:], self.best_of(steps), *unknown} - {None}
 
     def save(self, step: int, carry: Saved, error: float | None) -> None:
-        """Copies the carry off the device and returns; the files are written meanwhile.
+        """Saves a checkpoint: copies the carry to the host and writes the files asynchronously.
 
-        The first of this process is waited for, and looked for where it should lie.
+        The first checkpoint of this process is written synchronously and verified.
 
         Args:
-          error: the test error, in percent, where it is known.
+          step: the step of the carry; if it has a checkpoint already, nothing is done.
+          carry: the state to save.
+          error: the test error in percent; None if unknown.
 
         Raises:
-          WritingFailed: this one or the one before could not be written.
+          WritingFailed: this or the previous checkpoint could not be written.
         """
         if step == self._newest:
             return
@@ -192,32 +202,39 @@ class Checkpoints:
             self._check_room(carry)
             self._manager.save(step, args=args, force=True)
         self._uploaded = self._uploading.submit(self._finish)
-        if not self._proven:
+        if not self._verified:
             self.wait()
-            self._prove(step)
+            self._verify(step)
 
     def _finish(self) -> None:
-        """In a thread of its own: until all is written, and where it belongs."""
+        """Waits until all files are written, and uploads them; runs in a background thread."""
         self._manager.wait_until_finished()
         self._copy.publish()
 
-    def _prove(self, step: int) -> None:
-        """That what was written can be found again: not so on every file system."""
+    def _verify(self, step: int) -> None:
+        """Raises WritingFailed unless the checkpoint can be read; some file systems lose files."""
         try:
             if processes.is_first():
                 self._saved(step)
         except Unreadable as error:
             self._failed = True
             raise WritingFailed(f"{error}, though it was just written to {self._place}") from error
-        self._proven = True
+        self._verified = True
 
     def restore(self, like: S, step: int) -> S:
-        """The carry saved at that step; ``like`` gives its shapes and where it lies.
+        """Restores the carry of a checkpoint.
+
+        Args:
+          like: a carry of `jax.ShapeDtypeStruct`s with shardings.
+          step: the step of the checkpoint.
+
+        Returns:
+          The saved carry, with the shardings of ``like``.
 
         Raises:
-          Damaged: it is not what was saved.
-          Unreadable: it cannot be read, for want of rights or memory.
-          UserError: it is of another network, optimizer, or kind of random numbers.
+          Damaged: the content is not what was saved.
+          Unreadable: the files cannot be read, for lack of permissions or memory.
+          UserError: it has another network, optimizer, or random number implementation.
         """
         items = like.items()
         self._check_fit(_flat(items), step, RANDOM)
@@ -229,13 +246,19 @@ class Checkpoints:
         return carry
 
     def restore_newest(self, like: S) -> tuple[S | None, list[str]]:
-        """The newest carry that is whole, and what to say of it; None if there is no checkpoint.
+        """Restores the newest checkpoint that is not damaged.
 
-        Those after it, which are damaged, are moved to the workdir's folder ``damaged``.
+        Damaged checkpoints after it are moved to the workdir's folder ``damaged``.
+
+        Args:
+          like: as in `restore`.
+
+        Returns:
+          The carry, or None if there is no checkpoint; and lines to print.
 
         Raises:
-          UserError: there are checkpoints, but none is whole, or one cannot be read for another
-            reason than damage; nothing is changed.
+          UserError: all checkpoints are damaged, or one cannot be read for another reason; nothing
+            is changed.
         """
         damages: dict[int, Damaged] = {}
         for step in reversed(self.steps):
@@ -244,20 +267,22 @@ class Checkpoints:
             except Damaged as damage:
                 damages[step] = damage
                 continue
-            said = [f"{damage}; going back to the one before" for damage in damages.values()]
+            messages = [
+                f"{damage}; falling back to the previous one" for damage in damages.values()
+            ]
             if damages:
-                said.append(f"what is damaged is now in {self._put_aside(damages)}")
-            return carry, [*said, f"resuming at step {step} of {self._workdir}"]
+                messages.append(f"damaged checkpoints are now in {self._put_aside(damages)}")
+            return carry, [*messages, f"resuming at step {step} of {self._workdir}"]
         workdir = self._workdir
         if damages:
             raise UserError(
                 f"{', '.join(map(str, damages.values()))}, and {workdir} has no other; "
-                "--restart moves them aside and begins afresh"
+                "--restart moves them aside and starts from scratch"
             )
         if storage.names(workdir / DAMAGED):
             raise UserError(
                 f"{workdir} has damaged checkpoints, in {workdir / DAMAGED}, and no others; "
-                "--restart moves them aside and begins afresh"
+                "--restart moves them aside and starts from scratch"
             )
         return None, []
 
@@ -273,10 +298,13 @@ class Checkpoints:
         return aside
 
     def find(self, which: str | int) -> int:
-        """The step of the ``"best"`` or of the ``"latest"`` checkpoint, or the one that is given.
+        """The step of a checkpoint.
+
+        Args:
+          which: ``"best"``, ``"latest"``, or a step.
 
         Raises:
-          UserError: there is none; those that there are are named.
+          UserError: there is no such checkpoint; the message lists the existing ones.
         """
         if which == "best":
             return self.best
@@ -291,16 +319,20 @@ class Checkpoints:
         return steps[str(which)]
 
     def shapes(self, step: int) -> dict[tuple[str, ...], PyTree]:
-        """The shapes of the saved weights, by flattened key. Raises Unreadable."""
+        """The shapes and types of the saved weights, by flattened key. Raises Unreadable."""
         return traverse_util.flatten_dict(self._saved(step)["weights"])
 
     def restore_weights(self, like: PyTree, step: int) -> PyTree:
-        """The saved values of ``like``, the shapes of the weights or of a part of them.
+        """Restores the weights of a checkpoint, or some of them.
+
+        Args:
+          like: a tree of `jax.ShapeDtypeStruct`s, of all weights or of some.
+          step: the step of the checkpoint.
 
         Raises:
-          Damaged: they are not what was saved.
-          Unreadable: they cannot be read, for want of rights or memory.
-          UserError: they are of other shapes or types.
+          Damaged: the content is not what was saved.
+          Unreadable: the files cannot be read, for lack of permissions or memory.
+          UserError: the saved arrays have other shapes or types.
         """
         self._check_fit(_flat({"weights": like}), step)
         args = ocp_args.Composite(weights=_restore_args(like, partial_restore=True))
@@ -310,20 +342,21 @@ class Checkpoints:
         return found["weights"]
 
     def _check_numbers(self, items: dict[str, PyTree], step: int) -> None:
-        """Raises Damaged."""
+        """Raises Damaged if the checksums of arrays differ from the record."""
         expected = self._record(step)["fingerprint"]
         if any(expected[name] != number for name, number in _numbers(items).items()):
             raise Damaged(step, CHANGED)
 
     def _check_fit(self, wanted: dict[str, Any], step: int, settings: Sequence[str] = ()) -> None:
-        """Before anything is read: what does not fit would be cast, or end in some other error.
+        """Compares shapes and types before reading: Orbax would cast arrays or raise other errors.
 
         Args:
-          wanted: shapes by name; of a whole carry, or of a part of the weights.
-          settings: those of JAX that have to be the same.
+          wanted: shapes by name, of a whole carry or of some of the weights.
+          step: the step of the checkpoint.
+          settings: JAX settings that must be the same; if empty, only ``wanted`` is compared.
 
         Raises:
-          UserError: something differs; nothing is changed.
+          UserError: something differs.
         """
         found = _flat(self._saved(step))
         if not settings:
@@ -339,26 +372,26 @@ class Checkpoints:
             more = f", and {len(lines) - 3} more differ" if len(lines) > 3 else ""
             raise UserError(
                 f"the checkpoint of step {step} in {self._place} does not fit this run: "
-                f"{', '.join(lines[:3])}{more}; go on with the settings and the version of this "
+                f"{', '.join(lines[:3])}{more}; resume with the settings and the version of this "
                 "program that wrote it, or use another workdir"
             )
 
     def _saved(self, step: int) -> dict[str, PyTree]:
-        """The shapes of all that was saved, as trees of dicts and lists. Raises Unreadable."""
+        """The shapes of all saved arrays, as trees of dicts and lists. Raises Unreadable."""
         with self._reading(step):
             self._copy.fetch(step)
         self._check_access(step)
         names = self._record(step)["fingerprint"].keys()
-        # Small text files, whose readers stumble in many ways over what was not written so.
+        # Damaged metadata files raise many types of exceptions.
         with self._reading(step, ValueError, LookupError, TypeError, AttributeError):
             metadata = self._manager.item_metadata(step)
             found = {name: dict(metadata[name].tree) for name in ("weights", "training")}
             if _flat(found).keys() != names:
-                raise Damaged(step, "its arrays are not those that were saved")
+                raise Damaged(step, "its metadata list other arrays than its record")
             return found
 
     def _record(self, step: int) -> dict[str, Any]:
-        """Raises Unreadable."""
+        """The record of a checkpoint. Raises Unreadable."""
         folder = self._folder / str(step) / RECORD
         if (self._folder / str(step)).exists() and not folder.exists():
             raise Unreadable(step, f"it has no {RECORD}: another version of this program wrote it")
@@ -369,7 +402,7 @@ class Checkpoints:
             return found["record"]
 
     def _check_access(self, step: int) -> None:
-        """Raises Unreadable if a file may not be read, of which Orbax says that it is not there."""
+        """Raises Unreadable if a file cannot be opened, which Orbax would report as missing."""
         folder = os.fspath(self._folder / str(step))
         with self._reading(step, FileNotFoundError):
             for path, _, files in os.walk(folder, onerror=_raise):
@@ -379,10 +412,11 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _reading(self, step: int, *broken: type[Exception]) -> Iterator[None]:
-        """Around what reads a checkpoint: tells what is damaged from what cannot be read.
+        """Context manager: converts exceptions of reading to Damaged or Unreadable.
 
         Args:
-          broken: the errors of damage, beside those that say so themselves.
+          step: the step of the checkpoint.
+          *broken: exceptions that mean damage, in addition to TensorStore's errors.
         """
         try:
             yield
@@ -396,13 +430,13 @@ class Checkpoints:
             raise kind(step, f"{type(reasons[-1]).__name__}: {reasons[-1]}") from error
 
     def wait(self) -> None:
-        """Returns when all is written. Raises WritingFailed."""
+        """Waits until all checkpoints are written. Raises WritingFailed."""
         with self._failing():
             if self._uploaded:
                 self._uploaded.result()
 
     def close(self) -> None:
-        """Waits until all is written. Raises WritingFailed, unless something did before."""
+        """Waits and closes. Raises WritingFailed, unless an earlier call has raised it."""
         try:
             if not self._failed:
                 self.wait()
@@ -412,32 +446,33 @@ class Checkpoints:
             self._copy.close()
 
     def _check_room(self, carry: Saved) -> None:
-        """Before it is begun: what runs out of room in the middle ends in noise."""
+        """Checks the free disk space before saving; raises OSError if it is too small."""
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(carry)) + MARGIN
         free = shutil.disk_usage(self._folder).free
         if free < needed:
-            raise OSError(f"No space left on device: {needed:,} bytes wanted, {free:,} free")
+            raise OSError(f"No space left on device: {needed:,} bytes needed, {free:,} free")
 
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:
-        """Orbax writes in other threads, and tells of what went wrong at the next occasion."""
+        """Context manager: converts exceptions of writing, also from Orbax's earlier background
+        writes, to WritingFailed."""
         try:
             yield
         except Failure:
             self._failed = True
             raise
-        except Exception as error:  # of many types, with the reason somewhere in the text
+        except Exception as error:  # many types of exceptions, with the reason in the message
             self._failed = True
             reason = re.search(r"(No space left on device|Permission denied)[^\[\n]*", str(error))
             reason = reason[0] if reason else (str(error).splitlines() or [""])[0][:300]
             raise WritingFailed(
-                f"a checkpoint could not be written to {self._place} ({reason}); those before it "
-                "are whole, and the same command goes on from them"
+                f"a checkpoint could not be written to {self._place} ({reason}); earlier ones are "
+                "intact: rerun the command to resume"
             ) from error
 
 
 class _Preserved(policies.PreservationPolicy):
-    """Orbax deletes the checkpoints that are not `Checkpoints.kept`."""
+    """Orbax policy that deletes the checkpoints that are not in `Checkpoints.kept`."""
 
     def __init__(self, checkpoints: Checkpoints):
         self._checkpoints = checkpoints
@@ -449,7 +484,7 @@ class _Preserved(policies.PreservationPolicy):
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
-    """This process reads or writes by itself, and waits for no other."""
+    """Orbax options for a process that reads or writes without waiting for the others."""
     if jax.process_count() == 1:
         return ocp.options.MultiprocessingOptions()
     own = jax.process_index()
@@ -459,7 +494,7 @@ def _alone() -> ocp.options.MultiprocessingOptions:
 
 
 def _whole_arrays(items: dict[str, PyTree]) -> dict[str, PyTree]:
-    """All of every array on this process, which may have but a part of it."""
+    """Gathers arrays that are sharded over processes, as NumPy arrays."""
     if jax.process_count() == 1:
         return items
     mesh = jax.tree.leaves(items)[0].sharding.mesh
@@ -468,12 +503,12 @@ def _whole_arrays(items: dict[str, PyTree]) -> dict[str, PyTree]:
 
 
 def _flat(tree: PyTree) -> dict[str, Any]:
-    """The leaves by name, by the same for a tree, for its shapes and for what Orbax says of it."""
+    """The leaves by name; the names are the same for arrays, shapes and Orbax's metadata."""
     return ocp.tree.to_flat_dict(ocp.tree.serialize_tree(tree, keep_empty_nodes=True), sep="/")
 
 
 def _numbers(items: dict[str, PyTree]) -> dict[str, int]:
-    """The fingerprint of every array, by name."""
+    """The checksum of every array, by name."""
     flat = _flat(items)
     return dict(zip(flat, fingerprint(list(flat.values())).tolist(), strict=True))
 
@@ -483,7 +518,7 @@ def _kind(leaf: Any) -> str:
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, str]:
-    """What differs, each as ``key is 1 there and 2 here``."""
+    """A phrase for every key whose values differ."""
     return {
         key: f"{key} is {there.get(key, 'missing')} there and {here.get(key, 'missing')} here"
         for key in sorted(there.keys() | here.keys())
@@ -496,7 +531,7 @@ def _crc32(record: dict[str, Any]) -> int:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and what it was raised from."""
+    """Yields an exception and the chain of its causes."""
     while error is not None:
         yield error
         error = error.__cause__
@@ -507,18 +542,18 @@ def _raise(error: OSError) -> None:
 
 
 def _restore_args(like: PyTree, **options) -> ocp_args.PyTreeRestore:
-    """How to read a tree of these shapes to where they say."""
+    """Orbax arguments that restore a tree with the shapes and shardings of ``like``."""
     where = ocp.checkpoint_utils.construct_restore_args(like)
     return ocp_args.PyTreeRestore(item=like, restore_args=where, **options)
 
 
 def steps_in(workdir: epath.PathLike) -> list[int]:
-    """The steps of a workdir's checkpoints, whatever may be wrong with them."""
+    """The steps of a workdir's checkpoints, including damaged ones, increasing."""
     return storage.steps(epath.Path(workdir) / FOLDER)
 
 
 def unused(path: epath.Path) -> epath.Path:
-    """The path, or with ``_2``, ``_3`` and so on at its end the first that is not there."""
+    """The path, or if it exists, the first of ``path_2``, ``path_3``, ... that does not."""
     number, free = 1, path
     while storage.exists(free):
         number += 1
@@ -527,15 +562,18 @@ def unused(path: epath.Path) -> epath.Path:
 
 
 def open_existing(workdir: epath.PathLike) -> Checkpoints:
-    """The checkpoints of a run that has some; nothing in it is changed.
+    """Opens the checkpoints of an existing run, read-only.
+
+    Args:
+      workdir: the workdir of the run.
 
     Raises:
-      UserError: there are none, or the folder cannot be read.
+      UserError: there are no checkpoints, or the folder cannot be read.
     """
     workdir = epath.Path(workdir)
     try:
         for _ in range(ATTEMPTS):
-            with contextlib.suppress(FileNotFoundError):  # deleted while the folder was looked at
+            with contextlib.suppress(FileNotFoundError):  # a checkpoint was deleted while listing
                 if not steps_in(workdir):
                     break
                 return Checkpoints(workdir, read_only=True)
@@ -549,13 +587,17 @@ def open_existing(workdir: epath.PathLike) -> Checkpoints:
 def read_existing(
     workdir: epath.PathLike, which: str | int, read: Callable[[Checkpoints, int], T]
 ) -> tuple[int, T]:
-    """The step of a checkpoint and what ``read(checkpoints, step)`` gives of it.
+    """Reads a checkpoint of a run that may still be training.
 
-    The run may go on meanwhile, and delete what is being read: then it is the best or latest of
-    what there is by then.
+    If the run deletes the checkpoint while it is read, reading is repeated with the current one.
 
     Args:
-      which: as for `Checkpoints.find`.
+      workdir: the workdir of the run.
+      which: as in `Checkpoints.find`.
+      read: a function ``(checkpoints, step) -> result``.
+
+    Returns:
+      The step of the checkpoint and the result of ``read``.
 
     Raises:
       UserError: there is no such checkpoint, or it is damaged or cannot be read.

@@ -1,4 +1,4 @@
-"""A workdir's own files: the config and the description of the data beside the checkpoints."""
+"""The config and the description of the data in a workdir, and their comparison with a run's."""
 
 import contextlib
 import os
@@ -16,43 +16,49 @@ from multipath_jax.utils import filesystem, progress, storage
 
 CONFIG_FILE = "config.json"
 DATASET_FILE = "dataset.json"
-EARLIER = "earlier"  # what a restart puts aside
+EARLIER = "earlier"  # folder to which --restart moves the files of a workdir
 
 
 def move_aside(workdir: epath.Path, names: Sequence[str]) -> list[str]:
-    """Moves files and folders of the workdir, those that there are, to one of ``earlier``.
+    """Moves files and folders of a workdir, if they exist, to a new folder in ``earlier``.
+
+    Args:
+      workdir: the workdir.
+      names: names of files and folders in it.
 
     Returns:
-      What to say of it.
+      Lines to print.
     """
-    said = []
+    messages = []
     if processes.is_first():
         there, aside = sorted({*names} & {*storage.names(workdir)}), unused(workdir / EARLIER)
         for name in there:
             storage.make(aside)
             storage.move(workdir / name, aside / name)
-            said = [f"beginning afresh; what was here is now in {aside}"]
+            messages = [f"starting from scratch; the previous files are now in {aside}"]
     processes.wait_for_all("move aside")
-    return said
+    return messages
 
 
 def check_workdir(workdir: epath.Path, config: ConfigDict, restart: bool = False) -> None:
-    """Refuses the workdir of another run, and leaves it as it is.
+    """Checks that a workdir is empty or has a run with this config; changes nothing.
 
     Args:
-      restart: what it holds is moved aside, and may be of any run.
+      workdir: the workdir.
+      config: the config of the run.
+      restart: whether the files will be moved aside, so that they may be of any run.
 
     Raises:
-      UserError: it holds another recipe or model (the keys that differ are listed), or
-        checkpoints without a config, or it is no folder that can be written.
+      UserError: it has a run with another config (the message lists the keys that differ), or
+        checkpoints without a config, or is not a folder.
     """
     path = workdir / CONFIG_FILE
     if "\\" in os.fspath(workdir):
         raise UserError(
-            f"workdir {workdir} has a backslash, which checkpoints take for a slash; use another"
+            f"workdir {workdir} has a backslash, which Orbax treats as a slash; use another"
         )
     if storage.is_file(workdir):
-        raise UserError(f"workdir {workdir} is no folder")
+        raise UserError(f"workdir {workdir} is not a folder; use another")
     if restart:
         return
     if not storage.exists(path):
@@ -62,23 +68,27 @@ def check_workdir(workdir: epath.Path, config: ConfigDict, restart: bool = False
     differing = config_lib.differences(config_lib.read_config(path), config)
     if differing:
         raise UserError(
-            f"workdir {workdir} holds a run of another config ({'; '.join(differing)}); "
+            f"workdir {workdir} has a run with another config ({'; '.join(differing)}); "
             "use another workdir, or the config it was started with"
         )
 
 
 def check_data(workdir: epath.Path, description: Description) -> list[str]:
-    """Refuses the workdir of a run that was trained on other data.
+    """Checks that a workdir is empty or has a run that was trained on the same data.
+
+    Args:
+      workdir: the workdir.
+      description: metadata of the data.
 
     Returns:
-      What to say of the test images, if these alone are other ones.
+      A line to print if only the test images differ, in a list; otherwise an empty list.
 
     Raises:
-      UserError: the classes, the training images or their statistics differ (how, is said), or it
-        has checkpoints but no readable description of its data.
+      UserError: the classes, the training images or their statistics differ (the message says how),
+        or there are checkpoints but no readable description of their data.
     """
     path = workdir / DATASET_FILE
-    # Asked in this order: the first of several processes may be writing both, one after the other.
+    # In this order: process 0 may be writing the description and then checkpoints concurrently.
     trained = steps_in(workdir)
     if not storage.exists(path) and not trained:
         return []
@@ -86,18 +96,18 @@ def check_data(workdir: epath.Path, description: Description) -> list[str]:
     tested = found.pop("test", None)
     if found:
         raise UserError(
-            f"workdir {workdir} holds a run of other data ({'; '.join(found.values())}); "
+            f"workdir {workdir} has a run on other data ({'; '.join(found.values())}); "
             "use another workdir, or the data it was trained on"
         )
-    return [f"test errors before and after are of different images ({tested})"] if tested else []
+    return [f"the test images have changed since the run began ({tested})"] if tested else []
 
 
 @contextlib.contextmanager
 def claimed(workdir: epath.Path) -> Iterator[None]:
-    """The workdir, made if need be, for this run alone; see `storage.claimed`.
+    """Context manager: creates the workdir if necessary and locks it; see `storage.claimed`.
 
     Raises:
-      UserError: another run has it, or it cannot be written.
+      UserError: another run has the lock, or the folder cannot be written.
     """
     if not processes.is_first():
         yield
@@ -107,7 +117,7 @@ def claimed(workdir: epath.Path) -> Iterator[None]:
 
 
 def write_config(workdir: epath.Path, config: ConfigDict) -> None:
-    """Stores the config beside the checkpoints, at once or not at all.
+    """Writes the config to the workdir, atomically.
 
     Raises:
       UserError: the folder cannot be written.
@@ -116,7 +126,7 @@ def write_config(workdir: epath.Path, config: ConfigDict) -> None:
 
 
 def write_description(workdir: epath.Path, description: Description) -> None:
-    """Stores beside the checkpoints what a run is trained on, as `write_config` does; once."""
+    """Writes the description of the data to the workdir, unless there is one already."""
     path = workdir / DATASET_FILE
     if not storage.exists(path):
         _write(path, to_json(description))

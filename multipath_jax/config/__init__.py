@@ -1,1 +1,1 @@
-"""The keys of a config, the schedule that they describe, and the flags that name one."""
+"""Config keys, the schedule that they describe, and the command-line flags that set them."""

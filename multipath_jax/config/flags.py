@@ -1,24 +1,23 @@
 """``--config=NAME --config.KEY=VALUE``: the flags of the programs that take a recipe.
 
-A recipe goes by its name, such as ``digits`` or ``cifar:ResNet20-3-CC``: that of a file in the
-repository's folder ``configs/``, which is installed with the package. What ends in ``.py`` or has a
-``/`` is the path of a file of one's own.
+A recipe is given by name, such as ``digits`` or ``cifar:ResNet20-3-CC``. The name is that of a file
+in the repository's folder ``configs/``, which is installed with the package. A value that ends in
+``.py`` or contains a ``/`` is the path of a user's own config file.
 """
 
-import difflib
 import pathlib
 import re
 import sys
 from collections.abc import Callable
-from logging import CRITICAL, getLogger
 from typing import NoReturn
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from multipath_jax.config import keys as config_lib
 from multipath_jax.errors import UserError
 from multipath_jax.utils import cli, filesystem
+from multipath_jax.utils.names import nearest
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A recipe by its name, or a file of your own; after a colon, its argument."
@@ -27,31 +26,30 @@ PACKAGE = pathlib.Path(__file__).parent.parent
 
 
 def run(main: Callable[[list[str]], int]) -> NoReturn:
-    """As `cli.run`, the flags parsed before."""
+    """Parses the flags and runs ``main`` by `cli.run`."""
     cli.run(lambda _: app.run(main, flags_parser=parse))
 
 
 def folder() -> pathlib.Path:
-    """Where the recipes are: within the package if it is installed, beside it in a checkout."""
+    """The folder of recipes: inside the package if installed, beside it in a checkout."""
     installed = PACKAGE / "configs"
     return installed if installed.is_dir() else PACKAGE.parent / "configs"
 
 
 def names() -> list[str]:
-    """Of the recipes."""
+    """The names of all recipes, sorted."""
     return sorted(path.stem for path in folder().glob("*.py"))
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Parses the flags; gives the other arguments.
+    """Parses the flags.
+
+    Returns:
+      The positional arguments.
 
     Raises:
-      UserError: a flag, its value, or the config file is at fault.
+      UserError: a flag, its value, or the config file is invalid.
     """
-    # Unless --verbosity says otherwise: Orbax warns of what is meant, and prints what it also
-    # raises, once a thread.
-    logging.set_verbosity(logging.FATAL)
-    getLogger("asyncio").setLevel(CRITICAL)
     try:
         argv = _with_files(flags.FLAGS.read_flags_from_files(argv, force_gnu=False))
         for argument in argv[1:]:
@@ -60,15 +58,15 @@ def parse(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         if flags.FLAGS["config"].present:
             _check(CONFIG.value)
-    except SystemExit:  # after --help, which is no failure
+    except SystemExit:  # absl exits with 1 after --help
         sys.exit(0)
-    except Exception as error:  # a config file is a program: anything can happen
+    except Exception as error:  # a config file is Python code, which can raise anything
         raise _cause(error) from error
     return rest
 
 
 def _with_files(argv: list[str]) -> list[str]:
-    """The arguments with the file of the config in place of its name."""
+    """Replaces the name of the config in the arguments by the path of its file."""
     rest, found = iter(argv), []
     for argument in rest:
         match = re.fullmatch(r"--?config(?:=(.*))?", argument, re.DOTALL)
@@ -81,7 +79,14 @@ def _with_files(argv: list[str]) -> list[str]:
 
 
 def find(name: str) -> pathlib.Path:
-    """The file of a recipe, by its name or its path. Raises UserError if it cannot be read."""
+    """The file of a recipe.
+
+    Args:
+      name: a recipe's name, or the path of a config file.
+
+    Raises:
+      UserError: there is no such recipe, or the file cannot be read.
+    """
     if not name.endswith(".py") and "/" not in name:
         if name not in names():
             raise UserError(
@@ -100,21 +105,20 @@ def find(name: str) -> pathlib.Path:
 
 
 def _listed(name: str) -> str:
-    """All recipes, those with the nearest names first."""
-    near = difflib.get_close_matches(name, names(), n=len(names()), cutoff=0)
-    return f"the recipes are {', '.join(near)}"
+    """A sentence that lists all recipes, the nearest names first."""
+    return f"the recipes are {nearest(name, names(), len(names()))}"
 
 
 def _check(config: object) -> None:
-    """Raises UserError unless it is a config with the keys of today, their values of today's types.
+    """Raises UserError unless ``config`` has exactly the keys and value types of `default_config`.
 
-    And what get_config could not open, which the flags keep back until the config is looked at.
+    Also raises the exceptions of ``get_config``, which config_flags defers until the first access.
     """
     getattr(config, "keys", None)
     if not isinstance(config, ConfigDict):
         given = "nothing" if config is None else f"a {type(config).__name__}"
         raise UserError(
-            f"get_config of the config file gives {given}; let it begin with config = "
+            f"get_config of the config file returns {given}; begin it with config = "
             "multipath_jax.config.keys.default_config(), change values, and return config"
         )
     default, found = config_lib.default_config(), config_lib.flatten(config)
@@ -122,14 +126,14 @@ def _check(config: object) -> None:
         config_lib.check_key(key)
     if missing := config_lib.flatten(default).keys() - found.keys():
         raise UserError(
-            f"the config file lacks the keys {', '.join(sorted(missing))}; let its get_config "
-            "begin with config = multipath_jax.config.keys.default_config()"
+            f"the config file lacks the keys {', '.join(sorted(missing))}; begin its get_config "
+            "with config = multipath_jax.config.keys.default_config()"
         )
     default.update_from_flattened_dict(found)
 
 
 def _cause(error: Exception) -> UserError:
-    """What a user can do something about, behind the errors that the flags' parser made of it."""
+    """The UserError to report for an error that the flags' parser raised, possibly wrapped."""
     chain = [error]
     while following := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(following)
@@ -148,4 +152,4 @@ def _unknown_key(key: str) -> UserError:
         config_lib.check_key(key)
     except UserError as error:
         return error
-    return UserError(f"the config key {key!r} is not where the config file looks for it")
+    return UserError(f"the config file uses {key!r} in the wrong section of the config")

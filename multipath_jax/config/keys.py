@@ -1,4 +1,4 @@
-"""Every key of a config, what it means, and which values are refused."""
+"""Every config key with its default and meaning, and the validation of values."""
 
 import json
 import math
@@ -13,11 +13,11 @@ from multipath_jax.errors import UserError
 from multipath_jax.utils import filesystem, storage
 from multipath_jax.utils.names import nearest
 
-# Keys that may differ between the start of a run and its continuation: they change where data,
-# logs and checkpoints go and how often, or how the devices share the work, but not the recipe.
+# Keys that may change when a run resumes: they set where and how often data are read and logs and
+# checkpoints are written, or how the work is sharded over devices, but not the recipe.
 FREE_KEYS = (
     "dataset.data_dir",
-    "dataset.source",  # what it holds is compared, not its name
+    "dataset.source",  # the images are compared, not the path
     "dataset.streamed",
     "dataset.ten_crop",
     "dataset.eval_flip",
@@ -35,10 +35,10 @@ FREE_KEYS = (
     "compilation_cache",
     "tensorboard",
 )
-# Keys that name a folder; they are stored so that they are found from any working folder.
+# Keys that name a folder; they are stored as absolute paths.
 FOLDER_KEYS = ("dataset.data_dir", "dataset.source", "init_from")
-OWN = "own:"  # how the names of what is given to `Trainer` begin in a stored config
-FOLDER = "folder"  # the name of a data set that is dataset.source
+OWN = "own:"  # in a stored config, prefix of the names of objects passed to `Trainer`
+FOLDER = "folder"  # dataset.name of a data set that is read from dataset.source
 CHOICES = {
     "dtype": ("auto", "float32", "bfloat16"),
     "dispatch": ("auto", "loop", "step"),
@@ -49,96 +49,98 @@ CHOICES = {
 
 
 def default_config() -> ConfigDict:
-    """The defaults, locked: recipes change values and can add no key.
+    """The default config.
 
     Durations are strings such as ``"200 epochs"``, ``"0.5 epochs"`` or ``"1000 steps"``.
+
+    Returns:
+      A locked ConfigDict: recipes change values and cannot add keys.
     """
     config = ConfigDict()
 
-    # What is trained.
+    # Model.
     config.model = ConfigDict()
     config.model.name = "BaseCNN-2-CC"  # any name that multipath_jax.create_model accepts
     config.model.options = ""  # options of that network, e.g. "execution=grouped,custom_vjp=False"
-    # Of the computation: float32, bfloat16, or auto, float32 on CPUs and bfloat16 elsewhere.
-    # Parameters, statistics, gates and losses are float32 in any case.
+    # Type of the computation: float32, bfloat16, or auto (float32 on CPUs, bfloat16 elsewhere).
+    # Parameters, statistics, gates and losses are always float32.
     config.dtype = "auto"
-    config.seed = 0  # of the run's one key: initial values, order of the data, augmentation
-    config.trials = 1  # several: seeds seed, seed + 1, ..., each a run in workdir/seed_N
+    config.seed = 0  # for the initial values, the order of the data and the augmentation
+    config.trials = 1  # n > 1: n runs with seeds seed, seed + 1, ..., each in workdir/seed_N
 
-    # What it is trained on.
+    # Data.
     config.dataset = ConfigDict()
     config.dataset.name = "digits"  # digits, cifar10, cifar100, or any prepared TFDS data set
-    config.dataset.data_dir = ""  # of TFDS; "" is TFDS's own default
-    config.dataset.streamed = False  # from the host's memory, rather than resident on the devices
-    config.dataset.shift = 0  # augmentation: the largest shift in pixels, each way
-    config.dataset.flip = False  # augmentation: whether to mirror half of the images
-    # Pictures of any size: left encoded on the disk, decoded by other processes as they are wanted.
-    config.dataset.size = 0  # the side to which they are rescaled; 0: images are as stored
-    config.dataset.source = ""  # a folder of class folders, in place of a prepared data set
-    config.dataset.crop = 0  # the side of crops, random ones in training, else the centre; 0: none
+    config.dataset.data_dir = ""  # TFDS data directory; "": TFDS's default
+    config.dataset.streamed = False  # keep the images in host memory, not on the devices
+    config.dataset.shift = 0  # augmentation: largest random shift in each direction, in pixels
+    config.dataset.flip = False  # augmentation: mirror images at random, with probability 1/2
+    # If size > 0, images stay encoded on disk and worker processes decode them batch by batch.
+    config.dataset.size = 0  # side to which images are rescaled; 0: images as stored
+    config.dataset.source = ""  # a folder of class folders, used instead of a prepared data set
+    config.dataset.crop = 0  # side of crops: random in training, center in evaluation; 0: none
     config.dataset.ten_crop = False  # also evaluate on ten crops, at the end of training
-    config.dataset.workers = 2  # decoding processes, of each process of the run; 0: none
+    config.dataset.workers = 2  # decoding processes per process of the run; 0: a thread instead
     config.batch_size = 128  # over all devices; BatchNorm's statistics are of the whole batch
 
-    # How: stochastic gradient descent with momentum (Section 6.2).
+    # Training: stochastic gradient descent with momentum (Section 6.2).
     config.train_for = "200 epochs"
     config.schedule = ConfigDict()
-    config.schedule.learning_rate = 0.1  # the learning rate at the start
-    # When the learning rate is multiplied by the factor, such as "80 epochs, 150 epochs".
+    config.schedule.learning_rate = 0.1  # initial (after warm-up: peak) learning rate
+    # When the learning rate is multiplied by factor, such as "80 epochs, 150 epochs".
     config.schedule.boundaries = ""
     config.schedule.factor = 0.1
     config.optimizer = ConfigDict()
     config.optimizer.momentum = 0.9
-    config.optimizer.weight_decay = 5e-4  # but for the parameters of optimizer.no_decay
-    config.init_from = ""  # a workdir whose best weights a fresh run starts from
-    config.init_partial = False  # whether arrays that it lacks, or has of another shape, stay fresh
+    config.optimizer.weight_decay = 5e-4  # except for the parameters in optimizer.no_decay
+    config.init_from = ""  # a workdir whose best weights initialize a new run
+    config.init_partial = False  # keep fresh values for arrays that init_from lacks or reshapes
 
-    # Beyond the paper; with these values none of it happens.
-    # cosine, linear: no boundaries, but down to zero at the end of training
-    config.schedule.kind = "step"
-    config.schedule.warmup = ""  # a duration of n steps, of rates rate / n, 2 rate / n, ..., rate
-    config.optimizer.name = "sgd"  # or any other of optax's: adamw, lion, muon, ...
-    config.optimizer.options = ""  # of that function of optax, e.g. "b1=0.9,b2=0.95"
-    config.optimizer.nesterov = False  # SGD's momentum is then Nesterov's
-    # Parameters without weight decay: patterns of their names or paths, separated by commas.
+    # Beyond the paper; these defaults disable all of it.
+    config.schedule.kind = "step"  # step: boundaries; cosine, linear: decay to zero at the end
+    config.schedule.warmup = ""  # a duration of n steps with rates rate / n, 2 rate / n, ..., rate
+    config.optimizer.name = "sgd"  # or any optimizer of optax: adamw, lion, muon, ...
+    config.optimizer.options = ""  # keyword arguments of that optimizer, e.g. "b1=0.9,b2=0.95"
+    config.optimizer.nesterov = False  # use Nesterov momentum (SGD)
+    # Parameters without weight decay: patterns for their names or paths, separated by commas.
     config.optimizer.no_decay = "bias, scale, b1, b2, coefficients"
-    config.dataset.holdout = 0  # training images to evaluate in place of the test split; 0: none
+    config.dataset.holdout = 0  # evaluate on n held-out training images, not on the test split
     config.dataset.eval_flip = False  # also evaluate with mirror images, at the end of training
-    config.dataset.shift_mode = "zeros"  # what comes in at the edges: zeros, reflect
-    config.dataset.alternate_flip = False  # mirror an image in every other epoch, not at random
-    config.dataset.cutout = 0  # the side of a square that is blanked out at a random place; 0: none
-    config.dataset.erase = 0.0  # how likely a rectangle at a random place is blanked out
-    config.dataset.trivial_augment = False  # TrivialAugment: one of 14 operations for each image
-    # Of Beta(a, a), by which two images and their labels are mixed: blended (mixup), or a box of
-    # the one put into the other (cutmix); with both, one of them, by chance, for each image.
+    config.dataset.shift_mode = "zeros"  # fill for shifted images: zeros, reflect
+    config.dataset.alternate_flip = False  # mirror every image in every other epoch, not at random
+    config.dataset.cutout = 0  # side of the square zeroed at a random position; 0: none
+    config.dataset.erase = 0.0  # probability of zeroing a random rectangle
+    config.dataset.trivial_augment = False  # TrivialAugment: one of 14 operations per image
+    # Parameter a of the Beta(a, a) distribution for mixing two images and their labels, by a
+    # weighted mean (mixup) or by pasting a box (cutmix). If both are set, each image draws one.
     config.mixup = 0.0
     config.cutmix = 0.0
-    config.loss = "cross_entropy"  # or, where `Trainer` is given a loss_fn, its name
-    config.label_smoothing = 0.0  # the part of each label that is spread evenly over all classes
-    config.accumulate = 1  # micro-batches of a step, each with BatchNorm statistics of its own
-    # The decay of a moving average of parameters and statistics, such as 0.9999: what is evaluated,
-    # kept as the best and taken over by init_from is then the average.
+    config.loss = "cross_entropy"  # or the name of the loss_fn passed to `Trainer`
+    config.label_smoothing = 0.0  # part of each label distributed evenly over all classes
+    config.accumulate = 1  # micro-batches per step, each with its own BatchNorm statistics
+    # Decay of a moving average of parameters and statistics, such as 0.9999. If it is set, the
+    # average is what is evaluated, kept as the best and read by init_from.
     config.ema = 0.0
 
-    # What is seen of it, and when it is saved. The end of training counts as each of the three.
+    # Logging, evaluation and checkpoint intervals. All three also happen at the end of training.
     config.log_every = "1 epoch"
-    config.eval_every = "1 epoch"  # on the whole test split; the best network is kept
+    config.eval_every = "1 epoch"  # on the whole test split; the best checkpoint is kept
     config.checkpoint_every = "1 epoch"
     config.eval_batch_size = 500  # rounded up to a multiple of the devices
-    config.profile = ""  # steps to trace, such as "100-110", into workdir/profile
-    config.tensorboard = "auto"  # also write TensorBoard's files: on, off, auto (if installed)
+    config.profile = ""  # range of steps to trace, such as "100-110", into workdir/profile
+    config.tensorboard = "auto"  # also write TensorBoard files: on, off, auto (if installed)
 
-    # The machine.
+    # Devices and compilation.
     config.mesh = ConfigDict()
-    config.mesh.data = -1  # devices that share a batch; -1: all that are left
-    config.mesh.path = 1  # devices that share the paths
-    config.dispatch = "auto"  # steps on the device: one a dispatch (step), many (loop), auto
+    config.mesh.data = -1  # devices over which each batch is sharded; -1: all remaining
+    config.mesh.path = 1  # devices over which the paths are sharded
+    config.dispatch = "auto"  # steps per dispatch: one (step), many (loop), auto
     config.compilation_cache = "auto"  # a folder; auto: in the user's cache folder; "": none
     return config.lock()
 
 
 def flatten(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
-    """``{"model.name": ..., "seed": ...}``: the leaves by dotted key."""
+    """The values of a config by dotted key: ``{"model.name": ..., "seed": ...}``."""
     flat = {}
     for key, value in config.items():
         nested = isinstance(value, (ConfigDict, dict))
@@ -147,7 +149,7 @@ def flatten(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
 
 
 def to_json(config: ConfigDict) -> str:
-    """The config as indented JSON, as it is stored beside checkpoints; its folders are absolute."""
+    """The config as indented JSON, the form stored beside checkpoints; paths become absolute."""
     stored = config.copy_and_resolve_references()
     flat = flatten(config)
     stored.update_from_flattened_dict(
@@ -157,25 +159,25 @@ def to_json(config: ConfigDict) -> str:
 
 
 def read_config(path: epath.PathLike) -> ConfigDict:
-    """A config written by `to_json`, its keys those of today.
+    """Reads a config written by `to_json`.
 
     Raises:
-      UserError: the file cannot be read or is no such config.
+      UserError: the file cannot be read, is not such a config, or has unknown keys.
     """
     try:
         stored = flatten(json.loads(storage.read(path)))
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{path} is no config of this program ({error})") from error
+        raise UserError(f"{path} is not a config of this program ({error})") from error
     config = default_config()
     if unknown := sorted(stored.keys() - flatten(config).keys()):
         raise UserError(
             f"{path} was written by another version of this program, with keys that this one does "
-            f"not have ({', '.join(unknown)}); go on with that version, or use another workdir"
+            f"not have ({', '.join(unknown)}); resume with that version, or use another workdir"
         )
     try:
         config.update_from_flattened_dict(stored)
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no config of this program ({error})") from error
+        raise UserError(f"{path} is not a config of this program ({error})") from error
     return config
 
 
@@ -187,7 +189,7 @@ def check_key(key: str) -> None:
 
 
 def differences(stored: ConfigDict, now: ConfigDict) -> list[str]:
-    """The keys of the recipe that differ, each as ``key: stored -> now``."""
+    """The keys whose values differ, each as ``key: stored -> now``; `FREE_KEYS` are ignored."""
     before, after = flatten(stored), flatten(now)
     return [
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
@@ -197,9 +199,17 @@ def differences(stored: ConfigDict, now: ConfigDict) -> list[str]:
 
 
 def parse_options(key: str, text: str) -> dict[str, Any]:
-    """``"execution=grouped,custom_vjp=False"``, the value of a key, as keyword arguments.
+    """Parses ``"execution=grouped,custom_vjp=False"`` into keyword arguments.
 
-    Values are numbers, True, False, None, or else text. Raises UserError for anything else.
+    Args:
+      key: the config key that has this value, for error messages.
+      text: items ``name=value``, separated by commas.
+
+    Returns:
+      The values by name: numbers, True, False, None, or strings.
+
+    Raises:
+      UserError: an item is not of the form ``name=value``.
     """
     options = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
@@ -223,11 +233,11 @@ def _literal(text: str) -> Any:
 
 
 def validate(config: ConfigDict) -> None:
-    """Raises UserError for a value that no data set or device could make right."""
+    """Raises UserError for values that are invalid whatever the data set and the devices are."""
     flat = flatten(config)
     for key, choices in CHOICES.items():
         if flat[key] not in choices:
-            raise UserError(f"{key}={flat[key]!r} is none of {', '.join(choices)}")
+            raise UserError(f"{key}={flat[key]!r} must be one of {', '.join(choices)}")
     for key in ("batch_size", "eval_batch_size", "trials", "accumulate"):
         _require(flat[key] >= 1, key, flat[key], "at least 1")
     for key in ("schedule.learning_rate", "schedule.factor"):
@@ -235,8 +245,8 @@ def validate(config: ConfigDict) -> None:
     _require(0 <= flat["seed"] < 2**32, "seed", flat["seed"], "from 0 to 4294967295")
     if flat["seed"] + flat["trials"] > 2**32:
         raise UserError(
-            f"seed={flat['seed']} leaves too few for trials={flat['trials']}, each of which has "
-            f"the next one; choose a seed of at most {2**32 - flat['trials']}"
+            f"seed={flat['seed']} is too large for trials={flat['trials']}, which use consecutive "
+            f"seeds; choose a seed of at most {2**32 - flat['trials']}"
         )
     for key in ("shift", "size", "crop", "workers", "cutout", "holdout"):
         _require(
@@ -250,7 +260,7 @@ def validate(config: ConfigDict) -> None:
         raise UserError("dataset.alternate_flip=True needs dataset.flip=True")
     _validate_paths(flat)
     if flat["dataset.name"] == FOLDER and not flat["dataset.source"]:
-        raise UserError("say where your images are: --config.dataset.source=DIR")
+        raise UserError("dataset.source is empty; set --config.dataset.source=DIR to your images")
     if flat["dataset.source"] and not flat["dataset.size"]:
         raise UserError("dataset.source needs dataset.size, the side to rescale its images to")
     if flat["dataset.ten_crop"] and not flat["dataset.crop"]:
@@ -269,9 +279,9 @@ def validate(config: ConfigDict) -> None:
         parse_duration("schedule.warmup", flat["schedule.warmup"])
     if flat["schedule.boundaries"] and flat["schedule.kind"] != "step":
         raise UserError(
-            f"schedule.kind={flat['schedule.kind']} has no boundaries, but "
+            f"schedule.kind={flat['schedule.kind']} takes no boundaries, but "
             f"schedule.boundaries={flat['schedule.boundaries']!r} "
-            "(--config.schedule.boundaries= leaves them out)"
+            "(--config.schedule.boundaries= removes them)"
         )
     parse_window("profile", flat["profile"])
     for key in ("model.options", "optimizer.options"):

@@ -1,4 +1,4 @@
-"""Durations in steps, and learning rates: the paper's (Section 6.2), warm-up, cosine, linear."""
+"""Durations in steps, and learning rate schedules: step (Section 6.2), cosine, linear, warm-up."""
 
 import dataclasses
 import math
@@ -12,59 +12,75 @@ from multipath_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Duration:
-    """A number of epochs or of steps."""
+    """A number of epochs or of steps.
+
+    Attributes:
+      number: how many.
+      unit: "epochs" or "steps".
+    """
 
     number: float
-    unit: str  # "epochs" or "steps"
+    unit: str
 
     def steps(self, steps_per_epoch: int) -> int:
-        """In whole steps, at least one."""
+        """The duration in steps, rounded, at least one."""
         factor = steps_per_epoch if self.unit == "epochs" else 1
         return max(1, round(self.number * factor))
 
 
 def parse_duration(key: str, text: str) -> Duration:
-    """``"200 epochs"``, ``"1 epoch"``, ``"0.5 epochs"`` or ``"50 steps"`` as a `Duration`.
+    """Parses ``"200 epochs"``, ``"1 epoch"``, ``"0.5 epochs"`` or ``"50 steps"``.
+
+    Args:
+      key: the config key that has this value, for error messages.
+      text: the duration.
 
     Raises:
-      UserError: anything else; names ``key``, the key of the config.
+      UserError: the text is not a duration.
     """
     match = re.fullmatch(r"\s*(\d+\.?\d*)\s+(epoch|step)s?\s*", text)
     if not match or float(match[1]) == 0 or (match[2] == "step" and "." in match[1]):
-        raise UserError(f"{key}={text!r} is no duration; write '200 epochs' or '50 steps'")
+        raise UserError(f"{key}={text!r} is not a duration; write '200 epochs' or '50 steps'")
     return Duration(float(match[1]), match[2] + "s")
 
 
 def parse_durations(key: str, text: str) -> list[Duration]:
-    """``"80 epochs, 150 epochs"`` as a list; ``""`` as an empty one. Raises as `parse_duration`."""
+    """Parses ``"80 epochs, 150 epochs"`` into a list; ``""`` gives an empty list.
+
+    Arguments and errors are those of `parse_duration`.
+    """
     return [parse_duration(key, part) for part in text.split(",")] if text.strip() else []
 
 
 def parse_window(key: str, text: str) -> tuple[int, int] | None:
-    """``"100-110"`` as ``(100, 110)``, the steps from one to the other; ``""`` as None.
+    """Parses a range of steps: ``"100-110"`` gives ``(100, 110)``, ``""`` gives None.
+
+    Args:
+      key: the config key that has this value, for error messages.
+      text: the range.
 
     Raises:
-      UserError: anything else, or a window that is empty.
+      UserError: the text is not a range, or the range is empty.
     """
     if not text.strip():
         return None
     match = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", text)
     if not match or int(match[1]) >= int(match[2]):
-        raise UserError(f"{key}={text!r} is no range of steps; write '100-110'")
+        raise UserError(f"{key}={text!r} is not a range of steps; write '100-110'")
     return int(match[1]), int(match[2])
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A recipe in steps.
+    """All durations of a config, in steps.
 
     Attributes:
-      steps_per_epoch: whole batches in the training split.
+      steps_per_epoch: number of whole batches in the training split.
       total: the step at which training ends.
-      boundaries: the steps before which the learning rate falls.
-      warmup: the first steps, in which it rises.
-      log_every, eval_every, checkpoint_every: in steps.
-      profile: the steps between which a trace is recorded, if any.
+      boundaries: the steps at which the learning rate is multiplied by ``schedule.factor``.
+      log_every, eval_every, checkpoint_every: intervals, in steps.
+      profile: first and last step of the profiler trace; None if nothing is traced.
+      warmup: number of steps of the linear warm-up.
     """
 
     steps_per_epoch: int
@@ -77,22 +93,29 @@ class Plan:
     warmup: int = 0
 
     def due(self, every: int, step: int) -> bool:
-        """Whether something that happens so often, and at the end, happens after ``step`` steps."""
+        """Whether an event with the interval ``every`` is due after ``step`` steps.
+
+        Every event is due at the end of training.
+        """
         return step % every == 0 or step == self.total
 
     def next_stop(self, step: int) -> int:
-        """The first step after ``step`` at which an epoch ends or something is due or begins."""
+        """The first step after ``step`` at which an epoch, an interval or the trace ends."""
         intervals = (self.steps_per_epoch, self.log_every, self.eval_every, self.checkpoint_every)
         regular = [(step // every + 1) * every for every in intervals]
         return min(self.total, *regular, *(edge for edge in self.profile or () if edge > step))
 
 
 def make_plan(config: ConfigDict, steps_per_epoch: int) -> Plan:
-    """The config's durations in steps.
+    """Converts the durations of a config to steps.
+
+    Args:
+      config: the whole config.
+      steps_per_epoch: number of whole batches in the training split.
 
     Raises:
-      UserError: a boundary at or past the end of training, or boundaries out of order; a
-        warm-up that ends no sooner than the first drop or training; steps to trace past the end.
+      UserError: boundaries are out of order, or at or past the end of training; the warm-up does
+        not end before the first boundary; the steps to trace are past the end of training.
     """
 
     def steps(key):
@@ -112,33 +135,40 @@ def _boundaries(config: ConfigDict, total: int, steps_per_epoch: int) -> tuple[i
     durations = parse_durations("schedule.boundaries", config.schedule.boundaries)
     boundaries = tuple(duration.steps(steps_per_epoch) for duration in durations)
     if list(boundaries) != sorted(set(boundaries)):
-        raise UserError(f"schedule.boundaries={config.schedule.boundaries!r} must rise")
+        raise UserError(f"schedule.boundaries={config.schedule.boundaries!r} must be increasing")
     if boundaries and boundaries[-1] >= total:
         raise UserError(
             f"schedule.boundaries={config.schedule.boundaries!r} reaches past the end of training, "
-            f"train_for={config.train_for!r} (--config.schedule.boundaries= leaves them out)"
+            f"train_for={config.train_for!r} (--config.schedule.boundaries= removes them)"
         )
     return boundaries
 
 
 def _warmup(config: ConfigDict, end: int, steps_per_epoch: int) -> int:
-    """The steps of the warm-up, which is over before the step ``end``."""
+    """The number of warm-up steps. Raises UserError unless it is less than ``end``."""
     text = config.schedule.warmup
     warmup = parse_duration("schedule.warmup", text).steps(steps_per_epoch) if text else 0
     if warmup >= end:
         raise UserError(
             f"schedule.warmup={text!r} must end before the first of schedule.boundaries and before "
-            f"train_for={config.train_for!r} (--config.schedule.warmup= leaves it out)"
+            f"train_for={config.train_for!r} (--config.schedule.warmup= removes it)"
         )
     return warmup
 
 
 def learning_rate(config: ConfigDict, plan: Plan) -> optax.Schedule:
-    """The rate as a function of the step, counted from zero.
+    """The learning rate schedule of a config.
 
     Section 6.2: a constant rate, multiplied by ``schedule.factor`` at every boundary. Beyond the
-    paper, half a cosine or a straight line, which fall to zero over the steps after the warm-up;
-    and, in the n steps of the warm-up, rate / n, 2 rate / n, ... up to the rate.
+    paper: a cosine or linear decay to zero over the steps after the warm-up, and a linear warm-up
+    with the rates rate / n, 2 rate / n, ..., rate in its n steps.
+
+    Args:
+      config: the whole config.
+      plan: its durations in steps.
+
+    Returns:
+      An optax schedule: a function from the step, counted from zero, to the learning rate.
     """
     rate = config.schedule.learning_rate
     falling = plan.total - plan.warmup
@@ -147,7 +177,7 @@ def learning_rate(config: ConfigDict, plan: Plan) -> optax.Schedule:
     elif config.schedule.kind == "linear":
         pieces = [optax.linear_schedule(rate, 0.0, falling)]
     else:
-        # Rates as exact powers, not as a running product: 0.1 * 0.1 * 0.1 is not 0.001.
+        # Exact powers instead of a running product: 0.1 * 0.1 * 0.1 is not 0.001.
         powers = [math.pow(config.schedule.factor, n) for n in range(len(plan.boundaries) + 1)]
         pieces = [optax.constant_schedule(rate * power) for power in powers]
     starts = plan.boundaries

@@ -1,4 +1,4 @@
-"""Data: TFDS sets in host memory or decoded as they are wanted, augmented on the device."""
+"""Image data sets from TFDS, folders or arrays, in memory or encoded, and their augmentation."""
 
 from multipath_jax.data.arrays import from_arrays
 from multipath_jax.data.augment import (

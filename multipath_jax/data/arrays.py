@@ -1,4 +1,4 @@
-"""A data set made of a user's own arrays."""
+"""A data set from a user's own arrays."""
 
 from collections.abc import Sequence
 
@@ -19,25 +19,25 @@ def from_arrays(
     class_names: Sequence[str] | None = None,
     name: str = "arrays",
 ) -> Dataset:
-    """A data set from arrays in memory, for `Trainer(dataset=)`.
+    """Makes a data set from arrays in memory, for `Trainer(dataset=)`.
 
-    Pixels are uint8, or of any floating type and scale, which becomes float32. Either are
-    normalized by the mean and deviation of each channel of ``x``.
+    Pixels are uint8, or of any floating-point type and range; the latter are converted to float32.
+    Training normalizes them by the mean and standard deviation of each channel of ``x``.
 
     Args:
       x: training images ``[n h w c]``, or ``[n h w]`` for one channel.
-      y: their classes ``[n]``, integers from zero.
-      x_test: test images of the same size and type.
-      y_test: their classes.
-      class_names: in the order of the classes; their numbers by default.
-      name: of the data set, for logs.
+      y: training labels ``[n]``, integers from zero.
+      x_test: test images of the same shape and type, ``[k h w c]`` or ``[k h w]``.
+      y_test: test labels ``[k]``.
+      class_names: names in the order of the labels; the numbers themselves by default.
+      name: name of the data set, for logs.
 
     Returns:
-      The data set; the arrays are not copied where they are of the right type already.
+      The data set. Arrays that have the right type already are not copied.
 
     Raises:
-      UserError: arrays of other shapes or types, labels that are no classes, values that are not
-        finite.
+      UserError: the arrays have wrong or different shapes or types, labels are negative, values
+        are not finite, or there are too few class names.
     """
     train, test = _split(x, y, "x", "y"), _split(x_test, y_test, "x_test", "y_test")
     for what, before, after in (
@@ -57,21 +57,21 @@ def from_arrays(
 
 
 def _split(images: ArrayLike, labels: ArrayLike, x: str, y: str) -> Split:
-    """``x`` and ``y``: the names of the arrays in messages."""
+    """Checks and converts the arrays of one split; ``x`` and ``y`` are their names in errors."""
     images, labels = np.asarray(images), np.asarray(labels)
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or 0 in images.shape:
-        raise UserError(f"{x} needs images [n h w c] or [n h w], got shape {images.shape}")
+        raise UserError(f"{x} must be images [n h w c] or [n h w], got shape {images.shape}")
     if np.issubdtype(images.dtype, np.floating):
         images = images.astype(np.float32, copy=False)
         if not np.isfinite(images).all():
-            raise UserError(f"{x} has values that are not finite; leave these images out")
+            raise UserError(f"{x} has values that are not finite; remove these images")
     elif images.dtype != np.uint8:
-        raise UserError(f"{x} needs pixels of type uint8 or a floating one, got {images.dtype}")
+        raise UserError(f"{x} must be uint8 or a floating-point type, got {images.dtype}")
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(
-            f"{y} needs {len(images)} integers, a class for each image of {x}, got shape "
+            f"{y} must be {len(images)} integers, one label per image of {x}, got shape "
             f"{labels.shape} of type {labels.dtype}"
         )
     if labels.min() < 0:
@@ -82,10 +82,10 @@ def _split(images: ArrayLike, labels: ArrayLike, x: str, y: str) -> Split:
 def _statistics(
     images: Num[np.ndarray, "n h w c"],
 ) -> tuple[Float32[np.ndarray, " c"], Float32[np.ndarray, " c"]]:
-    """Mean and deviation of each channel: of uint8 pixels in [0, 1], of others as they are."""
+    """Mean and standard deviation of each channel; uint8 pixels are scaled to [0, 1] first."""
     if images.dtype == np.uint8:
         return pixel_statistics(images)
     axes = (0, 1, 2)
     std = images.std(axes, dtype=np.float64)
-    std[std == 0] = 1.0  # a channel of one value has nothing to scale
+    std[std == 0] = 1.0  # avoids a division by zero for a constant channel
     return images.mean(axes, dtype=np.float64).astype(np.float32), std.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Augmentation on the device: pure functions over a batch, made to run inside the compiled step.
+"""Augmentation on the device: pure functions of a batch that run inside the compiled step.
 
 Shapes: `b` batch, `h w` height and width, `c` channels.
 """
@@ -17,9 +17,14 @@ def normalize(
     mean: Float[Array | np.ndarray, " c"],
     std: Float[Array | np.ndarray, " c"],
 ) -> Float[Array, "b h w c"]:
-    """Pixels less the mean, over the deviation: `[b h w c]` to float32.
+    """Subtracts the mean and divides by the standard deviation of each channel.
 
-    uint8 pixels are brought to [0, 1] first, float32 ones are taken as they are.
+    Args:
+      images: `[b h w c]`; uint8 pixels are scaled to [0, 1] first, float32 pixels are not.
+      mean, std: `[c]`.
+
+    Returns:
+      float32 `[b h w c]`.
     """
     if images.dtype == jnp.uint8:
         images = images.astype(jnp.float32) / 255
@@ -29,10 +34,17 @@ def normalize(
 def random_shift(
     key: PRNGKeyArray, images: Float[Array, "b h w c"], max_shift: int, mode: str = "zeros"
 ) -> Float[Array, "b h w c"]:
-    """Moves each image by its own whole number of pixels, at most `max_shift` either way.
+    """Shifts each image by a random whole number of pixels in each direction (Section 6.2).
 
-    Both offsets are uniform. `mode` says what the vacated pixels are: "zeros", the mean colour of
-    normalized images, or "reflect", the image mirrored at its outermost pixels.
+    Args:
+      key: a random key.
+      images: normalized images `[b h w c]`.
+      max_shift: the largest shift in pixels; both offsets are uniform in [-max_shift, max_shift].
+      mode: fill of the vacated pixels: "zeros" (the mean color of normalized images), or "reflect"
+        (the image mirrored at its outermost pixels).
+
+    Returns:
+      `[b h w c]`.
     """
     margin = (max_shift, max_shift)
     how = "constant" if mode == "zeros" else mode
@@ -43,10 +55,19 @@ def random_shift(
 def random_crop(
     key: PRNGKeyArray, images: Num[Array, "b h w c"], height: int, width: int
 ) -> Num[Array, "b height width c"]:
-    """Cuts `height` x `width` pixels out of each image, at a place of its own, all as likely."""
-    # A slice of each image under vmap: for random_shift at 128x32x32x3 on a CPU faster than
-    # indexing rows and columns (1.3 times), a loop over images (2) and choosing among static
-    # shifts (14).
+    """Crops each image at a random position, uniform over all positions.
+
+    Args:
+      key: a random key.
+      images: `[b h w c]`.
+      height, width: size of the crop in pixels.
+
+    Returns:
+      `[b height width c]`.
+    """
+    # A dynamic slice under vmap: for random_shift at 128x32x32x3 on a CPU 1.3 times as fast as
+    # indexing rows and columns, 2 times as a loop over images, 14 times as selecting among static
+    # shifts.
     places = jnp.array([images.shape[1] - height + 1, images.shape[2] - width + 1])
     offsets = jax.random.randint(key, (len(images), 2), 0, places)
 
@@ -57,7 +78,7 @@ def random_crop(
 
 
 def random_flip(key: PRNGKeyArray, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """Mirrors each image left to right with probability one half."""
+    """Mirrors each image left to right with probability 1/2: `[b h w c] -> [b h w c]`."""
     flipped = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))
     return jnp.where(flipped, images[:, :, ::-1], images)
 
@@ -65,12 +86,19 @@ def random_flip(key: PRNGKeyArray, images: Float[Array, "b h w c"]) -> Float[Arr
 def alternately_mirrored(
     key: PRNGKeyArray, images: Num[Array, "b h w c"], epoch: Int[Array, ""]
 ) -> Bool[Array, " b"]:
-    """Which images to mirror in this epoch: half of them in the even epochs, the others in the odd.
+    """Which images to mirror in an epoch: half of them in even epochs, the others in odd epochs.
 
-    Which half an image is in is decided by a hash of its pixels, strongly universal under a random
-    `key` (any two images that differ have bits of their own): so it depends neither on where the
-    image came from nor on its place in the batch. Give the images as they are stored, and the same
-    key in all epochs.
+    The half is one bit of a hash of the image's pixels. It depends neither on the source of the
+    image nor on its position in the batch. The hash is strongly universal under a random `key`: the
+    bits of different images are independent.
+
+    Args:
+      key: a random key, the same in all epochs.
+      images: `[b h w c]` as stored, before any augmentation.
+      epoch: from zero.
+
+    Returns:
+      bool `[b]`.
     """
     weights_key, offset_key = jax.random.split(key)
     weights = jax.random.bits(weights_key, images.shape[1:], jnp.uint32)
@@ -84,23 +112,39 @@ def alternately_mirrored(
 def cutout(
     key: PRNGKeyArray, images: Float[Array, "b h w c"], side: int
 ) -> Float[Array, "b h w c"]:
-    """Zeros in a square of each image, the rest of which is as it was (DeVries and Taylor, 2017).
+    """Sets a square of each image to zero (DeVries and Taylor, 2017).
 
-    The centre is any pixel, all as likely; what of the square lies outside the image is lost.
+    The center of the square is uniform over the pixels; the square is clipped at the image's edges.
+
+    Args:
+      key: a random key.
+      images: `[b h w c]`.
+      side: side of the square in pixels.
+
+    Returns:
+      `[b h w c]`.
     """
     count, height, width, _ = images.shape
-    centres = jax.random.randint(key, (count, 2), 0, jnp.array([height, width]))
-    first = centres - side // 2
+    centers = jax.random.randint(key, (count, 2), 0, jnp.array([height, width]))
+    first = centers - side // 2
     return jnp.where(boxes(first, first + side, height, width), 0, images)
 
 
 def random_erase(
     key: PRNGKeyArray, images: Float[Array, "b h w c"], probability: float
 ) -> Float[Array, "b h w c"]:
-    """Zeros in a rectangle within each image, with this probability (Zhong et al., 2020).
+    """Sets a random rectangle inside some of the images to zero (Zhong et al., 2020).
 
-    Its area is from 2 % to 33 % of the image's, its height from 0.3 to 3.3 times its width. As in
-    torchvision, ten are drawn, and the first that fits is taken.
+    Its area is 2 % to 33 % of the image, its height 0.3 to 3.3 times its width. As in torchvision,
+    ten sizes are drawn, and the first that fits into the image is used.
+
+    Args:
+      key: a random key.
+      images: `[b h w c]`.
+      probability: of erasing, for each image.
+
+    Returns:
+      `[b h w c]`.
     """
     count, height, width, _ = images.shape
     keys = jax.random.split(key, 4)
@@ -120,7 +164,16 @@ def random_erase(
 def boxes(
     first: Int[Array, "b 2"], stop: Int[Array, "b 2"], height: int, width: int
 ) -> Bool[Array, "b h w 1"]:
-    """Which pixels lie in the box of each image, from (row, column) `first` to before `stop`."""
+    """A mask of the pixels in one box per image.
+
+    Args:
+      first: (row, column) of the first pixel, `[b 2]`.
+      stop: (row, column) after the last pixel, `[b 2]`.
+      height, width: size of the images.
+
+    Returns:
+      bool `[b h w 1]`.
+    """
     rows, columns = jnp.arange(height)[:, None], jnp.arange(width)
 
     def inside(places, axis):
@@ -141,9 +194,20 @@ def augment(
     cutout_side: int = 0,
     erase: float = 0.0,
 ) -> Float[Array, "b h w c"]:
-    """Shift, flip, cutout and random erasing, one after the other; 0 and False leave one out.
+    """Applies shift, flip, cutout and random erasing, in this order.
 
-    `mirrored` says which images are flipped, in place of half of them at random.
+    Args:
+      key: a random key.
+      images: normalized images `[b h w c]`.
+      max_shift: largest shift in pixels; 0: no shift.
+      flip: whether to mirror images.
+      shift_mode: as `mode` in `random_shift`.
+      mirrored: bool `[b]`, the images to mirror if `flip`; None: each with probability 1/2.
+      cutout_side: side of the zeroed square in pixels; 0: none.
+      erase: probability of random erasing; 0: none.
+
+    Returns:
+      `[b h w c]`.
     """
     shift_key, flip_key = jax.random.split(key)
     if max_shift:
@@ -160,7 +224,13 @@ def augment(
 
 
 class MixedLabels(NamedTuple):
-    """The labels of mixed images: of `labels` the part `share`, of `others` the rest."""
+    """The labels of mixed images.
+
+    Attributes:
+      labels: `[b]`.
+      others: the labels of the other images, `[b]`.
+      share: the weight of `labels`, from 0 to 1, `[b]`; that of `others` is `1 - share`.
+    """
 
     labels: Int[Array, " b"]
     others: Int[Array, " b"]
@@ -174,13 +244,21 @@ def mix(
     mixup: float,
     cutmix: float,
 ) -> tuple[Float[Array, "b h w c"], MixedLabels]:
-    """Mixes each image with the one before it in the batch, whose order is random already.
+    """Mixes each image with the previous one in the batch (whose order is random already).
 
-    `mixup` (Zhang et al., 2018): the weighted mean of both, of weights l and 1 - l, where l is
-    drawn from Beta(mixup, mixup). `cutmix` (Yun et al., 2019): a box of the other image in its own
-    place, of the part 1 - l of the area, l from Beta(cutmix, cutmix); the centre is any pixel, and
-    what of the box lies outside the image is lost. Where neither is 0 each image takes one of them,
-    either as likely. A label's share is that of its image in the pixels.
+    mixup (Zhang et al., 2018) averages both images with weights l and 1 - l, l ~ Beta(a, a).
+    cutmix (Yun et al., 2019) pastes a box of the other image at the same position, of a fraction
+    1 - l of the area, l ~ Beta(a, a); its center is uniform over the pixels, and the box is clipped
+    at the image's edges. If both are enabled, each image uses one of them, with probability 1/2.
+
+    Args:
+      key: a random key.
+      images: `[b h w c]`.
+      labels: `[b]`.
+      mixup, cutmix: the parameter a of each; 0 disables it.
+
+    Returns:
+      The mixed images `[b h w c]`, and their labels, weighted by the fraction of pixels.
     """
     count, height, width, _ = images.shape
     keys = jax.random.split(key, 4)

@@ -1,4 +1,4 @@
-"""Image classification data sets, in host memory or left encoded on the disk, prepared by TFDS."""
+"""Image classification data sets, decoded in host memory or left encoded on disk."""
 
 import dataclasses
 import io
@@ -21,20 +21,25 @@ from multipath_jax.data.prepared import one_line, open_prepared
 from multipath_jax.data.records import BadRecord, Files, Records, Subset
 from multipath_jax.errors import UserError
 
-_READ_AT_ONCE = 1000  # records; one call for many costs half of one call for each
-_SAMPLE = 1000  # images whose statistics stand for those of a split that stays encoded
+_READ_AT_ONCE = 1000  # records per call, which halves the time of one call per record
+_SAMPLE = 1000  # images from which the statistics of an encoded split are estimated
 _SAMPLE_AT_ONCE = 50  # 10 MB of 256x256 pixels
-TEST, HELD_OUT = "test", "held_out"  # what is evaluated: the test split, or training images
+TEST, HELD_OUT = "test", "held_out"  # the evaluated images: test split, or held-out training images
 
 
 def evaluated(holdout: int) -> str:
-    """What is evaluated where so many training images are held out."""
+    """The kind of images to evaluate on (`TEST` or `HELD_OUT`), if `holdout` are held out."""
     return HELD_OUT if holdout else TEST
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """One split: images `[n h w c]`, uint8 or float32, and labels `[n]`."""
+    """One split in host memory.
+
+    Attributes:
+      images: `[n h w c]`, uint8 or float32.
+      labels: int32 `[n]`.
+    """
 
     images: UInt8[np.ndarray, "n h w c"] | Float32[np.ndarray, "n h w c"]
     labels: Int32[np.ndarray, " n"]
@@ -49,25 +54,28 @@ class Split:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the pixels."""
+        """Type of the pixels."""
         return self.images.dtype
 
     @property
     def fingerprint(self) -> str:
-        """A checksum of the labels and of all pixels."""
+        """A checksum of the labels and the pixels, eight hex digits."""
         return f"{zlib.crc32(np.ascontiguousarray(self.images), zlib.crc32(self.labels)):08x}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Both splits, and the mean and deviation `[c]` of the training pixels.
-
-    Those of uint8 pixels are in [0, 1].
+    """A training and a test split, with their classes and pixel statistics.
 
     Attributes:
-      notes: lines that a run prints before it begins; what was found in a user's folder.
-      evaluated: what the split `test` is: "test", or "held_out" for images that were taken out of
-        the training split in its place (`held_out_indices`).
+      name: name of the data set.
+      train: the training split.
+      test: the split to evaluate on.
+      class_names: names in the order of the labels.
+      mean, std: mean and standard deviation of the training pixels, `[c]`; uint8 pixels are scaled
+        to [0, 1] first.
+      notes: lines for a run to print, such as what was found in a user's folder.
+      evaluated: "test", or "held_out" if `test` holds training images (`held_out_indices`).
     """
 
     name: str
@@ -90,21 +98,28 @@ class Dataset:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the pixels: uint8, or float32 for arrays of a user's."""
+        """Type of the pixels: uint8, or float32 for a user's arrays."""
         return self.train.dtype
 
 
 def load_dataset(name: str, data_dir: str | os.PathLike | None, holdout: int = 0) -> Dataset:
-    """Reads a whole data set into memory.
+    """Reads a whole data set into host memory.
 
-    `name` is "digits" (prepared on first use), "cifar10" or "cifar100" (downloaded and prepared
-    when missing, if TensorFlow is installed), or any TFDS data set prepared as ArrayRecord with the
-    features `image` (uint8, all of one size) and `label`, and the splits `train` and `test` (or
-    `validation` in its place). TFDS's `name/config:version` is understood.
-    `data_dir` holds the data sets; None is TFDS's default, `~/tensorflow_datasets` or
-    `$TFDS_DATA_DIR`. Raises `UserError` where the data are missing or cannot be used.
-    With a `holdout`, so many training images are the split `test`, and the data set's own is not
-    read.
+    Args:
+      name: "digits" (prepared on first use), "cifar10" or "cifar100" (downloaded and prepared if
+        missing and TensorFlow is installed), or any TFDS data set, as `name/config:version`. It
+        must be prepared as ArrayRecord files, with the features `image` (uint8, all of one size)
+        and `label` and the splits `train` and `test` (or else `validation`).
+      data_dir: the folder of prepared data sets; None is TFDS's default, `~/tensorflow_datasets` or
+        `$TFDS_DATA_DIR`.
+      holdout: if positive, evaluate on this many training images, which are not trained on; the
+        test split is not read.
+
+    Returns:
+      The data set.
+
+    Raises:
+      UserError: the data are missing or unusable.
     """
     builder = open_prepared(name, data_dir)
     _check_features(builder)
@@ -132,12 +147,22 @@ def open_encoded(
     source: str | os.PathLike | None = None,
     holdout: int = 0,
 ) -> Dataset:
-    """A data set of pictures of any size, which stay on the disk until they are wanted.
+    """Opens a data set of images of any size without decoding it.
 
-    They are then rescaled to `size` x `size` RGB. For `name`, `data_dir`, `holdout` and what is
-    raised, see `load_dataset`; a `source`, if there is one, is used in place of the first two: a
-    folder of class folders (`folder.open_folder`). Mean and deviation are those of at most 1,000
-    training images, evenly spaced over the split.
+    Images are decoded and rescaled to `size` x `size` RGB when a batch is loaded (Section 6.1).
+    Mean and standard deviation are those of at most 1,000 training images, evenly spaced.
+
+    Args:
+      name, data_dir, holdout: as in `load_dataset`.
+      size: height and width of the images, in pixels.
+      source: a folder of class folders (`folder.open_folder`), used instead of `name` and
+        `data_dir`.
+
+    Returns:
+      The data set; its splits are `EncodedSplit`s.
+
+    Raises:
+      UserError: the data are missing or unusable.
     """
     notes = ()
     if source:
@@ -166,22 +191,30 @@ def open_encoded(
 def held_out_indices(
     labels: Int32[np.ndarray, " n"], holdout: int
 ) -> tuple[Int64[np.ndarray, " kept"], Int64[np.ndarray, " held"]]:
-    """The training images that are kept and those held out, both in their own order.
+    """Splits the training images into those to train on and those to hold out.
 
-    Of every class its share is held out, to within one image; which ones is as good as random, but
-    the same for every run. None is held out whose label is -1, unknown. Raises `UserError` where
-    nothing would be left to train on.
+    The held-out images are a stratified sample: each class is represented in proportion, to within
+    one image. The sample is pseudorandom, and the same in every run.
+
+    Args:
+      labels: `[n]`; images with the label -1 (unknown) are not held out.
+      holdout: number of images to hold out.
+
+    Returns:
+      The indices of the images to train on and of the held-out ones, both in increasing order.
+
+    Raises:
+      UserError: no image would remain to train on.
     """
     known = np.flatnonzero(labels >= 0)
     if holdout >= len(known):
         raise UserError(
-            f"dataset.holdout={holdout} leaves none of the {len(known)} training images; "
-            "hold out fewer"
+            f"holdout={holdout} leaves none of the {len(known)} training images; hold out fewer"
         )
-    # The raw words of a bit generator stay the same in all versions of NumPy.
+    # NumPy guarantees the raw output of a bit generator across versions, not that of a Generator.
     drawn = np.random.PCG64(0).random_raw(len(labels))
     by_class = known[np.lexsort((drawn[known], labels[known]))]
-    # Evenly spaced over the classes, one after another.
+    # Evenly spaced over the images, which are sorted by class.
     places = (np.arange(holdout) * len(known) + len(known) // 2) // holdout
     held = np.zeros(len(labels), bool)
     held[by_class[places]] = True
@@ -191,7 +224,7 @@ def held_out_indices(
 def _sampled_statistics(
     split: EncodedSplit,
 ) -> tuple[Float32[np.ndarray, " c"], Float32[np.ndarray, " c"]]:
-    """Mean and deviation `[c]` of some images; always the same ones, so that runs can go on."""
+    """Mean and standard deviation `[c]` of a fixed sample of a split's images."""
     count = min(len(split), _SAMPLE)
     chosen = np.arange(count) * len(split) // count
     parts = np.split(chosen, range(_SAMPLE_AT_ONCE, count, _SAMPLE_AT_ONCE))
@@ -201,12 +234,21 @@ def _sampled_statistics(
 def pixel_statistics(
     images: UInt8[np.ndarray, "n h w c"],
 ) -> tuple[Float32[np.ndarray, " c"], Float32[np.ndarray, " c"]]:
-    """Mean and deviation `[c]` of each channel in [0, 1], from exact sums of integers."""
+    """Mean and standard deviation of each channel, of pixels scaled to [0, 1].
+
+    Computed from exact integer sums.
+
+    Args:
+      images: uint8 `[n h w c]`.
+
+    Returns:
+      Mean and standard deviation, float32 `[c]`; 1 for a constant channel's deviation.
+    """
     return statistics(histograms(images))
 
 
 def histograms(images: UInt8[np.ndarray, "n h w c"]) -> Int64[np.ndarray, "c 256"]:
-    """How often each channel has each value."""
+    """The number of pixels with each value, per channel: `[n h w c] -> [c 256]`."""
     channels = np.moveaxis(images, -1, 0)
     return np.stack([np.bincount(channel.ravel(), minlength=256) for channel in channels])
 
@@ -214,13 +256,13 @@ def histograms(images: UInt8[np.ndarray, "n h w c"]) -> Int64[np.ndarray, "c 256
 def statistics(
     histograms: Int64[np.ndarray, "c 256"],
 ) -> tuple[Float32[np.ndarray, " c"], Float32[np.ndarray, " c"]]:
-    """Mean and deviation `[c]` in [0, 1] of channels whose values are so frequent."""
+    """Mean and standard deviation `[c]` in [0, 1] of channels with these histograms."""
     levels = np.arange(256)
     moments = []
     for histogram in histograms:
         count = int(histogram.sum())
         total, squares = int(histogram @ levels), int(histogram @ levels**2)
-        # A channel of one colour has nothing to scale; 1 keeps the division defined.
+        # 1 for a constant channel avoids a division by zero.
         deviation = math.sqrt(count * squares - total * total) / (255 * count) or 1.0
         moments.append((total / (255 * count), deviation))
     mean, std = np.array(moments, np.float32).T
@@ -228,7 +270,7 @@ def statistics(
 
 
 def _check_features(builder: tfds.core.DatasetBuilder) -> None:
-    """Raises `UserError` unless there are uint8 images and class labels."""
+    """Raises `UserError` unless the data set has uint8 images and class labels."""
     wanted = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
     features = builder.info.features
     for key, kind in wanted.items():
@@ -250,7 +292,7 @@ def _listed(features: tfds.features.FeaturesDict) -> str:
 
 
 def _split_names(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
-    """The splits to train and to test on. Raises `UserError` where one is missing."""
+    """Names of the training and the test split. Raises `UserError` if one is missing."""
     splits = [name for name, split in builder.info.splits.items() if split.num_examples]
     test = "test" if "test" in splits else "validation"
     if "train" not in splits or test not in splits:
@@ -263,7 +305,7 @@ def _split_names(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
 
 
 def _read_split(builder: tfds.core.DatasetBuilder, name: str) -> Split:
-    """Decodes one split. Raises `UserError` for a record that cannot be used, naming it."""
+    """Reads and decodes one split. Raises `UserError` that names a record it cannot use."""
     start = time.monotonic()
     count = builder.info.splits[name].num_examples
     num_classes = builder.info.features["label"].num_classes
@@ -289,7 +331,7 @@ def _read_split(builder: tfds.core.DatasetBuilder, name: str) -> Split:
 
 
 def _examples(records: Records, channels: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Images `[h w c]` and labels, in the order of the files."""
+    """Yields images `[h w c]` and labels in the order of the files."""
     for start in range(0, len(records), _READ_AT_ONCE):
         indices = range(start, min(start + _READ_AT_ONCE, len(records)))
         try:
@@ -306,9 +348,9 @@ def _examples(records: Records, channels: int) -> Iterator[tuple[np.ndarray, int
 
 
 def _decode(encoded: bytes, channels: int) -> UInt8[np.ndarray, "h w c"]:
-    """An image as `decode` gives it. Raises `OSError`, `SyntaxError` or `ValueError` if damaged."""
+    """Decodes as `images.decode`. Raises `OSError`, `SyntaxError` or `ValueError` if damaged."""
     image, mode = Image.open(io.BytesIO(encoded)), PIL_MODES[channels]
-    # What says no more than its pixels is faster read at once: neither turned nor transparent.
+    # Fast path: without metadata an image is neither rotated nor transparent.
     plain = image.mode == mode and not image.info
     pixels = np.asarray(image if plain else decode(encoded, mode=mode))
     return pixels.reshape(*pixels.shape[:2], channels)

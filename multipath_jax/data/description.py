@@ -1,4 +1,4 @@
-"""A data set without its images: all that a trained network has to know of it."""
+"""Metadata of a data set: all that is needed to use a trained network without the images."""
 
 import dataclasses
 import json
@@ -13,17 +13,22 @@ from multipath_jax.data.datasets import Dataset, Split
 from multipath_jax.data.encoded import EncodedSplit
 from multipath_jax.errors import UserError
 from multipath_jax.utils import storage
-from multipath_jax.utils.names import shown
+from multipath_jax.utils.names import printable
 
-# Of mean and deviation in [0, 1], a quarter of a grey level: another version of a JPEG decoder
-# rounds other pixels of the same images.
+# Tolerance for mean and deviation in [0, 1], a quarter of a grey level: JPEG decoders of different
+# versions round differently.
 _CLOSE = 1e-3
 _LISTED = 5  # class names in a message
 
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """What is kept of a split: how many examples it has, and what tells other ones from them."""
+    """Metadata of a split.
+
+    Attributes:
+      count: number of examples.
+      fingerprint: differs between splits of different examples.
+    """
 
     count: int
     fingerprint: str
@@ -31,16 +36,17 @@ class Examples:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Description:
-    """What a run keeps beside its checkpoints, so that they are of use without the data.
+    """Metadata of a data set. A run stores it beside its checkpoints, to use them without the data.
 
     Attributes:
-      name: of the data set.
-      class_names: in the order of the logits.
-      stored_shape: height, width and channels of an image as the data set gives it.
-      image_shape: the same of an image as the network sees it, after cropping.
-      dtype: of the pixels: uint8 or float32.
-      mean, std: of the training pixels (uint8 ones in [0, 1]), by channel.
-      train, test: the splits.
+      name: name of the data set.
+      class_names: names in the order of the logits.
+      stored_shape: height, width and channels of the images as stored.
+      image_shape: height, width and channels after cropping, as the network takes them.
+      dtype: type of the pixels, uint8 or float32.
+      mean, std: mean and standard deviation of the training pixels, `[c]`; uint8 pixels are scaled
+        to [0, 1] first.
+      train, test: metadata of the splits.
     """
 
     name: str
@@ -59,7 +65,15 @@ class Description:
 
 
 def describe(dataset: Dataset, image_shape: tuple[int, int, int] | None = None) -> Description:
-    """The description of a data set; ``image_shape``: after cropping, if its images are cropped."""
+    """Makes the description of a data set.
+
+    Args:
+      dataset: the data set.
+      image_shape: height, width and channels after cropping; None if images are not cropped.
+
+    Returns:
+      The description.
+    """
     return Description(
         name=dataset.name,
         class_names=dataset.class_names,
@@ -83,12 +97,16 @@ def _examples(split: Split | EncodedSplit) -> Examples:
 
 
 def differences(trained: Description, now: Description) -> dict[str, str]:
-    """What differs between the data that a run was trained on and those that there are now.
+    """Compares the data that a run was trained on with other data.
 
-    Names and crops apart, which a run's config says.
+    Names and crops are not compared: they are part of the config.
+
+    Args:
+      trained: the data that the run was trained on.
+      now: the other data.
 
     Returns:
-      For each of `Description`'s attributes that differs, words for it: ``before -> now``.
+      For each attribute of `Description` that differs, a phrase with ``before -> now``.
     """
     found = {}
     if trained.class_names != now.class_names:
@@ -98,12 +116,12 @@ def differences(trained: Description, now: Description) -> dict[str, str]:
         found["stored_shape"] = f"shape of the images: {' -> '.join(shapes)}"
     if trained.dtype != now.dtype:
         found["dtype"] = f"type of the pixels: {trained.dtype} -> {now.dtype}"
-    for key, split in (("train", "training"), ("test", "test")):
+    for key, split in (("train", "training"), ("test", "evaluation")):
         before, after = getattr(trained, key), getattr(now, key)
         if before.count != after.count:
             found[key] = f"{before.count:,} -> {after.count:,} {split} images"
         elif before != after:
-            found[key] = f"other {split} images: {before.fingerprint} -> {after.fingerprint}"
+            found[key] = f"different {split} images: {before.fingerprint} -> {after.fingerprint}"
     for key, name in (("mean", "mean"), ("std", "deviation")):
         before, after = getattr(trained, key), getattr(now, key)
         if before.shape != after.shape or np.abs(before - after).max() > _CLOSE:
@@ -117,13 +135,13 @@ def _other_classes(before: Sequence[str], after: Sequence[str]) -> str:
     if gone and new:
         return f"class names: {_listed(gone)} -> {_listed(new)}"
     if gone or new:
-        return f"classes gone: {_listed(gone)}" if gone else f"classes added: {_listed(new)}"
+        return f"classes removed: {_listed(gone)}" if gone else f"classes added: {_listed(new)}"
     return f"order of the classes: {_listed(before)} -> {_listed(after)}"
 
 
 def _listed(names: Sequence[str]) -> str:
     more = [f"and {len(names) - _LISTED} more"] * (len(names) > _LISTED)
-    return ", ".join([*map(shown, names[:_LISTED]), *more])
+    return ", ".join([*map(printable, names[:_LISTED]), *more])
 
 
 def _rounded(values: Float32[np.ndarray, " c"]) -> str:
@@ -131,24 +149,24 @@ def _rounded(values: Float32[np.ndarray, " c"]) -> str:
 
 
 def to_json(description: Description) -> str:
-    """The description as indented JSON; float32 come back to the bit."""
+    """The description as indented JSON; `read_description` restores float32 exactly."""
     values = dataclasses.asdict(description)
     return json.dumps(values, indent=2, default=np.ndarray.tolist) + "\n"
 
 
 def read_description(path: str | os.PathLike) -> Description:
-    """A description written by `to_json`.
+    """Reads a description written by `to_json`.
 
     Raises:
-      UserError: the file cannot be read or is no such description.
+      UserError: the file cannot be read or is not such a description.
     """
     try:
         return _from_json(json.loads(storage.read(path)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise UserError(
-            f"{path} does not say what the run was trained on ({reason}); put back the file that "
-            "training wrote, or train anew in another workdir"
+            f"{path} does not say what the run was trained on ({reason}); restore the file that "
+            "training wrote, or train again in another workdir"
         ) from error
 
 

@@ -11,10 +11,10 @@ _TEST_EVERY = 5  # every fifth example of each class is held out
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-    """Grey images of 8x8 pixels, 10 classes; about a fifth of each class is the test split.
+    """Grayscale images of 8x8 pixels, 10 classes; a fifth of each class is the test split.
 
-    The split counts along scikit-learn's own order, which is that of the files it ships, so it is
-    the same on every machine and with every version.
+    The split follows the order of the file that scikit-learn ships, so it is the same on every
+    machine.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -34,7 +34,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        from sklearn.datasets import load_digits  # two seconds, and needed only here
+        from sklearn.datasets import load_digits  # takes two seconds to import
 
         digits = load_digits()
         held_out = _held_out(digits.target)
@@ -49,7 +49,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
 
 def _held_out(labels: np.ndarray) -> np.ndarray:
-    """bool `[n]`: True for every fifth example of each class."""
+    """A mask `[n]` that is True for every fifth example of each class."""
     seen = collections.Counter()
     held_out = np.zeros(len(labels), bool)
     for index, label in enumerate(labels.tolist()):
@@ -59,7 +59,7 @@ def _held_out(labels: np.ndarray) -> np.ndarray:
 
 
 def _png(image: np.ndarray) -> io.BytesIO:
-    """Values 0 to 16 as an 8-bit PNG. TFDS stores encoded bytes as they are, without TensorFlow."""
+    """Encodes values from 0 to 16 as an 8-bit PNG, which TFDS stores without TensorFlow."""
     pixels = np.rint(image * (255 / 16)).astype(np.uint8)
     encoded = io.BytesIO()
     Image.fromarray(pixels).save(encoded, format="png")
@@ -68,15 +68,21 @@ def _png(image: np.ndarray) -> io.BytesIO:
 
 
 def prepare_digits(data_dir: str) -> None:
-    """Prepares the digits in `data_dir`; does nothing where that has been done.
+    """Prepares the digits in `data_dir`, if they are not there yet.
 
-    TFDS writes into a folder of its own and renames it when all is written, so an interruption
-    leaves nothing that could be taken for the data set. Raises `OSError` where writing fails.
+    TFDS writes to a temporary folder and renames it at the end, so an interruption leaves no
+    incomplete data set.
+
+    Args:
+      data_dir: the TFDS data directory.
+
+    Raises:
+      OSError: the files cannot be written.
     """
     builder = Digits(data_dir=data_dir)
     try:
         builder.download_and_prepare(file_format="array_record")
     except OSError:
-        # Of two processes that prepare at once, one is too late to rename. That is as good.
+        # Of two processes that prepare concurrently, the second cannot rename; the data are there.
         if not builder.is_prepared():
             raise

@@ -1,4 +1,4 @@
-"""A split that stays encoded: images of any size are decoded and rescaled when they are wanted."""
+"""A split whose images stay encoded and are decoded and rescaled when a batch is loaded."""
 
 import dataclasses
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -13,11 +13,11 @@ from multipath_jax.errors import UserError
 
 @runtime_checkable
 class Source(Protocol):
-    """Encoded images and labels, read at random: `records.Records`, for one.
+    """Random access to encoded images and labels; implemented by `records.Records`.
 
     Attributes:
-      remedy: what to do where a record cannot be read.
-      fingerprint: differs between sources of other images or labels.
+      remedy: advice for error messages about a record that cannot be read.
+      fingerprint: differs between sources of different images or labels.
     """
 
     remedy: str
@@ -26,14 +26,14 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Record:
-        """Raises `BadRecord`."""
+        """The record at an index. Raises `BadRecord` if it cannot be read."""
 
     def name(self, index: int) -> str:
-        """How to speak of a record."""
+        """The name of a record, for error messages."""
 
 
 class Decoded(NamedTuple):
-    """Some examples.
+    """A batch of decoded examples.
 
     Attributes:
       images: ``[b size size 3]``.
@@ -46,12 +46,12 @@ class Decoded(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class EncodedSplit:
-    """One split as it lies on the disk.
+    """One split whose images stay encoded.
 
     Attributes:
       records: the encoded images and their labels.
-      size: the side in pixels to which images of another size are rescaled.
-      num_classes: labels are from 0 to one less.
+      size: height and width in pixels to which images are rescaled.
+      num_classes: number of classes; labels are from 0 to `num_classes - 1`.
     """
 
     records: Source
@@ -63,7 +63,7 @@ class EncodedSplit:
 
     @property
     def fingerprint(self) -> str:
-        """That of the records."""
+        """The fingerprint of the records."""
         return self.records.fingerprint
 
     @property
@@ -73,7 +73,7 @@ class EncodedSplit:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the pixels, once decoded."""
+        """Type of the decoded pixels."""
         return np.dtype(np.uint8)
 
     def load(
@@ -81,13 +81,17 @@ class EncodedSplit:
         indices: Int[np.ndarray, " b"],
         into: UInt8[np.ndarray, "b h w 3"] | None = None,
     ) -> Decoded:
-        """The examples with these indices; those past the end, which fill up a batch, are zeros.
+        """Reads and decodes examples.
 
         Args:
-          into: where the images go; None is new memory.
+          indices: `[b]`; an index past the end gives zeros, as padding of a batch.
+          into: memory for the images; None allocates it.
+
+        Returns:
+          The examples, in the order of the indices.
 
         Raises:
-          UserError: a record cannot be read; names it.
+          UserError: a record cannot be read; the message names it.
         """
         images = np.empty((len(indices), *self.image_shape), np.uint8) if into is None else into
         labels = np.zeros(len(indices), np.int32)
@@ -99,14 +103,14 @@ class EncodedSplit:
         return Decoded(images, labels)
 
     def _example(self, index: int, into: np.ndarray) -> int:
-        """Decodes the pixels; gives the label. Raises UserError."""
+        """Decodes the pixels and returns the label. Raises UserError."""
         try:
             return self._decoded(index, into)
         except (BadRecord, BadImage) as error:
             raise unreadable(self.records.name(index), error, self.records.remedy) from error
 
     def _decoded(self, index: int, into: np.ndarray) -> int:
-        """Decodes the pixels; gives the label. Raises BadRecord or BadImage."""
+        """Decodes the pixels and returns the label. Raises BadRecord or BadImage."""
         encoded, label = self.records[index]
         if not 0 <= label < self.num_classes:
             raise BadRecord(f"its label {label} is not one of 0 to {self.num_classes - 1}")
@@ -115,5 +119,5 @@ class EncodedSplit:
 
 
 def unreadable(which: str, reason: object, remedy: str) -> UserError:
-    """What to tell the user of a record, or of several."""
+    """The error for one or several records that cannot be read."""
     return UserError(f"{which} cannot be read ({reason}); {remedy}")

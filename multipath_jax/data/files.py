@@ -1,4 +1,4 @@
-"""Image files where a user keeps them: in folders of classes, or inside a tar file."""
+"""Listing a user's image files: in class folders, or inside tar files."""
 
 import collections
 import contextlib
@@ -12,24 +12,24 @@ from typing import NamedTuple
 
 from multipath_jax.data.images import BadImage
 from multipath_jax.errors import UserError
-from multipath_jax.utils.names import shown
+from multipath_jax.utils.names import printable
 
 SUFFIXES = (
     ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp",
 )  # fmt: skip
-_REASONS = 8  # for leaving files out, of which a line of text has room for so many
+_REASONS = 8  # number of reasons for ignoring files that are listed in one line
 
 
 class ImageFile(NamedTuple):
-    """Where an encoded image lies, and what is known of it without reading it.
+    """The location and metadata of an encoded image, known without reading it.
 
     Attributes:
       label: index of its class.
-      name: its file name, with the folders that it lies in below that of its class.
-      path: the file that holds it: its own, or a tar file.
-      offset: where it begins there, in bytes.
-      size: in bytes.
-      modified: when that file was last written, in nanoseconds.
+      name: its path relative to the class folder.
+      path: the file that contains it: the image file itself, or a tar file.
+      offset: position of its first byte in that file.
+      size: size in bytes.
+      modified: modification time of that file, in nanoseconds.
     """
 
     label: int
@@ -44,7 +44,7 @@ class ImageFile(NamedTuple):
         return self.path if own else f"{self.name} in {self.path}"
 
     def read(self) -> bytes:
-        """The encoded image. Raises `BadImage` where it cannot be read."""
+        """Reads the encoded image. Raises `BadImage` if it cannot be read."""
         try:
             with open(self.path, "rb") as file:
                 file.seek(self.offset)
@@ -52,129 +52,141 @@ class ImageFile(NamedTuple):
         except OSError as error:
             raise BadImage(error.strerror or str(error)) from error
         if len(encoded) < self.size:
-            raise BadImage(f"{self.path} ends before it")
+            raise BadImage(f"{self.path} is truncated")
         return encoded
 
 
 class LeftOut(collections.Counter):
-    """What a folder or a tar file holds beside the images that are used: how many, by reason."""
+    """Number of ignored files and folders, by the reason for ignoring them."""
 
     def __str__(self) -> str:
         counts = [f"{reason} ({count:,})" for reason, count in self.most_common(_REASONS)]
         return ", ".join(counts) + (", and more" if len(self) > _REASONS else "")
 
 
-class Inside(NamedTuple):
-    """What lies in a folder, by name."""
+class Listing(NamedTuple):
+    """The folders and image files in a folder, each sorted by name."""
 
     folders: list[os.DirEntry]
     images: list[os.DirEntry]
 
 
-def look_into(folder: str | os.PathLike, left_out: LeftOut) -> Inside:
-    """The folders and the images in a folder; of images, names decide what is one.
+def list_folder(folder: str | os.PathLike, left_out: LeftOut) -> Listing:
+    """Lists the folders and the image files in a folder.
 
-    The one rule for all folders of a user's: what is hidden is left out, and links are followed.
+    Images are recognized by their suffix. Hidden files and folders are ignored, symbolic links
+    are followed.
 
     Args:
-      left_out: counts what else there is.
+      folder: the folder to list.
+      left_out: updated with the number of ignored entries.
 
     Raises:
       UserError: the folder cannot be read.
     """
-    inside = Inside([], [])
+    listing = Listing([], [])
     try:
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
-                _sort_in(entry, inside, left_out)
+                _add_entry(entry, listing, left_out)
     except OSError as error:
         raise UserError(f"the folder {folder} cannot be read ({error.strerror})") from error
-    return inside
+    return listing
 
 
-def _sort_in(entry: os.DirEntry, inside: Inside, left_out: LeftOut) -> None:
+def _add_entry(entry: os.DirEntry, listing: Listing, left_out: LeftOut) -> None:
     hidden = entry.name.startswith(".")
     try:
-        mode = entry.stat().st_mode  # of what a link leads to
+        mode = entry.stat().st_mode  # of the target of a link
     except OSError:
         if not entry.is_symlink():
             raise
         mode = None
     if stat.S_ISREG(mode or 0):
-        if _is_wanted(entry.name, left_out):
-            inside.images.append(entry)
+        if _is_image(entry.name, left_out):
+            listing.images.append(entry)
     elif mode and stat.S_ISDIR(mode):
         if hidden:
             left_out["hidden folders"] += 1
         else:
-            inside.folders.append(entry)
+            listing.folders.append(entry)
     elif not hidden:
-        # To read a pipe would be to wait for ever.
-        left_out["neither files nor folders" if mode else "links that lead nowhere"] += 1
+        # Reading a pipe would block forever.
+        left_out["neither files nor folders" if mode else "broken links"] += 1
 
 
-def _is_wanted(name: str, left_out: LeftOut) -> bool:
-    """Whether a file is named like an image, and not hidden; what it holds is another matter."""
+def _is_image(name: str, left_out: LeftOut) -> bool:
+    """Whether a file has the suffix of an image and is not hidden; its content is not checked."""
     image, hidden = name.lower().endswith(SUFFIXES), name.startswith(".")
     if hidden and image:
         left_out["hidden images"] += 1
     elif not hidden and not image:
         suffix = os.path.splitext(name)[1].lower()
-        left_out[f"{shown(suffix)} files" if suffix else "files without a suffix"] += 1
+        left_out[f"{printable(suffix)} files" if suffix else "files without a suffix"] += 1
     return image and not hidden
 
 
 def images_within(folder: str | os.PathLike, left_out: LeftOut) -> list[os.DirEntry]:
-    """The images in a folder, at any depth, sorted by their paths; otherwise as `look_into`."""
+    """The images in a folder at any depth, sorted by path; otherwise as `list_folder`."""
     above = frozenset(map(_identity, pathlib.Path(folder).absolute().parents))
     return list(_images_within(os.fspath(folder), left_out, above))
 
 
 def _images_within(folder: str, left_out: LeftOut, above: Set) -> Iterator[os.DirEntry]:
-    inside = look_into(folder, left_out)
+    listing = list_folder(folder, left_out)
     above = above | {_identity(folder)}
-    for entry in sorted([*inside.folders, *inside.images], key=lambda entry: entry.name):
+    for entry in sorted([*listing.folders, *listing.images], key=lambda entry: entry.name):
         if not entry.is_dir():
             yield entry
         elif _identity(entry) in above:
-            left_out["links to a folder they lie in"] += 1
+            left_out["links to a parent folder"] += 1
         else:
             yield from _images_within(entry.path, left_out, above)
 
 
 def _identity(folder: str | os.PathLike) -> tuple[int, int]:
-    """What tells a folder from all others, by whichever path it is reached."""
+    """Device and inode number, which identify a folder whatever its path is."""
     status = os.stat(folder)
     return status.st_dev, status.st_ino
 
 
 def class_folders(parent: str | os.PathLike, left_out: LeftOut) -> list[str]:
-    """The names of the folders in a folder; if there are any, the images beside them are left out.
+    """The names of the folders in a folder, sorted.
+
+    Args:
+      parent: the folder to list.
+      left_out: if there are class folders, updated with what is ignored, such as images beside
+        them.
 
     Raises:
       UserError: the folder cannot be read.
     """
     others = LeftOut()
-    inside = look_into(parent, others)
-    if inside.folders:
-        if inside.images:
-            others["images outside of class folders"] = len(inside.images)
+    listing = list_folder(parent, others)
+    if listing.folders:
+        if listing.images:
+            others["images outside of class folders"] = len(listing.images)
         left_out.update(others)
-    return [entry.name for entry in inside.folders]
+    return [entry.name for entry in listing.folders]
 
 
 def image_files(folder: str | os.PathLike, label: int, left_out: LeftOut) -> list[ImageFile]:
-    """The images of one class: all in its folder, at any depth, sorted.
+    """The images of one class: all images in its folder at any depth, sorted by path.
+
+    Args:
+      folder: the class folder.
+      label: index of the class.
+      left_out: updated with the number of ignored files.
 
     Raises:
-      UserError: there is none, or the folder cannot be read.
+      UserError: the folder has no images, or cannot be read.
     """
     others = LeftOut()
     found = [_image_file(entry, folder, label) for entry in images_within(folder, others)]
     if not found:
         only = f", only {others}" if others else ""
         raise UserError(
-            f"the class folder {folder} holds no image ({', '.join(SUFFIXES)}){only}; add some or "
+            f"the class folder {folder} has no images ({', '.join(SUFFIXES)}){only}; add some or "
             "remove it"
         )
     left_out.update(others)
@@ -182,8 +194,8 @@ def image_files(folder: str | os.PathLike, label: int, left_out: LeftOut) -> lis
 
 
 def flat_images(folder: str | os.PathLike, left_out: LeftOut) -> list[ImageFile]:
-    """The images right in a folder, which may hold none, without a label; sorted by name."""
-    return [_image_file(entry, folder, -1) for entry in look_into(folder, left_out).images]
+    """The images directly in a folder, sorted by name, with the label -1 (unknown)."""
+    return [_image_file(entry, folder, -1) for entry in list_folder(folder, left_out).images]
 
 
 def _image_file(entry: os.DirEntry, folder: str | os.PathLike, label: int) -> ImageFile:
@@ -194,13 +206,16 @@ def _image_file(entry: os.DirEntry, folder: str | os.PathLike, label: int) -> Im
 def tar_images(
     path: str | os.PathLike, left_out: LeftOut, label: int = -1, offset: int = 0
 ) -> list[ImageFile]:
-    """The images in a tar file, or in one that begins inside another; sorted by name.
+    """The images in a tar file, sorted by name.
 
     Args:
-      left_out: counts what else there is.
+      path: the tar file.
+      left_out: updated with the number of ignored members.
+      label: index of the images' class; -1 if unknown.
+      offset: position of the tar archive in the file, for one that is nested in another.
 
     Raises:
-      UserError: it is no uncompressed tar file, or cut off.
+      UserError: the file is not an uncompressed tar file, or is truncated.
     """
     path = os.fspath(path)
     with open_tar(path, offset) as tar:
@@ -208,7 +223,7 @@ def tar_images(
         return sorted(
             ImageFile(label, name, path, member.offset_data, member.size, modified)
             for name, member in members(tar, left_out)
-            if _is_wanted(name, left_out)
+            if _is_image(name, left_out)
         )
 
 
@@ -216,10 +231,15 @@ def tar_images(
 def open_tar(
     path: str | os.PathLike, offset: int = 0, mode: str = "r:"
 ) -> Iterator[tarfile.TarFile]:
-    """A tar file, or one that begins inside another; offsets of members are those in the file.
+    """Opens a tar file; the offsets of its members are relative to the file.
+
+    Args:
+      path: the file.
+      offset: position of the tar archive in the file, for one that is nested in another.
+      mode: as in `tarfile.open`.
 
     Raises:
-      UserError: it is none, or cut off.
+      UserError: the file is not a tar file, or is truncated.
     """
     try:
         with open(path, "rb") as file:
@@ -228,12 +248,12 @@ def open_tar(
                 yield tar
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise UserError(
-            f"{path} cannot be read as a tar file ({error}); get it again, as it was published"
+            f"{path} cannot be read as a tar file ({error}); download it again"
         ) from error
 
 
 def members(tar: tarfile.TarFile, left_out: LeftOut) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    """The files in a tar file, by the last part of their names; folders are passed over."""
+    """Yields the files in a tar file with their base names; folders are skipped."""
     for member in tar:
         if member.isfile():
             yield os.path.basename(member.name), member
@@ -242,7 +262,7 @@ def members(tar: tarfile.TarFile, left_out: LeftOut) -> Iterator[tuple[str, tarf
 
 
 def is_there(path: pathlib.Path) -> bool:
-    """Whether something has that path. Raises UserError for a link to nothing."""
+    """Whether a path exists. Raises UserError for a broken link."""
     if os.path.islink(path) and not os.path.exists(path):
-        raise UserError(f"{path} is a link to nothing; mend or remove it")
+        raise UserError(f"{path} is a broken link; fix or remove it")
     return os.path.exists(path)

@@ -1,12 +1,12 @@
-"""A user's own images, read from a folder of class folders as they are.
+"""A user's own images, read directly from a folder of class folders.
 
     DIR/train/CLASS/*.jpg  and  DIR/test/CLASS/*.jpg     or `val`, `valid`, `validation`
     DIR/CLASS/*.jpg                                      the second of every ten is held out
 
-Of several folders to test on, the first in this order counts whose images have labels.
+If there are several folders to test on, the first in this order with labelled images is used.
 
-The first layout is that of TFDS's `ImageFolder`, which however needs TensorFlow even to list the
-files. This builder describes the same data set, and reads it at random without.
+The first layout is that of TFDS's `ImageFolder`, which requires TensorFlow even to list the files.
+This builder describes the same data set and gives random access to it without TensorFlow.
 """
 
 import contextlib
@@ -26,12 +26,12 @@ from multipath_jax.data.files import (
 )
 from multipath_jax.errors import UserError
 from multipath_jax.utils import filesystem
-from multipath_jax.utils.names import shown
+from multipath_jax.utils.names import printable
 
 TRAIN_FOLDER = "train"
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 _HELD_OUT = 10
-_LISTED = 10  # classes that are named
+_LISTED = 10  # number of class names in a message
 
 
 class Folder(tfds.core.DatasetBuilder, skip_registration=True):
@@ -40,7 +40,7 @@ class Folder(tfds.core.DatasetBuilder, skip_registration=True):
     Features: `image` (of any size and encoding), `label`, `file_name`.
 
     Attributes:
-      notes: lines that say what was found in the folder, and what of it was left out.
+      notes: lines about what was found in the folder and what was ignored.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -76,14 +76,14 @@ class Folder(tfds.core.DatasetBuilder, skip_registration=True):
         )
 
     def as_data_source(self, split: str) -> "FolderSource":
-        """The images of a split, still encoded."""
+        """The encoded images of a split."""
         return self._splits[split]
 
     def _download_and_prepare(self, *args, **kwargs):
         raise UserError("a folder of images needs no preparation; read it with as_data_source")
 
     def _as_dataset(self, *args, **kwargs):
-        raise UserError("a folder of images is no tf.data set; read it with as_data_source")
+        raise UserError("a folder of images has no tf.data pipeline; read it with as_data_source")
 
 
 def _split_info(name: str, images: Sequence[ImageFile]) -> tfds.core.SplitInfo:
@@ -92,7 +92,7 @@ def _split_info(name: str, images: Sequence[ImageFile]) -> tfds.core.SplitInfo:
 
 
 class FolderSource(Sequence):
-    """The images of one split, in a fixed order: what Grain takes as a random-access source."""
+    """The images of one split in a fixed order, as a random-access data source for Grain."""
 
     def __init__(self, images: Sequence[ImageFile]):
         self.images = tuple(images)
@@ -111,20 +111,26 @@ class FolderSource(Sequence):
 
 
 def open_folder(source: str | os.PathLike) -> Folder:
-    """The images in a folder of class folders, in one of the layouts above.
+    """Opens a folder of class folders, in one of the layouts above.
 
-    Classes are the folders' names, sorted; their images lie in them at any depth. Hidden files and
-    folders are left out, links followed; the folders for training and testing are known in any
-    case. Without them, the second of every ten images of a class, by their sorted names, is held
-    out for testing.
+    The classes are the names of the folders, sorted; a class has all images in its folder, at any
+    depth. Hidden files and folders are ignored, links are followed. The names of the folders for
+    training and testing may be in upper or lower case. Without them, the second of every ten images
+    of each class, sorted by path, is held out for testing.
+
+    Args:
+      source: the folder.
+
+    Returns:
+      A TFDS builder with the splits `train` and `test`.
 
     Raises:
-      UserError: no such folder or no class folders in it, a class without images, fewer than two
-        classes, a class to be tested that is not trained, nothing to test.
+      UserError: the folder is missing or has no class folders, a class has no images, there are
+        fewer than two classes, a test class has no training images, or there are no test images.
     """
-    source = filesystem.local("dataset.source", source)
+    source = filesystem.local("source", source)
     if not os.path.isdir(source):
-        raise UserError(f"{source} is not a folder; name one that holds a folder for each class")
+        raise UserError(f"{source} is not a folder; name one with a folder for each class")
     left_out = LeftOut()
     names = class_folders(source, left_out)
     if given := _named_as_splits(source, names):
@@ -132,12 +138,18 @@ def open_folder(source: str | os.PathLike) -> Folder:
     else:
         found = _hold_out(source, left_out)
     if not found.splits["test"]:
-        raise UserError(f"{source} holds no image to test on; add images, or a folder test/CLASS")
+        raise UserError(f"{source} has no test images; add images, or a folder test/CLASS")
     return Folder(source, found.class_names, found.splits, _notes(source, found, left_out))
 
 
 class _Found(NamedTuple):
-    """Classes, images, and which of these are held out, in words."""
+    """The classes and splits of a folder.
+
+    Attributes:
+      class_names: names in the order of the labels.
+      splits: the images of each split.
+      held_out: a phrase that says which images are the test split.
+    """
 
     class_names: list[str]
     splits: dict[str, list[ImageFile]]
@@ -145,14 +157,14 @@ class _Found(NamedTuple):
 
 
 def _named_as_splits(source: pathlib.Path, names: Sequence[str]) -> dict[str, pathlib.Path]:
-    """The folders that are named as splits are, in any case, by the name in lower case."""
+    """The folders whose names are those of splits, by the name in lower case."""
     given: dict[str, pathlib.Path] = {}
     for name in names:
         kind = name.lower()
         if kind in given:
             raise UserError(
-                f"{source} holds {given[kind].name} and {name}, which are one split by their "
-                "names; join them, or rename one"
+                f"{source} has both {given[kind].name} and {name}, which name the same split; "
+                "merge them, or rename one"
             )
         if kind == TRAIN_FOLDER or kind in TEST_FOLDERS:
             given[kind] = source / name
@@ -165,14 +177,14 @@ def _given_splits(
     given: Mapping[str, pathlib.Path],
     left_out: LeftOut,
 ) -> _Found:
-    """With a folder for each split."""
+    """Classes and splits of the layout with a folder for each split."""
     train = given.get(TRAIN_FOLDER)
     tests = [given[name] for name in TEST_FOLDERS if name in given]
     if train is None or not tests:
         raise UserError(
-            f"{source} holds {', '.join(names)}; it needs {TRAIN_FOLDER} and "
-            f"{' or '.join(TEST_FOLDERS)}: add what is missing, or put the class folders right "
-            "there, named otherwise"
+            f"{source} has {', '.join(names)}; it needs {TRAIN_FOLDER} and "
+            f"{' or '.join(TEST_FOLDERS)}: add the missing one, or put the class folders directly "
+            "there, under other names"
         )
     class_names = _class_names(train, left_out)
     test = _labelled(tests, class_names)
@@ -180,13 +192,13 @@ def _given_splits(
     for name in tested:
         if name not in class_names:
             raise UserError(
-                f"{test} has the class {name!r}, but {train} has not; add it there, or remove it "
+                f"{test} has the class {name!r}, but {train} does not; add it there, or remove it "
                 "here"
             )
     if not tested:
         raise UserError(
-            f"{test} holds no class folders, so its images have no labels to test on; sort them "
-            f"into class folders, or name {train} itself, a part of which is then held out"
+            f"{test} has no class folders, so its images have no labels; sort them into class "
+            f"folders, or use {train} as the source, a part of which is then held out"
         )
     for name in names:
         if source / name not in (train, test):
@@ -195,11 +207,11 @@ def _given_splits(
         "train": _images(train, class_names, class_names, left_out),
         "test": _images(test, tested, class_names, left_out),
     }
-    return _Found(class_names, splits, f"the folder {shown(test.name)}")
+    return _Found(class_names, splits, f"the folder {printable(test.name)}")
 
 
 def _labelled(tests: Sequence[pathlib.Path], class_names: Sequence[str]) -> pathlib.Path:
-    """The first folder with images of the classes: many a `test` holds images without labels."""
+    """The first folder with class folders: a folder `test` often has images without labels."""
     for test in tests:
         if set(class_folders(test, LeftOut())) & set(class_names):
             return test
@@ -207,29 +219,29 @@ def _labelled(tests: Sequence[pathlib.Path], class_names: Sequence[str]) -> path
 
 
 def _count_unused(folder: pathlib.Path, left_out: LeftOut) -> None:
-    """Counts the images of a folder that is no split; one that cannot be read is no matter."""
+    """Counts the images in a folder that is not used; a folder that cannot be read is skipped."""
     with contextlib.suppress(UserError):
         if images := images_within(folder, LeftOut()):
-            left_out[f"images in {shown(folder.name)}"] += len(images)
+            left_out[f"images in {printable(folder.name)}"] += len(images)
 
 
 def _hold_out(source: pathlib.Path, left_out: LeftOut) -> _Found:
-    """With class folders alone."""
-    class_names = _class_names(source, LeftOut())  # counted already
+    """Classes and splits of the layout with class folders only."""
+    class_names = _class_names(source, LeftOut())  # the caller has counted ignored files already
     splits = {"train": [], "test": []}
     for name in class_names:
         for index, image in enumerate(_images(source, [name], class_names, left_out)):
-            # The second, so that a class with a single image is trained.
+            # The second, so that a class with a single image has a training image.
             splits["test" if index % _HELD_OUT == 1 else "train"].append(image)
     return _Found(class_names, splits, f"the second of every {_HELD_OUT} images of a class")
 
 
 def _notes(source: pathlib.Path, found: _Found, left_out: LeftOut) -> tuple[str, ...]:
-    """What to say of the folder: counts, classes, what is held out, what is not used."""
+    """Lines about the folder: counts, classes, held-out images, ignored files."""
     names, (train, test) = found.class_names, (found.splits[split] for split in ("train", "test"))
     tested = {image.label for image in test}
     notes = [
-        f"{shown(str(source))}: {len(train):,} training and {len(test):,} test images of "
+        f"{printable(str(source))}: {len(train):,} training and {len(test):,} test images of "
         f"{len(names):,} classes: {_listed(names)}",
         f"held out to test on: {found.held_out}",
     ]
@@ -242,16 +254,16 @@ def _notes(source: pathlib.Path, found: _Found, left_out: LeftOut) -> tuple[str,
 
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
-    return ", ".join(map(shown, names[:_LISTED])) + more
+    return ", ".join(map(printable, names[:_LISTED])) + more
 
 
 def _class_names(folder: pathlib.Path, left_out: LeftOut) -> list[str]:
     names = class_folders(folder, left_out)
     if not names:
-        raise UserError(f"{folder} holds no class folders; put the images into one for each class")
+        raise UserError(f"{folder} has no class folders; put the images of each class into one")
     if len(names) == 1:
         raise UserError(
-            f"{folder} holds a single class folder, {names[0]}; at least two classes are needed"
+            f"{folder} has a single class folder, {names[0]}; at least two classes are needed"
         )
     return names
 

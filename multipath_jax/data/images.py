@@ -1,4 +1,4 @@
-"""Pictures as they come: checked, decoded, rescaled as in the paper, and encoded again."""
+"""Decoding and rescaling images of any format (Section 6.1), and encoding them as JPEG."""
 
 import contextlib
 import io
@@ -14,35 +14,39 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 PIL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by the number of channels
-MAX_PIXELS = 100_000_000  # 10,000 x 10,000, 300 MB as RGB; ImageNet's largest are far below
-_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # of several frames the first
-# Where a JPEG may say how it was turned: EXIF and, as Pillow reads it too, XMP.
-_TURNED = (b"Exif", b"http://ns.adobe.com/xap/1.0/")
+MAX_PIXELS = 100_000_000  # 10,000 x 10,000, 300 MB as RGB; ImageNet's largest are much smaller
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # only the first frame is read
+# Markers of the metadata that can contain an orientation: EXIF, and XMP, which Pillow reads too.
+_ORIENTATION = (b"Exif", b"http://ns.adobe.com/xap/1.0/")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXTS = (b"iCCP", b"iTXt", b"tEXt", b"zTXt")
-_WARNINGS = threading.Lock()  # before Python 3.14 all threads share one list of filters
+_WARNINGS = threading.Lock()  # before Python 3.14 all threads share the warning filters
 
 
 class BadImage(ValueError):
-    """An encoded image that cannot be used; the message is the reason, in one line."""
+    """An encoded image cannot be used; the message is the reason, in one line."""
 
 
 def decode(encoded: bytes, draft: int | None = None, mode: str = "RGB") -> Image.Image:
-    """An encoded image as RGB, or in another of `PIL_MODES`, 8 bits a channel.
+    """Decodes an image to RGB, or to another of `PIL_MODES`, with 8 bits per channel.
 
-    The content decides what it is, not a file's name: JPEG, PNG, GIF, BMP, WebP or TIFF. Grey,
-    palette and CMYK images are converted; of 16 bits the upper 8 are kept; what is transparent is
-    shown on white, unless the mode has an alpha channel; what a camera marked as turned (EXIF or
-    XMP) is turned upright, since that is how the people who labelled it saw it.
+    The format (JPEG, PNG, GIF, BMP, WebP or TIFF) is recognized by the content. Grayscale, palette
+    and CMYK images are converted; 16-bit channels are reduced to their upper 8 bits; transparent
+    images are composited on white, unless the mode has an alpha channel; images with an orientation
+    in EXIF or XMP are rotated upright, as the annotators saw them.
 
     Args:
-      draft: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as neither side becomes
-        shorter than this: several times as fast for large photographs.
+      encoded: the content of an image file.
+      draft: allows a JPEG to be decoded at 1/2, 1/4 or 1/8 of its size, as long as both sides are
+        at least this long, in pixels: several times as fast for large photographs.
       mode: one of `PIL_MODES`.
 
+    Returns:
+      The image.
+
     Raises:
-      BadImage: not an image, damaged or cut off, or of more than `MAX_PIXELS` pixels, which is seen
-        from the header before anything is decoded.
+      BadImage: the data are not an image, are damaged or truncated, or have more than `MAX_PIXELS`
+        pixels according to the header.
     """
     try:
         image = _open(encoded)
@@ -52,15 +56,21 @@ def decode(encoded: bytes, draft: int | None = None, mode: str = "RGB") -> Image
         return _converted(_upright(image), mode)
     except BadImage:
         raise
-    except Exception as error:  # damage surfaces as whatever a decoder stumbles over
+    except Exception as error:  # decoders raise many types of exceptions for damaged images
         raise BadImage(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def square(image: Image.Image, side: int) -> Image.Image:
-    """The whole image at `side` x `side` pixels, its proportions given up (paper, Section 6.1).
+    """Rescales the whole image to `side` x `side` pixels, ignoring its aspect ratio (Section 6.1).
 
-    By Lanczos' filter, whose support grows with the reduction: no aliasing, and the sharpest of
-    Pillow's filters. Grey and RGB images; the mode stays.
+    Uses the Lanczos filter, the sharpest of Pillow's antialiasing filters.
+
+    Args:
+      image: a grayscale or RGB image.
+      side: height and width in pixels.
+
+    Returns:
+      The rescaled image, in the same mode.
     """
     return _rescaled(image, side, side)
 
@@ -70,16 +80,17 @@ def _rescaled(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def decode_into(encoded: bytes, into: UInt8[np.ndarray, "h w c"]) -> None:
-    """The pixels of an image as `decode` gives it, rescaled as by `square` unless it has that size.
+    """Decodes an image and rescales it, as `decode` and `square` do, into given memory.
 
-    Prepared images, which are JPEGs of the size that is wanted, are decoded where they are to be,
-    without Pillow: the same library underneath gives the same bits in two thirds of the time.
+    A JPEG that has the right size already (a prepared image) is decoded in place without Pillow, in
+    two thirds of the time; both use libjpeg-turbo and give the same pixels.
 
     Args:
-      into: where the pixels go, contiguous; its shape decides on their size and mode.
+      encoded: the content of an image file.
+      into: contiguous memory `[h w c]` for the pixels; its shape gives the size and the mode.
 
     Raises:
-      BadImage: as `decode`.
+      BadImage: the image cannot be decoded (see `decode`).
     """
     height, width, channels = into.shape
     if channels == 3 and _decoded_in_place(encoded, into):
@@ -91,33 +102,33 @@ def decode_into(encoded: bytes, into: UInt8[np.ndarray, "h w c"]) -> None:
 
 
 def encode(image: Image.Image) -> bytes:
-    """As a JPEG of quality 95."""
+    """Encodes an image as a JPEG of quality 95."""
     encoded = io.BytesIO()
     image.save(encoded, format="jpeg", quality=95)
     return encoded.getvalue()
 
 
 def _decoded_in_place(encoded: bytes, into: UInt8[np.ndarray, "h w 3"]) -> bool:
-    """Decodes a JPEG in colour, of this size and not turned; False, for Pillow to judge, if not."""
+    """Decodes a color JPEG of the right size without an orientation; returns False otherwise."""
     try:
-        *size, colours, _ = simplejpeg.decode_jpeg_header(encoded)
-        if size != [*into.shape[:2]] or colours != "YCbCr":
+        *size, colorspace, _ = simplejpeg.decode_jpeg_header(encoded)
+        if size != [*into.shape[:2]] or colorspace != "YCbCr":
             return False
-        if any(mark in encoded for mark in _TURNED):
+        if any(mark in encoded for mark in _ORIENTATION):
             return False
         simplejpeg.decode_jpeg(encoded, "RGB", buffer=into)
-    except ValueError:  # no JPEG, or not a flawless one
+    except ValueError:  # not a JPEG, or damaged
         return False
     return True
 
 
 def _open(encoded: bytes) -> Image.Image:
-    """Reads the header alone. Raises `BadImage` for no image and for one that is too large."""
+    """Reads the header only. Raises `BadImage` if it is not an image or too large."""
     try:
         with _quiet():
             image = Image.open(io.BytesIO(_without_long_texts(encoded)), formats=_FORMATS)
     except UnidentifiedImageError as error:
-        raise BadImage(f"not an image of a known kind ({', '.join(_FORMATS)})") from error
+        raise BadImage(f"not an image of a known format ({', '.join(_FORMATS)})") from error
     except Image.DecompressionBombError as error:
         raise BadImage(f"more than {MAX_PIXELS:,} pixels") from error
     if image.width * image.height > MAX_PIXELS:
@@ -126,11 +137,12 @@ def _open(encoded: bytes) -> Image.Image:
 
 
 def _without_long_texts(encoded: bytes) -> bytes:
-    """A PNG less what is no part of the picture but could make Pillow refuse it, by its size.
+    """Removes long text chunks and color profiles from a PNG.
 
-    Pillow bounds each compressed text or profile, and all texts together, lest they fill the
-    memory. Here the texts that lie beyond the bound of one are dropped, as are colour profiles,
-    which nothing here heeds. Other images, and what of a PNG is damaged, stay as they are.
+    Pillow limits the decompressed size of each text chunk or profile and of all text chunks, and
+    raises an error beyond. Text chunks are removed as soon as all of them together exceed the limit
+    for one; color profiles, which are not used, are always removed. Other formats and damaged
+    chunks are not changed.
     """
     if not (encoded.startswith(_PNG) and any(kind in encoded for kind in _PNG_TEXTS)):
         return encoded
@@ -149,7 +161,7 @@ def _without_long_texts(encoded: bytes) -> bytes:
 
 
 def _text_size(kind: bytes, content: bytes, most: int) -> int:
-    """The bytes of a PNG's text, once decompressed; of more than ``most`` it may be one more."""
+    """The decompressed size of a PNG text chunk in bytes, at most ``most + 1`` if compressed."""
     if kind == b"tEXt":
         return len(content)
     _, _, text = content.partition(b"\0")  # the keyword
@@ -164,17 +176,17 @@ def _text_size(kind: bytes, content: bytes, most: int) -> int:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF or XMP says; damage to these is no damage to the picture."""
+    """Applies the orientation in EXIF or XMP; damaged metadata are ignored."""
     with contextlib.suppress(Exception), _quiet():
-        ImageOps.exif_transpose(image, in_place=True)  # else a copy, turned or not
+        ImageOps.exif_transpose(image, in_place=True)  # in place: avoids a copy
     return image
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:
-    """Any mode as one of `PIL_MODES`."""
+    """Converts an image of any mode to one of `PIL_MODES`."""
     if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
-        raise BadImage("32 bits a channel, of a range that is not known; save it with 8 or 16")
-    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255
+        raise BadImage("32 bits per channel, of unknown range; save it with 8 or 16")
+    if image.mode.startswith("I"):  # 16-bit grayscale, which Pillow would clip at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data and not mode.endswith("A"):
         image = image.convert("RGBA")
@@ -185,7 +197,7 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Pillow's warnings: of damaged EXIF, and of sizes that `MAX_PIXELS` judges."""
+    """Silences Pillow's warnings about damaged EXIF, and about sizes, which `MAX_PIXELS` limits."""
     with _WARNINGS, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,8 +1,7 @@
-"""Batches of a split that stays encoded, decoded ahead of their use by other processes (Grain).
+"""Batches of an encoded split, decoded ahead of their use by worker processes (Grain).
 
-Which examples a batch is made of depends on its number and on the seed alone: not on the number of
-processes that decode, nor on that of the processes that train. So a run goes on from any step at
-once, by asking for the batches from there on.
+The examples of a batch depend only on its number and on the seed, not on the number of workers or
+of training processes. A run that resumes asks for the batches from its step on.
 """
 
 import multiprocessing
@@ -23,9 +22,9 @@ from multipath_jax.data.encoded import Decoded, EncodedSplit
 from multipath_jax.data.ring import Ring
 from multipath_jax.errors import UserError
 
-_BATCHES_WAITING = 1  # of each worker, besides the one that it is about to hand over
-# For each worker: the batch that it decodes, the one that waits, and the one that a thread of
-# Grain's has fetched; and one more, so that nobody waits for a block while a batch is copied.
+_BATCHES_WAITING = 1  # decoded batches that each worker buffers
+# Blocks per worker: for the batch that it decodes, the buffered one, and the one that a thread of
+# Grain has fetched; and one more, so that no worker waits for a block while a batch is copied.
 _BLOCKS = 4
 
 
@@ -38,16 +37,20 @@ def training_batches(
     first: int = 0,
     rows: Int[np.ndarray, " r"] | None = None,
 ) -> Iterator[Iterator[Decoded]]:
-    """Endless batches, each epoch a permutation of its own less the last, partial batch.
+    """Context manager: training batches without end, shuffled anew in each epoch.
 
-    A context, since the workers end with it.
+    The last, partial batch of each epoch is dropped. The workers end with the context.
 
     Args:
-      seed: of all permutations, from 0 to 2^32 - 1.
+      split: the split to read.
+      seed: seed of the permutations of all epochs, from 0 to 2^32 - 1.
       batch_size: over all processes of the run.
-      workers: processes that decode; with 0, a thread of this one.
-      first: the number of the first batch, counted over all epochs.
-      rows: which examples of every batch this process wants; None is all.
+      workers: number of decoding processes; 0: a thread of this process.
+      first: number of the first batch, counted over all epochs from zero.
+      rows: the examples of every batch that this process loads, `[r]`; None is all.
+
+    Yields:
+      An iterator over batches of r examples.
     """
     whole = len(split) - len(split) % batch_size
     indices = grain.MapDataset.range(len(split)).shuffle(seed=seed)[:whole].repeat()
@@ -62,9 +65,9 @@ def evaluation_batches(
     workers: int,
     rows: Int[np.ndarray, " r"] | None = None,
 ) -> Iterator[Iterator[Decoded]]:
-    """The whole split once, in its own order; zeros fill up the last batch.
+    """Context manager: the whole split once, in order; the last batch is padded with zeros.
 
-    For the arguments, see `training_batches`.
+    The arguments are those of `training_batches`.
     """
     indices = grain.MapDataset.range(len(split) + -len(split) % batch_size)
     with _decoded(split, indices.batch(batch_size), workers, rows) as batches:
@@ -72,7 +75,12 @@ def evaluation_batches(
 
 
 class _Ready(NamedTuple):
-    """A batch whose images are in the ring; its labels, int32, as bytes, which Grain just sends."""
+    """A batch whose images are in the ring.
+
+    Attributes:
+      number: number of the batch.
+      labels: int32 labels as bytes, which Grain sends without conversion.
+    """
 
     number: int
     labels: bytes
@@ -85,7 +93,7 @@ def _decoded(
     workers: int,
     rows: Int[np.ndarray, " r"] | None,
 ) -> Iterator[Iterator[Decoded]]:
-    """The examples of batches of indices."""
+    """Context manager: decodes batches of indices into examples."""
     if rows is not None:
         batches = batches.map(partial(_chosen, rows))
     decode = _in_workers if workers else _in_a_thread
@@ -112,7 +120,7 @@ def _in_workers(
     split: EncodedSplit, batches: grain.MapDataset, workers: int
 ) -> Iterator[Iterator[Decoded]]:
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # Grain asks for flags of its own, also where there are none
+        flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, which a library user has not parsed
     reading = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # a batch at a time
     waiting = grain.MultiprocessingOptions(workers, per_worker_buffer_size=_BATCHES_WAITING)
     shape = (len(batches[0]), *split.image_shape)
@@ -130,13 +138,13 @@ def _in_workers(
 
 
 def _load(split: EncodedSplit, ring: Ring, number: int, indices: Int[np.ndarray, " b"]) -> _Ready:
-    """Decodes a batch into the ring."""
+    """Decodes a batch into the ring; runs in a worker."""
     _, labels = split.load(indices, ring.free(number))
     return _Ready(number, labels.tobytes())
 
 
 def _surviving(iterator: Iterator[_Ready]) -> Iterator[_Ready]:
-    """The same; raises UserError where a worker has died, as of too little memory."""
+    """Passes batches on; raises UserError if a worker was killed, usually for lack of memory."""
     while True:
         try:
             ready = next(iterator)
@@ -146,14 +154,14 @@ def _surviving(iterator: Iterator[_Ready]) -> Iterator[_Ready]:
             if "Worker process was terminated" not in str(error):
                 raise
             raise UserError(
-                "a process that decodes images was killed, most likely for want of memory; "
-                "use fewer dataset.workers or a smaller batch_size"
+                "a process that decodes images was killed, most likely for lack of memory; "
+                "use fewer workers or a smaller batch_size"
             ) from error
         yield ready
 
 
 def _begin_worker(index: int, count: int) -> None:
-    """Signals are for the run, which then ends its workers; and no worker outlives it."""
+    """Ignores signals, which the main process handles, and ends the worker with its parent."""
     del index, count
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -161,6 +169,6 @@ def _begin_worker(index: int, count: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """A run that was killed could not tell its workers to end."""
+    """Ends this worker when its parent ends, even if the parent is killed."""
     multiprocessing.parent_process().join()
     os._exit(1)

@@ -1,11 +1,10 @@
-"""Finding a data set among those that TFDS has prepared, and preparing it where that is possible.
+"""Opening a data set that TFDS has prepared, and preparing it if that is possible.
 
-Reading needs no TensorFlow; preparing CIFAR does, and happens in a process of its own, so that
+Reading does not need TensorFlow. Preparing CIFAR does, and runs in a separate process, so that
 TensorFlow takes neither time nor device memory from the training that follows.
 """
 
 import contextlib
-import difflib
 import importlib.util
 import io
 import json
@@ -26,24 +25,32 @@ from multipath_jax.data import digits
 from multipath_jax.data.imagenet import dataset as imagenet
 from multipath_jax.errors import UserError
 from multipath_jax.utils import filesystem, storage
+from multipath_jax.utils.names import nearest
 
-_DOWNLOADED = ("cifar10", "cifar100")  # prepared here when missing; other sets by their users
-_HERE = "tfds"  # where a set for a bucket is prepared
-_BUCKETS = "gs://"  # the only ones that array_record's reader reads
+_DOWNLOADED = ("cifar10", "cifar100")  # downloaded and prepared automatically if missing
+_HERE = "tfds"  # local folder, in commands that prepare a data set for a bucket
+_BUCKETS = "gs://"  # the only remote file system that array_record reads
 _NAME = re.compile(r"\w+(/[\w.-]+)?(:[\d.*]+)?")  # name/config:version
 
 
 def open_prepared(name: str, data_dir: str | os.PathLike | None) -> tfds.core.DatasetBuilder:
-    """The data set as a TFDS builder whose records `as_data_source` reads without TensorFlow.
+    """Opens a prepared data set; prepares `digits`, and CIFAR if TensorFlow is installed.
 
-    Prepares `digits`, and the CIFAR sets where TensorFlow is installed. Raises `UserError` for a
-    data set that is not there, is damaged or holds no ArrayRecord files.
+    Args:
+      name: as `name/config:version`.
+      data_dir: the folder of prepared data sets; None is TFDS's default.
+
+    Returns:
+      A TFDS builder whose `as_data_source` reads the records without TensorFlow.
+
+    Raises:
+      UserError: the data set is missing, damaged or has no ArrayRecord files.
     """
-    data_dir = filesystem.path("dataset.data_dir", data_dir or tfds.core.constants.DATA_DIR)
+    data_dir = filesystem.path("data_dir", data_dir or tfds.core.constants.DATA_DIR)
     if filesystem.is_address(data_dir) and not os.fspath(data_dir).startswith(_BUCKETS):
         raise UserError(
-            f"dataset.data_dir={data_dir}: array_record reads from this machine and from "
-            f"{_BUCKETS} only; copy the data to one of these"
+            f"data_dir={data_dir}: array_record reads only local files and {_BUCKETS}; "
+            "copy the data there"
         )
     try:
         if not _NAME.fullmatch(name):
@@ -51,7 +58,7 @@ def open_prepared(name: str, data_dir: str | os.PathLike | None) -> tfds.core.Da
         builder = _find(name, data_dir) or _prepare(name, data_dir)
     except OSError as error:
         raise UserError(
-            f"{error.filename or data_dir} cannot be read ({filesystem.reason(error)}); mend that, "
+            f"{error.filename or data_dir} cannot be read ({filesystem.reason(error)}); fix that, "
             "or choose another data directory"
         ) from error
     _check_format(builder)
@@ -59,7 +66,7 @@ def open_prepared(name: str, data_dir: str | os.PathLike | None) -> tfds.core.Da
 
 
 def _find(name: str, data_dir: epath.Path) -> tfds.core.DatasetBuilder | None:
-    """The prepared data set, None where there is none. Raises `UserError` if it is damaged."""
+    """The prepared data set, or None if it is missing. Raises `UserError` if it is damaged."""
     try:
         present = _base_name(name) in storage.contents(data_dir)
     except FileNotFoundError:
@@ -73,7 +80,7 @@ def _find(name: str, data_dir: epath.Path) -> tfds.core.DatasetBuilder | None:
 
 
 def _open(name: str, data_dir: epath.Path) -> tfds.core.DatasetBuilder | None:
-    """The same, the data set's folder being there."""
+    """As `_find`, for a data set whose folder exists."""
     folder = data_dir / _base_name(name)
     _check_complete(folder)
     try:
@@ -88,9 +95,9 @@ def _open(name: str, data_dir: epath.Path) -> tfds.core.DatasetBuilder | None:
 
 
 def _prepare(name: str, data_dir: epath.Path) -> tfds.core.DatasetBuilder:
-    """Prepares a data set that is not there. Raises `UserError` where that cannot be done.
+    """Prepares a missing data set. Raises `UserError` if that is not possible.
 
-    In a bucket nothing is prepared: the machine that has the room for it need not be this one.
+    Nothing is prepared in a bucket: this machine may not have enough disk space.
     """
     if filesystem.is_address(data_dir):
         raise UserError(_how_to_get(name, data_dir))
@@ -106,25 +113,25 @@ def _prepare(name: str, data_dir: epath.Path) -> tfds.core.DatasetBuilder:
 
 def _prepare_digits(data_dir: epath.Path) -> None:
     logging.info("preparing digits in %s", data_dir)
-    tfds.disable_progress_bar()  # a second's work, and TFDS would call it a download
+    tfds.disable_progress_bar()  # it takes a second, and TFDS would report a download
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             digits.prepare_digits(os.fspath(data_dir))
-    except (OSError, RuntimeError) as error:  # the latter from the writer in C++
+    except (OSError, RuntimeError) as error:  # RuntimeError: from the C++ writer
         reason = getattr(error, "strerror", None) or one_line(error)
         raise UserError(
-            f"digits cannot be written to {data_dir} ({reason}); make room, or choose a data "
-            "directory that can be written"
+            f"digits cannot be written to {data_dir} ({reason}); free disk space, or choose a "
+            "writable data directory"
         ) from error
 
 
 def _prepare_with_tensorflow(name: str, data_dir: epath.Path) -> None:
-    """Runs TFDS's own preparation in a process without a GPU; its output shows what went wrong."""
+    """Runs TFDS's preparation in a process without a GPU; its output shows any error."""
     logging.info("downloading and preparing %s in %s", name, data_dir)
     command = [sys.executable, "-c", _preparation(name, data_dir)]
     env = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     if not sys.stderr.isatty():
-        env["TQDM_DISABLE"] = "1"  # in a log, bars would be one line of many megabytes
+        env["TQDM_DISABLE"] = "1"  # in a log file, progress bars are one line of many megabytes
     subprocess.run(command, env=env, check=False)
 
 
@@ -142,7 +149,7 @@ def _has_tensorflow() -> bool:
 
 
 def _check_complete(folder: epath.Path) -> None:
-    """Raises `UserError` where a version in the folder lacks its description."""
+    """Raises `UserError` if a version in the folder lacks its metadata."""
     for version in filter(tfds.core.Version.is_valid, _folders(folder)):
         for file in ("dataset_info.json", "features.json"):
             if not (folder / version / file).exists():
@@ -152,32 +159,32 @@ def _check_complete(folder: epath.Path) -> None:
 
 
 def _check_format(builder: tfds.core.DatasetBuilder) -> None:
-    """Raises `UserError` for a directory without ArrayRecord files."""
+    """Raises `UserError` if the data set has no ArrayRecord files."""
     formats = {file_format.value for file_format in builder.info.available_file_formats()}
     if "array_record" not in formats:
         raise UserError(
-            f"{builder.data_dir} holds {' and '.join(sorted(formats)) or 'no'} files, not "
+            f"{builder.data_dir} has {' and '.join(sorted(formats)) or 'no'} files, not "
             "array_record; convert it with: pip install tensorflow apache-beam mlcroissant && "
             f"tfds convert_format --dataset_version_dir={shlex.quote(builder.data_dir)} "
             "--out_file_format=array_record"
         )
 
 
-# What to tell the user
+# Error messages
 
 
 def _base_name(name: str) -> str:
-    """The data set's own name in `name/config:version`."""
+    """The part `name` of `name/config:version`."""
     return re.split("[/:]", name)[0]
 
 
 def one_line(error: Exception) -> str:
-    """An error's message without line breaks, or its type where it has none."""
+    """An error's message without line breaks, or its type if the message is empty."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def _how_to_get(name: str, data_dir: epath.Path) -> str:
-    """What to do about a data set that is not there: prepare it, or correct its name."""
+    """The error message for a missing data set: how to prepare it, or names that are similar."""
     base, config = _base_name(name), name.partition(":")[0].partition("/")[2]
     folder, command = data_dir / base / config, None
     begun = _was_begun(folder) and not _finished(folder)
@@ -186,39 +193,37 @@ def _how_to_get(name: str, data_dir: epath.Path) -> str:
     elif base == "digits":
         command = _copied(_digits_command, base, data_dir)
     elif (variants := _finished(data_dir / base)) and not begun:
-        return (
-            f"{data_dir / base} holds no {name!r}, only {', '.join(variants)}; choose one of these"
-        )
+        return f"{data_dir / base} has no {name!r}, only {', '.join(variants)}; choose one of these"
     elif base in _registered():
         command = _copied(lambda there: _prepare_command(name, there), base, data_dir)
     if begun:
         again = command or f"`tfds build --data_dir={shlex.quote(os.fspath(data_dir))}`"
-        again += "" if command else " where its builder is, or as you prepared it"
+        again += "" if command else " in the folder of its builder, or as you prepared it"
         return (
-            f"{folder} holds no finished data set, for a preparation of {name!r} did not come to "
-            f"its end; finish it with: {again}"
+            f"{folder} has no complete data set: a preparation of {name!r} was interrupted; "
+            f"finish it with: {again}"
         )
     if command:
-        return f"{data_dir} holds no data set {name!r}; prepare it with: {command}"
+        return f"{data_dir} has no data set {name!r}; prepare it with: {command}"
     return _unknown(name, data_dir)
 
 
 def _unknown(name: str, data_dir: epath.Path) -> str:
     known = {*_registered(), *_folders(data_dir)}
-    nearest = difflib.get_close_matches(name, known) or ("digits", *_DOWNLOADED)
+    near = nearest(name, known, 3, alike=0.6) or ", ".join(("digits", *_DOWNLOADED))
     return (
-        f"unknown data set {name!r}; the nearest known names are {', '.join(nearest)} "
-        f"(a set of your own has to be prepared by TFDS in {data_dir})"
+        f"unknown data set {name!r}; the nearest known names are {near} "
+        f"(a data set of your own must be prepared by TFDS in {data_dir})"
     )
 
 
 def _registered() -> list[str]:
-    """The names that TFDS itself can prepare."""
+    """The names of the data sets that TFDS can prepare."""
     return tfds.list_builders(with_community_datasets=False)
 
 
 def _finished(folder: epath.Path) -> list[str]:
-    """The versions of a data set, or its configs that have any."""
+    """The complete versions in a data set's folder, or the configs that have one."""
     is_version = tfds.core.Version.is_valid
     return [
         name
@@ -228,13 +233,13 @@ def _finished(folder: epath.Path) -> list[str]:
 
 
 def _was_begun(folder: epath.Path) -> bool:
-    """Whether a preparation left a folder of its own in a data set's, or this one empty."""
+    """Whether an interrupted preparation left an unfinished or empty folder."""
     inside = list(folder.iterdir()) if folder.is_dir() else None
     return inside == [] or any(folder.glob("incomplete.*")) or any(folder.glob("*/incomplete.*"))
 
 
 def _folders(parent: epath.Path) -> list[str]:
-    """The names of the folders in a folder, TFDS's unfinished ones apart."""
+    """The names of the folders in a folder, except TFDS's unfinished ones."""
     if not parent.is_dir():
         return []
     names = (path.name for path in parent.iterdir() if path.is_dir())
@@ -256,7 +261,7 @@ def _digits_command(data_dir: str | os.PathLike) -> str:
 def _copied(
     command: Callable[[str | os.PathLike], str], base: str, data_dir: str | os.PathLike
 ) -> str:
-    """The command that prepares a set in a folder; for a bucket, here and then copied there."""
+    """The command that prepares a data set; for a bucket, it prepares locally and copies."""
     if not filesystem.is_address(data_dir):
         return command(data_dir)
     there = shlex.quote(f"{os.fspath(data_dir)}/")
@@ -264,6 +269,6 @@ def _copied(
 
 
 def start_again(folder: str | os.PathLike) -> str:
-    """What to do about a damaged data set: the next run prepares it, or says how."""
+    """Advice for a damaged data set; the next run prepares it, or says how to."""
     remove = "gcloud storage rm" if filesystem.is_address(folder) else "rm"
-    return f"remove it with `{remove} -r {shlex.quote(os.fspath(folder))}` and start again"
+    return f"remove it with `{remove} -r {shlex.quote(os.fspath(folder))}` and rerun the command"

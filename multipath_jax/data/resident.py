@@ -1,4 +1,4 @@
-"""A data set that lives on the device: one transfer, then batches cut inside the step.
+"""Data resident on the devices: transferred once, then sliced into batches inside the step.
 
 Shapes: `n` examples, `k` batches, `b` batch, `h w` height and width, `c` channels.
 """
@@ -15,14 +15,25 @@ from multipath_jax.errors import UserError
 
 
 class ResidentData(NamedTuple):
-    """One split on the device or devices."""
+    """One split on the devices.
+
+    Attributes:
+      images: `[n h w c]`.
+      labels: int32 `[n]`.
+    """
 
     images: Num[Array, "n h w c"]
     labels: Int32[Array, " n"]
 
 
 class EvalBatches(NamedTuple):
-    """A whole split in batches of one size; `mask` is False for the padding of the last."""
+    """A whole split in batches of one size.
+
+    Attributes:
+      images: `[k b h w c]`.
+      labels: int32 `[k b]`.
+      mask: `[k b]`, False for the padding of the last batch.
+    """
 
     images: Num[Array, "k b h w c"]
     labels: Int32[Array, "k b"]
@@ -30,28 +41,41 @@ class EvalBatches(NamedTuple):
 
 
 def place(split: Split, sharding: jax.sharding.Sharding) -> ResidentData:
-    """Puts a split onto the device(s) as it is.
+    """Transfers a split to the devices.
 
-    `sharding` is usually the replicated one, since a batch takes examples from everywhere.
+    Args:
+      split: the split.
+      sharding: usually replicated, since a batch takes examples from the whole split.
+
+    Returns:
+      The split on the devices.
     """
     return ResidentData(*jax.device_put((split.images, split.labels), sharding))
 
 
 def batches_per_epoch(n: int, batch_size: int) -> int:
-    """The whole batches in `n` examples. Raises `UserError` where not even one fits."""
+    """The number of whole batches in `n` examples. Raises `UserError` if there is none."""
     if not 1 <= batch_size <= n:
         raise UserError(
-            f"a batch of {batch_size} cannot be drawn from {n} training examples; "
+            f"a batch of {batch_size} is larger than the {n} training examples; "
             f"choose a batch size from 1 to {n}"
         )
     return n // batch_size
 
 
 def epoch_order(key: PRNGKeyArray, epoch: int | Int[Array, ""], n: int) -> Int32[Array, " n"]:
-    """The order of the examples in one epoch: `[n]`, a permutation fixed by the run's key.
+    """The order of the examples in one epoch.
 
-    It depends on nothing else, so a run that resumes in mid-epoch finds the same order again. Draw
-    it once an epoch, not at every step: it is a sort.
+    It depends only on the arguments, so a run that resumes in the middle of an epoch recomputes the
+    same order. Compute it once per epoch, not in every step: it is a sort.
+
+    Args:
+      key: a random key, the same in all epochs.
+      epoch: from zero.
+      n: number of examples.
+
+    Returns:
+      A permutation, int32 `[n]`.
     """
     return jax.random.permutation(jax.random.fold_in(key, epoch), n).astype(jnp.int32)
 
@@ -59,22 +83,36 @@ def epoch_order(key: PRNGKeyArray, epoch: int | Int[Array, ""], n: int) -> Int32
 def batch_at(
     data: ResidentData, order: Int32[Array, " n"], index: int | Int[Array, ""], batch_size: int
 ) -> tuple[Num[Array, "b h w c"], Int32[Array, " b"]]:
-    """The `index`-th batch of the epoch with this order: images `[b h w c]` and labels `[b]`.
+    """One batch of an epoch.
 
-    `index` runs from 0 to `batches_per_epoch(n, batch_size) - 1`; the examples after the last whole
-    batch are left out of the epoch (other ones each time, the order being new).
+    Args:
+      data: the training split.
+      order: the order of the epoch, `[n]` (`epoch_order`).
+      index: number of the batch in the epoch, from 0 to `batches_per_epoch(n, batch_size) - 1`;
+        the examples after the last whole batch are not used in this epoch.
+      batch_size: number of examples b.
+
+    Returns:
+      Images `[b h w c]` and labels `[b]`.
     """
     chosen = lax.dynamic_slice_in_dim(order, index * batch_size, batch_size)
-    # A permutation never leaves the arrays, so the gathers need no bounds check.
+    # The indices are a permutation, so the gathers need no bounds checks.
     images, labels = (array.at[chosen].get(mode="promise_in_bounds") for array in data)
     return images, labels
 
 
 def eval_batches(data: ResidentData, batch_size: int) -> EvalBatches:
-    """The whole split, in its own order, as `k = ceil(n / b)` batches for one scan.
+    """Divides a whole split, in order, into `k = ceil(n / b)` batches, for one scan.
 
-    The last batch is filled up with zeros that `mask` leaves out, so that means over the mask are
-    exact for any batch size.
+    The last batch is padded with zeros, for which `mask` is False, so that masked means are exact
+    for any batch size.
+
+    Args:
+      data: the split.
+      batch_size: number of examples b per batch.
+
+    Returns:
+      The batches.
     """
     n = len(data.labels)
     mask = jnp.ones(n, bool)

@@ -1,4 +1,4 @@
-"""A ring of blocks of shared memory, in which worker processes hand their images to a run."""
+"""A ring buffer in shared memory, in which worker processes pass decoded images to a run."""
 
 import math
 import os
@@ -11,24 +11,29 @@ from jaxtyping import Int, UInt8
 
 from multipath_jax.errors import UserError
 
-_HEADER = 64  # bytes before the first block: the count of batches taken, and nothing
-_ENDED = 2**62  # in its place: nobody has to wait for a block any more
-_FOLDER = "/dev/shm"  # where Linux keeps shared memory
-_PATIENCE = 0.001  # seconds between two looks at the count
+_HEADER = 64  # bytes before the first block: the count of batches taken, and padding
+_ENDED = 2**62  # a count that makes every block free, so that no worker waits
+_FOLDER = "/dev/shm"  # shared memory on Linux
+_POLL_INTERVAL = 0.001  # seconds
 
 
 class Ring:
-    """Block ``k mod blocks`` holds batch k from when a worker fills it until the run takes it.
+    """A ring buffer of batches: block ``k mod blocks`` is for batch k.
 
-    Batches are taken in order, so one count says which blocks are free. New shared memory for every
-    batch, which Grain would use, costs nearly half as much as decoding JPEGs of its size, most of
-    it for pages that are mapped and cleared; here they stay.
+    Batches are taken in order, so one count determines which blocks are free. Grain would allocate
+    shared memory for every batch, which takes nearly half as long as decoding its JPEGs, mostly to
+    map and clear pages; here the memory is reused.
 
-    The run makes the ring and closes it; pickled, it is the same memory in another process.
+    The main process creates and closes the ring; pickling it gives access in another process.
     """
 
     def __init__(self, shape: tuple[int, ...], blocks: int, name: str | None = None):
-        """``shape``: of a block, uint8; ``name``: of the memory, where it exists already.
+        """Allocates the memory, or opens it if it has a name.
+
+        Args:
+          shape: shape of a block, of uint8.
+          blocks: number of blocks.
+          name: name of existing shared memory.
 
         Raises:
           UserError: there is not enough shared memory.
@@ -43,27 +48,27 @@ class Ring:
         return Ring, (self._shape, self._blocks, self._memory.name)
 
     def free(self, number: int) -> UInt8[np.ndarray, "..."]:
-        """The block for batch ``number``, once the run has taken what was there before."""
+        """Waits until the block of batch ``number`` is free, and returns it."""
         while number - self._count() >= self._blocks:
-            time.sleep(_PATIENCE)
+            time.sleep(_POLL_INTERVAL)
         return self._block(number)
 
     def take(self, number: int) -> UInt8[np.ndarray, "..."]:
-        """A copy of batch ``number``, whose block is free from now on."""
+        """Copies batch ``number`` and frees its block."""
         images = self._block(number).copy()
         self._count()[...] = number + 1
         return images
 
     def end(self) -> None:
-        """Lets no worker wait any longer, so that it can be told to end."""
+        """Frees all blocks, so that waiting workers return and can be ended."""
         self._count()[...] = _ENDED
 
     def close(self) -> None:
-        """The memory is gone when the workers have ended too."""
+        """Releases the memory, which is deleted when the workers have ended too."""
         self._memory.close()
         self._memory.unlink()
 
-    # Views are made anew each time: memory that something refers to could not be closed.
+    # Arrays are created on every access: shared memory cannot be closed while one refers to it.
 
     def _count(self) -> Int[np.ndarray, ""]:
         return np.ndarray((), np.int64, self._memory.buf)
@@ -74,11 +79,11 @@ class Ring:
 
 
 def _check_room(size: int) -> None:
-    """Raises UserError where writing that many bytes would kill a process."""
+    """Raises UserError if there is not enough space: writing would kill the process (SIGBUS)."""
     free = shutil.disk_usage(_FOLDER).free if os.path.isdir(_FOLDER) else size
     if free < size:
         raise UserError(
-            f"workers hand over images in shared memory, {size / 1e6:,.0f} MB for this batch, and "
-            f"{_FOLDER} has {free / 1e6:,.0f} MB free; use fewer dataset.workers or a smaller "
-            "batch, or give it more (docker run --shm-size)"
+            f"the decoding workers need {size / 1e6:,.0f} MB of shared memory, but "
+            f"{_FOLDER} has {free / 1e6:,.0f} MB free; use fewer workers or a smaller "
+            "batch, or increase it (docker run --shm-size)"
         )

@@ -1,8 +1,9 @@
 """TrivialAugment (Müller and Hutter, 2021): one operation of random strength for each image.
 
-The operations are Pillow's, of the wide range of strengths, as torchvision's `TrivialAugmentWide`
-has them. A whole batch takes three passes, in each of which an image whose operation is another
-kind's stays as it is: a table of pixel values, a blend with a poorer image, an affine map.
+The operations are Pillow's, with the wide range of strengths, as in torchvision's
+`TrivialAugmentWide`. A batch goes through three passes, one for each kind of operation: lookup
+tables of pixel values, blending with a degraded image, affine transformations. Each pass leaves the
+images with other operations unchanged.
 
 Shapes: `b` batch, `h w` height and width, `c` channels.
 """
@@ -29,20 +30,26 @@ OPERATIONS = (
     "translate_y",
     "rotate",
 )
-LEVELS = 31  # of strength, from 0 to 30
-SHEAR, TRANSLATION, ROTATION, ENHANCEMENT = (
-    0.99,
-    32,
-    135,
-    0.99,
-)  # the strongest, in either direction
-_LUMA = (19595, 38470, 7471)  # of red, green and blue in a grey value, of 65536 parts
+LEVELS = 31  # number of strengths, from 0 to 30
+# Largest strengths, in either direction: slope, pixels, degrees, change of the blending factor.
+SHEAR, TRANSLATION, ROTATION, ENHANCEMENT = 0.99, 32, 135, 0.99
+_LUMA = (19595, 38470, 7471)  # weights of red, green and blue in a grey value, over 65536
 
 Chosen = Callable[[str], Bool[Array, " b"]]
 
 
 def trivial_augment(key: PRNGKeyArray, images: UInt8[Array, "b h w c"]) -> UInt8[Array, "b h w c"]:
-    """One operation for each image, its strength and its direction, all as likely."""
+    """Applies one operation to each image, with uniformly random strength and direction.
+
+    Müller and Hutter, "TrivialAugment" (2021), with the wide range of strengths.
+
+    Args:
+      key: a random key.
+      images: uint8 `[b h w c]`.
+
+    Returns:
+      uint8 `[b h w c]`.
+    """
     operation_key, level_key, sign_key = jax.random.split(key, 3)
     count = len(images)
     operation = jax.random.randint(operation_key, (count,), 0, len(OPERATIONS))
@@ -57,9 +64,16 @@ def transform(
     level: Int[Array, " b"],
     sign: Float[Array, " b"],
 ) -> UInt8[Array, "b h w c"]:
-    """Each image by the operation of that number in `OPERATIONS`.
+    """Applies a given operation to each image.
 
-    `level`, from 0 to `LEVELS - 1`, is its strength, and `sign`, 1 or -1, its direction.
+    Args:
+      images: uint8 `[b h w c]`.
+      operation: index in `OPERATIONS`, `[b]`.
+      level: strength, from 0 to `LEVELS - 1`, `[b]`.
+      sign: direction, 1 or -1, `[b]`.
+
+    Returns:
+      uint8 `[b h w c]`.
     """
 
     def chosen(name: str) -> Bool[Array, " b"]:
@@ -74,7 +88,7 @@ def transform(
 def _by_table(
     images: UInt8[Array, "b h w c"], chosen: Chosen, strength: Float[Array, " b"]
 ) -> UInt8[Array, "b h w c"]:
-    """What each value of a channel becomes, looked up."""
+    """Applies the operations that map each pixel value of a channel by a lookup table."""
     count, channels = images.shape[0], images.shape[-1]
     flat = images.reshape(count, -1, channels).astype(jnp.int32)
     values = jnp.arange(256)[None, :, None]  # [1 256 1], beside tables [b 256 c]
@@ -93,15 +107,15 @@ def _by_table(
 
 
 def _stretched(flat: Int[Array, "b p c"], values: Int[Array, "1 256 1"]) -> Int[Array, "b 256 c"]:
-    """The table by which each channel reaches from 0 to 255, unless it has one value only."""
+    """The table that stretches each channel to the range 0 to 255, unless it is constant."""
     low, high = flat.min(1, keepdims=True), flat.max(1, keepdims=True)
-    # In integers, which have no rounding to differ by.
+    # In integers, so that rounding does not depend on the backend.
     stretched = (values - low) * 255 // jnp.maximum(high - low, 1)
     return jnp.where(high > low, jnp.clip(stretched, 0, 255), values)
 
 
 def _equalized(flat: Int[Array, "b p c"], values: Int[Array, "1 256 1"]) -> Int[Array, "b 256 c"]:
-    """The table by which all values of a channel become about as frequent."""
+    """The table that equalizes the histogram of each channel, unless it has too few values."""
 
     def frequencies(channel: Int[Array, " p"]) -> Int[Array, "256"]:
         return jnp.zeros(256, jnp.int32).at[channel].add(1, mode="promise_in_bounds")
@@ -117,21 +131,24 @@ def _equalized(flat: Int[Array, "b p c"], values: Int[Array, "1 256 1"]) -> Int[
 def _blended(
     images: UInt8[Array, "b h w c"], chosen: Chosen, factor: Float[Array, " b"]
 ) -> UInt8[Array, "b h w c"]:
-    """Away from a poorer image (factor above 1) or towards it: black, flat, grey or blurred."""
+    """Blends images with degraded ones: black, constant, grey or blurred.
+
+    A factor below 1 interpolates towards the degraded image, one above 1 extrapolates.
+    """
     pixels = images.astype(jnp.float32)
     grey = _grey(images)
     mean = jnp.floor(grey.mean((1, 2, 3), keepdims=True) + 0.5)
-    poorer, enhanced = jnp.zeros_like(pixels), chosen("brightness")
+    degraded, enhanced = jnp.zeros_like(pixels), chosen("brightness")
     for name, other in (("contrast", mean), ("color", grey), ("sharpness", _blurred(pixels))):
-        poorer = jnp.where(chosen(name)[:, None, None, None], other, poorer)
+        degraded = jnp.where(chosen(name)[:, None, None, None], other, degraded)
         enhanced |= chosen(name)
-    blended = poorer + factor[:, None, None, None] * (pixels - poorer)
-    blended = jnp.clip(blended, 0, 255).astype(jnp.uint8)  # towards zero, as Pillow
+    blended = degraded + factor[:, None, None, None] * (pixels - degraded)
+    blended = jnp.clip(blended, 0, 255).astype(jnp.uint8)  # rounds towards zero, as Pillow does
     return jnp.where(enhanced[:, None, None, None], blended, images)
 
 
 def _grey(images: UInt8[Array, "b h w c"]) -> Float[Array, "b h w 1"]:
-    """The brightness of pixels in colour; the mean of their channels, if those are not three."""
+    """The luma of RGB images; the mean of the channels if there are not three."""
     if images.shape[-1] != len(_LUMA):
         return images.astype(jnp.float32).mean(-1, keepdims=True)
     parts = images.astype(jnp.int32) * jnp.array(_LUMA)
@@ -139,7 +156,7 @@ def _grey(images: UInt8[Array, "b h w c"]) -> Float[Array, "b h w 1"]:
 
 
 def _blurred(pixels: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """The mean of 3x3 pixels, the middle one five times; the outermost pixels as they are."""
+    """The weighted mean of 3x3 pixels, the center with weight 5; edge pixels are unchanged."""
     height, width = pixels.shape[1:3]
     inner = pixels[:, 1:-1, 1:-1]
     square = [pixels[:, y : y + height - 2, x : x + width - 2] for y in range(3) for x in range(3)]
@@ -150,7 +167,7 @@ def _blurred(pixels: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
 def _moved(
     images: UInt8[Array, "b h w c"], chosen: Chosen, strength: Float[Array, " b"]
 ) -> UInt8[Array, "b h w c"]:
-    """Sheared, shifted or rotated; the nearest pixels, black where there is none."""
+    """Shears, translates or rotates, with nearest-neighbor sampling and black fill."""
     count, height, width, channels = images.shape
 
     def of(name: str, value: Float[Array, " b"]) -> Float[Array, "b 1 1"]:
@@ -158,7 +175,7 @@ def _moved(
 
     angle = of("rotate", jnp.deg2rad(ROTATION * strength))
     shear, shift = SHEAR * strength, jnp.trunc(TRANSLATION * strength)  # whole pixels
-    # From the centre of each pixel to where it comes from.
+    # From the center of each output pixel to its source.
     y, x = jnp.arange(height)[:, None] + 0.5, jnp.arange(width) + 0.5
     down, right = y - height / 2, x - width / 2
     turned_x = jnp.cos(angle) * right - jnp.sin(angle) * down + width / 2

@@ -1,1 +1,1 @@
-"""Errors of a network on a split: single crops, ten crops, mirror images."""
+"""Loss and error of a network on a split, on single crops, ten crops or mirror images."""

@@ -1,4 +1,4 @@
-"""The views of an image by which it is classified: its centre, ten crops (Section 6.4), mirrored.
+"""The crops of an image that are evaluated: center, ten crops (Section 6.4), mirror image.
 
 Shapes: `b` batch, `h w` height and width, `s` side of a crop, `c` channels.
 """
@@ -16,13 +16,33 @@ Classify = Callable[[Num[Array, "b s s c"]], Float[Array, "b classes"]]
 def center_crop(
     images: Num[Array | np.ndarray, "b h w c"], side: int
 ) -> Num[Array | np.ndarray, "b s s c"]:
-    """The middle of each image; of an odd margin the smaller half is above and to the left."""
+    """The center crop of each image.
+
+    If the margin is odd, its smaller half is above and to the left.
+
+    Args:
+      images: ``[b h w c]``.
+      side: height and width of the crop, in pixels.
+
+    Returns:
+      ``[b side side c]``.
+    """
     top, left = ((length - side) // 2 for length in images.shape[1:3])
     return images[:, top : top + side, left : left + side]
 
 
 def ten_crops(images: Num[Array, "b h w c"], side: int) -> Num[Array, "10 b s s c"]:
-    """The four corners and the centre of each image, and the mirror images of these five."""
+    """The four corner crops and the center crop of each image, and their mirror images.
+
+    Section 6.4, as in Krizhevsky et al. (2012).
+
+    Args:
+      images: ``[b h w c]``.
+      side: height and width of the crops, in pixels.
+
+    Returns:
+      ``[10 b side side c]``.
+    """
     top, left = slice(side), slice(side)
     bottom, right = slice(-side, None), slice(-side, None)
     corners = [images[:, y, x] for y in (top, bottom) for x in (left, right)]
@@ -33,21 +53,38 @@ def ten_crops(images: Num[Array, "b h w c"], side: int) -> Num[Array, "10 b s s 
 def ten_crop_log_probabilities(
     classify: Classify, images: Num[Array, "b h w c"], side: int
 ) -> Float[Array, "b classes"]:
-    """The logarithm of the mean of the softmaxes of an image's ten crops."""
+    """Log of the softmax probabilities averaged over the ten crops of each image (Section 6.4).
+
+    Args:
+      classify: maps images ``[b side side c]`` to logits ``[b classes]``.
+      images: ``[b h w c]``.
+      side: height and width of the crops, in pixels.
+
+    Returns:
+      float32 ``[b classes]``.
+    """
     return _mean_log_probabilities(classify, ten_crops(images, side))
 
 
 def mirrored_log_probabilities(
     classify: Classify, images: Num[Array, "b h w c"]
 ) -> Float[Array, "b classes"]:
-    """The logarithm of the mean of the softmaxes of an image and of its mirror image."""
+    """Log of the softmax probabilities averaged over each image and its mirror image.
+
+    Args:
+      classify: maps images ``[b h w c]`` to logits ``[b classes]``.
+      images: ``[b h w c]``.
+
+    Returns:
+      float32 ``[b classes]``.
+    """
     return _mean_log_probabilities(classify, jnp.stack([images, images[..., ::-1, :]]))
 
 
 def _mean_log_probabilities(
     classify: Classify, views: Num[Array, "views b h w c"]
 ) -> Float[Array, "b classes"]:
-    # One view after the other: all at once would take so many times the memory.
+    # One view at a time, to save memory.
     logits = jax.lax.map(classify, views)
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
     return jax.nn.logsumexp(log_probabilities, axis=0) - jnp.log(float(len(views)))

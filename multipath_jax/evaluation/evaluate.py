@@ -1,4 +1,4 @@
-"""Loss and errors over a whole split, exact for any batch size."""
+"""Loss and errors over a whole split; the result does not depend on the batch size."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -37,17 +37,17 @@ from multipath_jax.parallel.placement import Network
 from multipath_jax.utils import progress
 
 Evaluator = Callable[[PyTree], dict[str, float]]
-# Logits, or log-probabilities, of images as they are stored.
+# (variables, stored images) -> logits or log-probabilities.
 Predict = Callable[[PyTree, Num[Array, "b h w c"]], Float[Array, "b classes"]]
 
 
 class Views(NamedTuple):
-    """What of an image is looked at.
+    """Which crops of each image are evaluated.
 
     Attributes:
-      crop: the side of the crops; 0: the whole image.
-      ten: whether to look at ten crops as well as at the centre.
-      flip: whether to look at the centre together with its mirror image as well as by itself.
+      crop: side of the crops in pixels; 0: the whole image.
+      ten: whether to evaluate ten crops in addition to the center crop.
+      flip: whether to evaluate the center crop averaged with its mirror image, in addition.
     """
 
     crop: int = 0
@@ -59,7 +59,13 @@ WHOLE = Views()
 
 
 class EvalBatch(NamedTuple):
-    """Some examples; what the mask leaves out does not count."""
+    """A batch of examples.
+
+    Attributes:
+      images: ``[b h w c]``, as stored.
+      labels: ``[b]``.
+      mask: ``[b]``, False for padding, which is not counted.
+    """
 
     images: Num[Array, "b h w c"]
     labels: Int[Array, " b"]
@@ -75,16 +81,24 @@ def make_evaluator(
     views: Views = WHOLE,
     workers: int = 0,
 ) -> Evaluator:
-    """Gives ``variables -> metrics`` of a split (the test split).
+    """Makes a function ``variables -> metrics`` that evaluates a network on a split.
 
     The metrics are ``loss``, the mean cross-entropy of the logits; ``error``, the top-1 error in
-    percent; of more than five classes, ``top5_error``; with ten crops, ``ten_crop_error`` and
-    ``ten_crop_top5_error``, with mirror images ``flip_error`` and ``flip_top5_error``. A split in
-    memory is put on the devices, for one dispatch.
+    percent; ``top5_error`` if there are more than five classes; ``ten_crop_error`` and
+    ``ten_crop_top5_error`` with ten crops; ``flip_error`` and ``flip_top5_error`` with mirror
+    images. A split in memory is placed on the devices and evaluated in one dispatch.
 
     Args:
-      batch_size: rounded up to a multiple of the devices, and no larger than the split needs.
-      workers: processes that decode a split that stays encoded.
+      model: the network.
+      dataset: gives the normalization, the number of classes and the default split.
+      batch_size: rounded up to a multiple of the devices, and limited to the size of the split.
+      mesh: the devices to use.
+      split: the split to evaluate; None is the test split.
+      views: which crops are evaluated.
+      workers: processes that decode an encoded split.
+
+    Returns:
+      The function; its values are Python floats.
     """
     split = split or dataset.test
     batch_size = round_up(min(batch_size, len(split)), mesh)
@@ -107,29 +121,29 @@ def make_evaluator(
 
 
 def make_predictions(model: Network, dataset: Dataset, views: Views) -> dict[str, Predict]:
-    """How images are classified, by what the names of the metrics begin with."""
+    """The functions that classify images, by the prefix of their metrics' names."""
 
     def logits(variables, images):
         normal = normalize(images, dataset.mean, dataset.std)
         return model.apply(variables, normal, train=False)
 
-    def centre(images):
+    def center(images):
         return center_crop(images, views.crop) if views.crop else images
 
     def single(variables, images):
-        return logits(variables, centre(images))
+        return logits(variables, center(images))
 
     def ten(variables, images):
         return ten_crop_log_probabilities(partial(logits, variables), images, views.crop)
 
     def flip(variables, images):
-        return mirrored_log_probabilities(partial(logits, variables), centre(images))
+        return mirrored_log_probabilities(partial(logits, variables), center(images))
 
     others = {"ten_crop_": ten} if views.ten else {}
     return {"": single} | others | ({"flip_": flip} if views.flip else {})
 
 
-def _nothing(predictions: Mapping[str, Predict]) -> dict[str, EvalMetrics]:
+def _empty_metrics(predictions: Mapping[str, Predict]) -> dict[str, EvalMetrics]:
     return {name: EvalMetrics.empty() for name in predictions}
 
 
@@ -139,7 +153,7 @@ def _add(
     metrics: dict[str, EvalMetrics],
     batch: EvalBatch,
 ) -> dict[str, EvalMetrics]:
-    """The metrics with those of another batch, as a pure function."""
+    """Merges the metrics of another batch into ``metrics``; a pure function."""
 
     def measured(predict: Predict) -> EvalMetrics:
         logits = predict(variables, batch.images)
@@ -151,14 +165,14 @@ def _add(
         )
 
     merged = {name: metrics[name].merge(measured(predictions[name])) for name in metrics}
-    # With JAX_ENABLE_X64 counts come as int64, and a loop wants back what it began with.
+    # With JAX_ENABLE_X64 counts are int64, and the carry of a scan must keep its types.
     return jax.tree.map(lambda before, after: after.astype(before.dtype), metrics, merged)
 
 
 def _over_resident(
     predictions: Mapping[str, Predict], split: Split, batch_size: int, mesh: Mesh
 ) -> Callable[[PyTree], dict[str, EvalMetrics]]:
-    """A function of the variables, one dispatch over data on the devices."""
+    """Makes an evaluation function with one dispatch over data on the devices."""
     batches = jax.jit(
         partial(eval_batches, batch_size=batch_size), out_shardings=split_batch(mesh, axis=1)
     )(place(split, replicated(mesh)))
@@ -167,8 +181,8 @@ def _over_resident(
         def add(metrics, batch):
             return _add(predictions, variables, metrics, EvalBatch(*batch)), None
 
-        # A loop on the device, on CPUs too: forward convolutions are as fast there as outside.
-        return jax.lax.scan(add, _nothing(predictions), batches)[0]
+        # A loop on CPUs too: forward convolutions, unlike their gradients, are as fast inside.
+        return jax.lax.scan(add, _empty_metrics(predictions), batches)[0]
 
     measure = jax.jit(scan, out_shardings=replicated(mesh))
     return lambda variables: jax.device_get(measure(variables, batches))
@@ -181,8 +195,8 @@ def _over_encoded(
     mesh: Mesh,
     workers: int,
 ) -> Callable[[PyTree], dict[str, EvalMetrics]]:
-    """A function of the variables, which decodes the split while the devices are busy."""
-    from multipath_jax.data.loader import evaluation_batches  # Grain: a third of a second
+    """Makes an evaluation function that decodes the split while the devices compute."""
+    from multipath_jax.data.loader import evaluation_batches  # importing Grain takes 0.3 s
 
     where = split_batch(mesh)
     rows = own_rows(where, batch_size)
@@ -193,16 +207,16 @@ def _over_encoded(
 
     add = jax.jit(add, out_shardings=replicated(mesh))
 
-    nothing = jax.jit(partial(_nothing, predictions), out_shardings=replicated(mesh))
+    empty = jax.jit(partial(_empty_metrics, predictions), out_shardings=replicated(mesh))
 
     def measure(variables: PyTree) -> dict[str, EvalMetrics]:
-        metrics = nothing()
+        metrics = empty()
         with evaluation_batches(split, batch_size, workers, rows) as batches:
             for number, (images, labels) in enumerate(batches):
                 sent = (from_rows(a, rows, batch_size, where) for a in (images, labels))
                 before = metrics
                 metrics = add(variables, metrics, np.int32(number * batch_size), *sent)
-                jax.block_until_ready(before)  # else the batches sent would pile up
+                jax.block_until_ready(before)  # limits the number of batches in device memory
         return jax.device_get(metrics)
 
     return measure

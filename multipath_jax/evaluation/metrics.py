@@ -1,4 +1,4 @@
-"""What is measured on a split: cross-entropy, top-1 and top-5 error."""
+"""Evaluation metrics: cross-entropy, top-1 and top-5 error."""
 
 import flax
 import jax
@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 @flax.struct.dataclass
 class EvalMetrics(metrics.Collection):
-    """Of a whole split: mean cross-entropy, top-1 and top-5 error."""
+    """Mean cross-entropy, top-1 error and top-5 error of a split, the errors from 0 to 1."""
 
     loss: metrics.Average.from_output("loss")
     error: metrics.Average.from_output("wrong")
@@ -16,13 +16,13 @@ class EvalMetrics(metrics.Collection):
 
 
 def is_wrong(logits: Float[Array, "b classes"], labels: Int[Array, " b"]) -> Bool[Array, " b"]:
-    """Whether the largest logit is another class's."""
+    """Whether the largest logit is not that of the label."""
     return logits.argmax(-1) != labels
 
 
 def is_wrong_among(
     logits: Float[Array, "b classes"], labels: Int[Array, " b"], k: int
 ) -> Bool[Array, " b"]:
-    """Whether the label is not among the ``k`` largest logits (all of them, if there are fewer)."""
+    """Whether the label is not among the ``k`` largest logits; ``k`` is at most the classes."""
     _, largest = jax.lax.top_k(logits, min(k, logits.shape[-1]))
     return (largest != labels[:, None]).all(-1)

@@ -1,4 +1,4 @@
-"""Section 7 of the paper for any trained network: what its routers do, computed and drawn.
+"""The figures of Section 7, and others, for any trained network.
 
-Every figure is computed first (arrays of NumPy in plain dataclasses) and drawn from that alone.
+Every figure is computed first, as NumPy arrays in dataclasses, and then drawn from these.
 """

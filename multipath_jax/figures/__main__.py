@@ -1,4 +1,4 @@
-"""Draws what a trained network's routers do: Section 7 of the paper, and more.
+"""Draws figures about the routing in a trained network (Section 7 of the paper, and others).
 
     python -m multipath_jax.figures --workdir=runs/digits
     python -m multipath_jax.figures --workdir=runs/cifar --only=routes --images=0,7,20-22,cat.jpg
@@ -6,35 +6,33 @@
         --gates=2:2-1,4:1-1 --classes=ship,frog
     python -m multipath_jax.figures --workdir=runs/cifar --html
 
-Figures, each a picture of its own in --out, those with numbers beside a JSON file:
-    routes        the routes of the images (Fig. 8)
-    maximize      what opens a gate: test images, and one made by gradient ascent (Fig. 9)
-    histograms    gates by class (Fig. 10)
-    weights       the weights of parallel paths, and how far apart they are (Fig. 11)
+Figures, each a PNG file in --out, some with a JSON file of their numbers:
+    routes        the routes of images through the network (Fig. 8)
+    maximize      images that maximize a gate: test images, and one by gradient ascent (Fig. 9)
+    histograms    histograms of gates by class (Fig. 10)
+    weights       the distributions of the weights of parallel paths (Fig. 11)
     tradeoff      error against parameters, from the ledger of results (Fig. 7)
-    classes       the mean of every gate within every class
-    clusters      how routes cluster at each depth, and whether the clusters are classes
+    classes       the mean of every gate for every class
+    clusters      clusters of the gates at each router, compared to the classes
     ablation      the error with gates that do not depend on the image
-    paths         which paths of a discrete network are taken, and what they say of the class
+    paths         the active paths of every class in a discrete network
 
-With --html also report.html, one page with the run's facts and curves, these figures, and an
-explorer of the test images' routes; it works from the file, in any browser, without a network.
+--html also writes report.html, one page with the run's config and curves, these figures, and an
+explorer of the test images' routes. It works offline, as a single file, in any browser.
 
 Gates are written router:input-output, counted from one: 2:2-1 is the paper's g_21^2. Classes are
-names or numbers; images are numbers of the test split, ranges of them, or picture files. A figure
-of an earlier call is replaced. Exit status: 0; 1 if one cannot be written; 2 for bad input.
+names or numbers. Images are numbers or ranges of the test split, or image files. Existing figures
+are replaced. Exit status: 0 success; 1 a figure cannot be written; 2 invalid input.
 """
 
 import argparse
 import dataclasses
-import difflib
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
-from absl import logging
 
 from multipath_jax.errors import UserError
 from multipath_jax.figures import (
@@ -49,53 +47,63 @@ from multipath_jax.figures import (
     weights,
 )
 from multipath_jax.figures.explorer import Explored
-from multipath_jax.figures.subject import Subject
+from multipath_jax.figures.inputs import FigureInputs
 from multipath_jax.parallel.compilation import enable_compilation_cache
 from multipath_jax.reproduce import plot, report
 from multipath_jax.reproduce.ledger import Ledger
 from multipath_jax.runs import load_run
 from multipath_jax.utils import cli, storage
+from multipath_jax.utils.names import nearest
 
 
 def main(argv: Sequence[str]) -> int:
-    """Draws the figures that the flags ask for; gives the exit status."""
+    """Draws the figures and returns the exit status."""
     flags = parse(argv)
-    logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant
     run = load_run(flags.workdir, flags.checkpoint)
     enable_compilation_cache(run.config.compilation_cache)
-    subject = Subject(run, flags)
-    figures = _drawn(subject, flags.only)
-    subject.check(figures)
+    inputs = FigureInputs(run, flags)
+    figures = _drawn(inputs, flags.only)
+    inputs.check(figures)
     for name, draw in figures.items():
-        for path in draw(subject, subject.folder / f"{name}.png"):
+        for path in draw(inputs, inputs.folder / f"{name}.png"):
             print(f"wrote {path}", flush=True)
     if flags.html:
-        print(f"wrote {_page(subject, figures)}")
+        print(f"wrote {_page(inputs, figures)}")
     return 0
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags. Raises UserError for one that is unknown or has a value that cannot be."""
+    """Parses the flags. Raises UserError for unknown flags and invalid values."""
     parser = cli.Parser("figures", __doc__)
-    parser.add_argument("--workdir", required=True, metavar="RUN", help="of the trained network")
+    parser.add_argument("--workdir", required=True, metavar="RUN", help="workdir of the run")
     parser.add_argument("--checkpoint", default="best", help="best (default), latest, or a step")
-    parser.add_argument("--only", metavar="FIGURE,...", help="default: all that the network allows")
-    parser.add_argument("--images", default="0-2", help="of the routes; default: %(default)s")
-    parser.add_argument("--gates", help="default: four that differ most between images")
-    parser.add_argument("--classes", help="default: the first four; in clusters the first seven")
-    parser.add_argument("--layers", help="of the weights; default: four, evenly spaced")
-    parser.add_argument("--limit", type=int, metavar="N", help="use the first N test images only")
-    parser.add_argument("--steps", type=int, default=256, help="of the ascent; default: 256")
-    parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    parser.add_argument("--results", default="results", metavar="DIR", help="of the ledger")
-    parser.add_argument("--out", metavar="DIR", help="default: RUN/figures")
-    parser.add_argument("--html", action="store_true", help="all on one page too, report.html")
+    parser.add_argument(
+        "--only", metavar="FIGURE,...", help="figures to draw; default: all that are possible"
+    )
+    parser.add_argument("--images", default="0-2", help="images in routes; default: %(default)s")
+    parser.add_argument(
+        "--gates", help="gates to draw; default: the four with the largest deviation over images"
+    )
+    parser.add_argument(
+        "--classes", help="classes to draw; default: the first four (clusters: the first seven)"
+    )
+    parser.add_argument("--layers", help="layers in weights; default: four, evenly spaced")
+    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N test images")
+    parser.add_argument(
+        "--steps", type=int, default=256, help="steps of gradient ascent; default: 256"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed; default: 0")
+    parser.add_argument(
+        "--results", default="results", metavar="DIR", help="folder of the ledger of results"
+    )
+    parser.add_argument("--out", metavar="DIR", help="output folder; default: RUN/figures")
+    parser.add_argument("--html", action="store_true", help="also write one page, report.html")
     parser.add_argument(
         "--html_images",
         type=int,
         default=page.IMAGES,
         metavar="N",
-        help="test images on that page, evenly spaced over them; default: %(default)s",
+        help="number of test images on that page, evenly spaced; default: %(default)s",
     )
     flags = parser.parse_args(argv)
     for name in ("limit", "steps", "html_images"):
@@ -110,102 +118,102 @@ def _figures(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in FIGURES:
-            near = difflib.get_close_matches(name, FIGURES) or FIGURES
-            raise UserError(f"--only: there is no figure {name!r}; choose {', '.join(near)}")
+            near = nearest(name, FIGURES, len(FIGURES))
+            raise UserError(f"--only: there is no figure {name!r}; choose {near}")
     return names
 
 
 # --- The figures ---------------------------------------------------------------------------------
 
 
-def _routes(subject: Subject, path: pathlib.PurePath) -> list[pathlib.PurePath]:
-    images, whats = zip(*subject.pictures, strict=True)
-    routes.draw(path, routes.trace(subject.run, np.stack(images), whats, subject.names))
+def _routes(inputs: FigureInputs, path: pathlib.PurePath) -> list[pathlib.PurePath]:
+    images, whats = zip(*inputs.pictures, strict=True)
+    routes.draw(path, routes.trace(inputs.run, np.stack(images), whats, inputs.names))
     return [path]
 
 
-def _maximize(subject: Subject, path: pathlib.PurePath) -> list[pathlib.PurePath]:
-    ascent = maximize.Ascent(steps=subject.flags.steps, seed=subject.flags.seed)
-    made = maximize.synthesize(subject.run, subject.gates, subject.shape, ascent)
-    found = maximize.maxima(subject.observation, subject.gates, made)
-    maximize.draw(path, found, subject.test.images, subject.kind)
+def _maximize(inputs: FigureInputs, path: pathlib.PurePath) -> list[pathlib.PurePath]:
+    ascent = maximize.Ascent(steps=inputs.flags.steps, seed=inputs.flags.seed)
+    made = maximize.synthesize(inputs.run, inputs.gates, inputs.shape, ascent)
+    found = maximize.maxima(inputs.observation, inputs.gates, made)
+    maximize.draw(path, found, inputs.test.images, inputs.kind)
     return [path]
 
 
-def _histograms(subject: Subject, path: pathlib.PurePath) -> list[pathlib.PurePath]:
+def _histograms(inputs: FigureInputs, path: pathlib.PurePath) -> list[pathlib.PurePath]:
     found = histograms.histograms(
-        subject.observation, subject.test.labels, subject.names, subject.gates, subject.classes(4)
+        inputs.observation, inputs.test.labels, inputs.names, inputs.gates, inputs.classes(4)
     )
     histograms.draw(path, found)
     return [path]
 
 
-def _weights(subject: Subject, path: pathlib.PurePath) -> list[pathlib.PurePath]:
-    found = weights.layer_weights(subject.run, subject.layers, subject.shape, subject.flags.seed)
+def _weights(inputs: FigureInputs, path: pathlib.PurePath) -> list[pathlib.PurePath]:
+    found = weights.layer_weights(inputs.run, inputs.layers, inputs.shape, inputs.flags.seed)
     weights.draw(path, found)
     return [path, _json(path, [weights.summary(layer) for layer in found])]
 
 
-def _tradeoff(subject: Subject, path: pathlib.PurePath) -> list[pathlib.PurePath]:
-    plot.draw(path, report.points(Ledger(subject.flags.results).lines()))
+def _tradeoff(inputs: FigureInputs, path: pathlib.PurePath) -> list[pathlib.PurePath]:
+    plot.draw(path, report.points(Ledger(inputs.flags.results).lines()))
     return [path]
 
 
-def _classes(subject: Subject, path: pathlib.PurePath) -> list[pathlib.PurePath]:
-    classes.draw(path, classes.class_means(subject.observation, subject.test.labels, subject.names))
+def _classes(inputs: FigureInputs, path: pathlib.PurePath) -> list[pathlib.PurePath]:
+    classes.draw(path, classes.class_means(inputs.observation, inputs.test.labels, inputs.names))
     return [path]
 
 
-def _clusters(subject: Subject, path: pathlib.PurePath) -> list[pathlib.PurePath]:
-    labels = subject.test.labels
-    found = clusters.clusters(subject.observation, labels, subject.flags.seed)
-    clusters.draw(path, found, labels, subject.names, subject.classes(7))
+def _clusters(inputs: FigureInputs, path: pathlib.PurePath) -> list[pathlib.PurePath]:
+    labels = inputs.test.labels
+    found = clusters.clusters(inputs.observation, labels, inputs.flags.seed)
+    clusters.draw(path, found, labels, inputs.names, inputs.classes(7))
     return [path, _json(path, [clusters.summary(one) for one in found])]
 
 
-def _ablation(subject: Subject, path: pathlib.PurePath) -> list[pathlib.PurePath]:
+def _ablation(inputs: FigureInputs, path: pathlib.PurePath) -> list[pathlib.PurePath]:
     outcomes = ablation.ablate(
-        subject.run,
-        subject.test.images,
-        subject.test.labels,
-        subject.observation,
-        subject.flags.seed,
+        inputs.run,
+        inputs.test.images,
+        inputs.test.labels,
+        inputs.observation,
+        inputs.flags.seed,
     )
     print(ablation.table(outcomes))
-    ablation.draw(path, outcomes, subject.kind)
+    ablation.draw(path, outcomes, inputs.kind)
     return [path, _json(path, [dataclasses.asdict(outcome) for outcome in outcomes])]
 
 
-def _paths(subject: Subject, path: pathlib.PurePath) -> list[pathlib.PurePath]:
+def _paths(inputs: FigureInputs, path: pathlib.PurePath) -> list[pathlib.PurePath]:
     found = paths_taken.paths_taken(
-        subject.observation, subject.test.labels, subject.names, subject.flags.seed
+        inputs.observation, inputs.test.labels, inputs.names, inputs.flags.seed
     )
     print(paths_taken.table(found))
     paths_taken.draw(path, found)
     return [path, _json(path, paths_taken.summary(found))]
 
 
-def _page(subject: Subject, figures: Iterable[str]) -> pathlib.PurePath:
-    """Writes the page, with the figures just drawn."""
-    path = subject.folder / page.PAGE_FILE
+def _page(inputs: FigureInputs, figures: Iterable[str]) -> pathlib.PurePath:
+    """Writes report.html with the given figures."""
+    path = inputs.folder / page.PAGE_FILE
     explored = None
-    if subject.outline.routers:
-        seen = subject.observation, subject.test, subject.names, subject.kind
-        explored = Explored(subject.outline, *seen)
-    drawn = [subject.folder / f"{name}.png" for name in figures]
-    page.write_page(path, subject.run, explored, drawn, subject.flags.html_images)
+    if inputs.outline.routers:
+        seen = inputs.observation, inputs.test, inputs.names, inputs.kind
+        explored = Explored(inputs.outline, *seen)
+    drawn = [inputs.folder / f"{name}.png" for name in figures]
+    page.write_page(path, inputs.run, explored, drawn, inputs.flags.html_images)
     return path
 
 
 def _json(picture: pathlib.PurePath, numbers: Any) -> pathlib.PurePath:
-    """Writes the numbers behind a picture beside it."""
+    """Writes the numbers of a figure to a JSON file beside it."""
     path = picture.with_suffix(".json")
     with storage.replacing(path) as new:
         new.write_text(json.dumps(numbers, indent=2) + "\n")
     return path
 
 
-Draw = Callable[[Subject, pathlib.PurePath], list[pathlib.PurePath]]
+Draw = Callable[[FigureInputs, pathlib.PurePath], list[pathlib.PurePath]]
 
 FIGURES: dict[str, Draw] = {
     "routes": _routes,
@@ -221,23 +229,23 @@ FIGURES: dict[str, Draw] = {
 NEED_ROUTERS = FIGURES.keys() - {"weights", "tradeoff"}
 
 
-def _drawn(subject: Subject, only: list[str] | None) -> dict[str, Draw]:
-    """The figures asked for, or all that the network allows.
+def _drawn(inputs: FigureInputs, only: list[str] | None) -> dict[str, Draw]:
+    """The requested figures, or all that are possible for the network.
 
     Raises:
-      UserError: one was asked for that the network does not allow.
+      UserError: a requested figure is not possible for the network.
     """
     refused = {}
-    if not subject.outline.routers:
-        why = f"{subject.run.config.model.name} has no routers"
+    if not inputs.outline.routers:
+        why = f"{inputs.run.config.model.name} has no routers"
         refused |= dict.fromkeys(NEED_ROUTERS, why)
-    elif subject.outline.discrete:
-        refused["ablation"] = f"{subject.run.config.model.name} is discrete: its gates are choices"
+    elif inputs.outline.discrete:
+        refused["ablation"] = f"{inputs.run.config.model.name} is discrete; it needs soft routing"
     else:
-        refused["paths"] = f"{subject.run.config.model.name} is not discrete: all paths are taken"
-    if not subject.parallel_layers:
-        refused["weights"] = f"{subject.run.config.model.name} has no parallel paths"
-    asked = only or [name for name in FIGURES if name != "paths" or subject.outline.discrete]
+        refused["paths"] = f"{inputs.run.config.model.name} is not discrete: all paths are active"
+    if not inputs.parallel_layers:
+        refused["weights"] = f"{inputs.run.config.model.name} has no parallel paths"
+    asked = only or [name for name in FIGURES if name != "paths" or inputs.outline.discrete]
     unable = [name for name in asked if name in refused]
     if only and unable:
         able = ",".join(name for name in FIGURES if name not in refused)

@@ -1,8 +1,8 @@
-"""What the data-dependence of the gates is worth: the error without it.
+"""Ablation of the data-dependence of the gates: the error with gates that are replaced.
 
-The gates of one router, or of all, are replaced by their mean over all images (routing learned, but
-the same for every image), by even ones, 1/n (no routing), or by those of another image (routing as
-varied as before, but by the wrong image). The network is otherwise as it was trained.
+The gates of one router, or of all, are replaced by their mean over all images (learned, but the
+same for every image), by uniform gates 1/n (no routing), or by those of another image (with the
+same distribution, but independent of the image). The parameters of the network are unchanged.
 """
 
 import dataclasses
@@ -13,15 +13,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Num
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 from tqdm import tqdm
 
 from multipath_jax.figures import style
 from multipath_jax.gates import BATCH_SIZE, Observation, Trained, batches
+from multipath_jax.utils.tables import aligned
 
-KINDS = {"mean": "mean gates", "uniform": "even gates", "shuffled": "another image's gates"}
+KINDS = {"mean": "mean gates", "uniform": "uniform gates", "shuffled": "another image's gates"}
 TICKS = (0.5, 1, 2, 5, 10, 20, 50, 100)
 
 Gates = list[Float[np.ndarray, "b _ _"]]  # [b m n] of every router
@@ -32,12 +33,12 @@ class Outcome:
     """The error with some gates replaced.
 
     Attributes:
-      kind: a key of `KINDS`, or ``"none"`` for the network as it is.
-      router: the number of the router, from one; None for all of them, or none.
+      kind: a key of `KINDS`, or ``"none"`` for the original network.
+      router: number of the router, from one; None for all routers (or none, for the original).
       error: in percent.
-      change: of the error, in percentage points.
-      deviation: the standard error of ``change``, from the images that are judged differently.
-      loss: the mean cross-entropy.
+      change: change of the error in percentage points.
+      deviation: standard error of ``change``, from its distribution over images.
+      loss: mean cross-entropy.
     """
 
     kind: str
@@ -50,17 +51,24 @@ class Outcome:
 
 def ablate(
     trained: Trained,
-    images: UInt8[np.ndarray, "b h w c"],
+    images: Num[np.ndarray, "b h w c"],
     labels: Int[np.ndarray, " b"],
     observation: Observation,
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
 ) -> list[Outcome]:
-    """Errors with the gates replaced, at each router alone and at all at once.
+    """Computes the errors with replaced gates, for each router and for all together.
 
     Args:
-      observation: of the same images, whose gates are those that are replaced.
-      seed: of the order in which images hand on their gates.
+      trained: the network.
+      images: images as `prepare` takes them, ``[b h w c]``.
+      labels: ``[b]``.
+      observation: the records of the network for these images.
+      seed: seed of the assignment of other images' gates.
+      batch_size: number of images per batch.
+
+    Returns:
+      The outcomes, the first of the original network.
     """
     network = _Network(trained, observation)
     own = [np.moveaxis(router.gates, 0, 1) for router in observation.routers]
@@ -81,7 +89,7 @@ def ablate(
 
 
 def others(count: int, seed: int) -> Int[np.ndarray, " b"]:
-    """Another image for every image, each of them once: a random cycle."""
+    """Assigns another image to every image: a random cyclic permutation ``[b]``."""
     order = np.random.default_rng(seed).permutation(count)
     partner = np.empty(count, int)
     partner[order] = np.roll(order, 1)
@@ -89,7 +97,7 @@ def others(count: int, seed: int) -> Int[np.ndarray, " b"]:
 
 
 class _Network:
-    """The network with gates of one's own choice, compiled once for all ablations."""
+    """The network with gates as inputs, compiled once for all ablations."""
 
     def __init__(self, trained: Trained, observation: Observation):
         self._trained = trained
@@ -98,12 +106,12 @@ class _Network:
 
     def logits(
         self,
-        images: UInt8[np.ndarray, "b h w c"],
+        images: Num[np.ndarray, "b h w c"],
         given: Gates,
         replaced: Bool[np.ndarray, " routers"],
         batch_size: int,
     ) -> Float[np.ndarray, "b classes"]:
-        """The logits with the given gates at the routers that ``replaced`` marks."""
+        """The logits with the given gates at the routers marked in ``replaced``."""
         found = [
             np.asarray(self._compiled(self._trained.variables, *batch, replaced))
             for batch in batches((images, given), batch_size, "images")
@@ -125,7 +133,7 @@ class _Network:
 
 
 def _judged(logits, labels) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each image is taken for another class, and its cross-entropy."""
+    """Whether each image is misclassified, and its cross-entropy."""
     logs = np.asarray(jax.nn.log_softmax(logits.astype(np.float32)))
     return logs.argmax(axis=1) != labels, -logs[np.arange(len(labels)), labels]
 
@@ -139,17 +147,18 @@ def _outcome(kind: str, router: int | None, before, after) -> Outcome:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """The errors as text: a row for every router and for all of them, a column for every kind."""
+    """The errors as a text table, with a row per router (and one for all) and a column per kind."""
     base, *rest = outcomes
     by_place = {(outcome.router, outcome.kind): outcome for outcome in rest}
     routers = list(dict.fromkeys(outcome.router for outcome in rest))
-    lines = [f"error {base.error:.2f} % as trained; with other gates, in percent (and the change):"]
-    lines.append("".join([f"{'':10}", *(f"{words:>26}" for words in KINDS.values())]))
+    cells = [["", *KINDS.values()]]
     for router in routers:
         name = "all" if router is None else f"router {router}"
-        cells = (_cell(by_place[router, kind]) for kind in KINDS)
-        lines.append("".join([f"{name:10}", *(f"{cell:>26}" for cell in cells)]))
-    return "\n".join(lines)
+        cells.append([name, *(_cell(by_place[router, kind]) for kind in KINDS)])
+    return (
+        f"error {base.error:.2f} % as trained; with other gates, in percent (and the change):\n"
+        f"{aligned(cells, left=(0,))}"
+    )
 
 
 def _cell(outcome: Outcome) -> str:
@@ -157,10 +166,12 @@ def _cell(outcome: Outcome) -> str:
 
 
 def draw(path: str | os.PathLike, outcomes: Sequence[Outcome], images: str = "test") -> None:
-    """Draws the changes of the error, a mark for each kind, with their standard errors.
+    """Draws the changes of the error with their standard errors.
 
     Args:
-      images: what they are called.
+      path: file to write.
+      outcomes: the results of `ablate`.
+      images: kind of the images, for labels: "test" or "held-out".
     """
     base, *rest = outcomes
     places = list(dict.fromkeys(outcome.router for outcome in rest))
@@ -175,11 +186,11 @@ def draw(path: str | os.PathLike, outcomes: Sequence[Outcome], images: str = "te
             [outcome.change for outcome in chosen],
             [outcome.deviation for outcome in chosen],
             fmt=style.MARKERS[number],
-            color=style.COLOURS[number],
+            color=style.COLORS[number],
             capsize=3,
             label=words,
         )
-    # Logarithmic, for changes span from a fraction of a percent to most of it; linear around 0.
+    # Logarithmic, since changes range from fractions of a percent to almost 100; linear around 0.
     axes.set_yscale("symlog", linthresh=1, linscale=0.5)
     axes.yaxis.set_major_locator(FixedLocator([*(-t for t in TICKS), 0, *TICKS]))
     axes.yaxis.set_minor_locator(NullLocator())

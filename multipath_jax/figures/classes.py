@@ -1,4 +1,4 @@
-"""Section 7.3 for all gates and all classes at once: a matrix of mean gates."""
+"""A matrix of the mean gates of all classes (cf. Section 7.3)."""
 
 import dataclasses
 import os
@@ -12,20 +12,20 @@ from multipath_jax.figures import style
 from multipath_jax.figures.selectors import GateIndex
 from multipath_jax.gates import Observation
 from multipath_jax.utils import lettering
-from multipath_jax.utils.names import shown
+from multipath_jax.utils.names import printable
 
-NAMED = 50  # so many classes have room for their names
+NAMED = 50  # largest number of classes for which names are drawn
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassMeans:
-    """The mean of every gate within every class.
+    """The mean of every gate for every class.
 
     Attributes:
-      gates: all gates of all routers, router after router.
-      class_names: of the classes that have images.
-      means: not a number for classes without images.
-      overall: over all images.
+      gates: all gates of all routers, in order.
+      class_names: names of the classes that have images.
+      means: mean gates by class, ``[classes gates]``.
+      overall: mean gates over all images, ``[gates]``.
     """
 
     gates: tuple[GateIndex, ...]
@@ -37,7 +37,13 @@ class ClassMeans:
 def class_means(
     observation: Observation, labels: Int[np.ndarray, " b"], class_names: Sequence[str]
 ) -> ClassMeans:
-    """The means over the observed images."""
+    """Computes the mean gates by class.
+
+    Args:
+      observation: the records for b images.
+      labels: their labels, ``[b]``.
+      class_names: names in the order of the labels.
+    """
     gates = tuple(
         GateIndex(number, i, j)
         for number, router in enumerate(observation.routers, start=1)
@@ -52,7 +58,12 @@ def class_means(
 
 
 def draw(path: str | os.PathLike, found: ClassMeans) -> None:
-    """Draws each class's difference from the mean over all images, which is drawn above."""
+    """Draws the mean gates over all images, and below it the difference of each class from it.
+
+    Args:
+      path: file to write.
+      found: the result of `class_means`.
+    """
     difference = found.means - found.overall
     rows = len(found.class_names)
     height = min(1.9 + (0.22 if rows <= NAMED else 0.03) * max(rows, 6), 11)
@@ -61,17 +72,17 @@ def draw(path: str | os.PathLike, found: ClassMeans) -> None:
     mean, classes = figure.subplots(2, 1, sharex=True, height_ratios=(1, max(rows, 6)))
     values = mean.imshow(found.overall[None], cmap=style.GATE, vmin=0, vmax=1, aspect="auto")
     reach = max(float(np.abs(difference).max()), 1e-6)
-    # Orange and violet are told apart by all eyes; white is the mean.
-    coloured = classes.imshow(difference, cmap="PuOr", vmin=-reach, vmax=reach, aspect="auto")
+    # A diverging, color-blind safe map: white is the mean.
+    differences = classes.imshow(difference, cmap="PuOr", vmin=-reach, vmax=reach, aspect="auto")
     mean.set_yticks([0], ["all"], fontsize=8)
     mean.tick_params(bottom=False)
     if rows <= NAMED:
-        names = [shown(name) for name in found.class_names]
+        names = [printable(name) for name in found.class_names]
         classes.set_yticks(range(rows), names, fontsize=8, **lettering.as_written(*names))
     else:
-        classes.set_ylabel(f"{rows} classes, in their order")
+        classes.set_ylabel(f"{rows} classes, in order")
     _gates(mean, classes, found.gates)
-    bars = (values, mean, 4, "mean"), (coloured, classes, 20, "class mean less the mean of all")
+    bars = (values, mean, 4, "mean"), (differences, classes, 20, "class mean minus overall mean")
     for mapped, axes, aspect, label in bars:
         bar = figure.colorbar(mapped, ax=axes, aspect=aspect)
         bar.set_label(label, fontsize=8)
@@ -80,7 +91,7 @@ def draw(path: str | os.PathLike, found: ClassMeans) -> None:
 
 
 def _gates(mean, classes, gates: Sequence[GateIndex]) -> None:
-    """Names the columns; white lines between the routers."""
+    """Labels the columns and draws lines between routers."""
     few = len(gates) <= 45
     labels = [f"{gate.input}-{gate.output}" if few else "" for gate in gates]
     classes.set_xticks(range(len(gates)), labels, fontsize=7, rotation=90)

@@ -1,7 +1,7 @@
-"""What the page's route explorer is given: test images and what the routers did with them.
+"""The data of the page's route explorer: test images and the records of the routers.
 
-Numbers in [0, 1] travel as 16-bit integers (steps of 1/65,535) and pictures as sheets of
-thumbnails: 10,000 images of CIFAR-10 and the five routers of BaseCNN-3-CC take 6.4 MB.
+Numbers in [0, 1] are stored as 16-bit integers (in units of 1/65,535), and images as sheets of
+thumbnails: 10,000 images of CIFAR-10 with five routers of BaseCNN-3-CC take 6.4 MB.
 """
 
 import base64
@@ -11,32 +11,32 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, Num, Shaped, UInt8
 from PIL import Image
 
 from multipath_jax.data.datasets import Split
-from multipath_jax.figures import selectors
+from multipath_jax.figures import selectors, style
 from multipath_jax.figures.routes import relative_strength
 from multipath_jax.gates import Observation, Outline
-from multipath_jax.utils.names import shown
+from multipath_jax.utils.names import printable
 
-LIKELIEST = 5  # classes said of each image
-SIDE = 96  # pixels, the largest of a thumbnail
-SHEET_SIDE = 2048  # pixels, the largest of a sheet of them
-LOSSLESS = 2_000_000  # pixels of all thumbnails, up to which they are kept as they are
-BLOCK = 16  # pixels; no block of a compressed sheet holds parts of two thumbnails
+LIKELIEST = 5  # number of most probable classes per image
+SIDE = 96  # largest side of a thumbnail, in pixels
+SHEET_SIDE = 2048  # largest side of a sheet, in pixels
+LOSSLESS = 2_000_000  # number of pixels in all thumbnails up to which compression is lossless
+BLOCK = 16  # pixels; thumbnails are aligned to blocks, so that compression does not mix them
 
 
 @dataclasses.dataclass(frozen=True)
 class Explored:
-    """A network and a test split that went through it.
+    """A network and its records for a test split.
 
     Attributes:
-      outline: of the network.
-      observation: what it did with the images of the split.
-      split: the images and their labels.
-      class_names: in the order of the logits.
-      kind: what the images are called.
+      outline: the outline of the network.
+      observation: the records for the images.
+      split: the images and labels.
+      class_names: names in the order of the logits.
+      kind: kind of the images, for labels: "test" or "held-out".
     """
 
     outline: Outline
@@ -47,9 +47,14 @@ class Explored:
 
 
 def pack(explored: Explored, count: int) -> dict[str, Any]:
-    """At most ``count`` images, evenly spaced over the split, as values for JSON."""
-    numbers = selectors.spread(range(len(explored.split.images)), count)
-    (liveliest,) = selectors.liveliest_gates(explored.observation, 1)
+    """The data of the explorer, as values for JSON.
+
+    Args:
+      explored: the network and its records.
+      count: largest number of images, which are evenly spaced over the split.
+    """
+    numbers = selectors.evenly_spaced(range(len(explored.split.images)), count)
+    (chosen,) = selectors.most_variable_gates(explored.observation, 1)
     return {
         "images": _images(explored, numbers),
         "routers": [
@@ -64,7 +69,7 @@ def pack(explored: Explored, count: int) -> dict[str, Any]:
             for router in explored.observation.routers
         ],
         "stacks": explored.outline.stacks,
-        "picked": [number - 1 for number in liveliest],
+        "picked": [number - 1 for number in chosen],
     }
 
 
@@ -75,7 +80,7 @@ def _images(explored: Explored, numbers: Sequence[int]) -> dict[str, Any]:
         "kind": explored.kind,
         "total": len(explored.split.images),
         "numbers": list(numbers),
-        "classes": [shown(name) for name in explored.class_names],
+        "classes": [printable(name) for name in explored.class_names],
         "labels": _integers(explored.split.labels[numbers]),
         "likeliest": {
             "count": likeliest.shape[1],
@@ -87,18 +92,22 @@ def _images(explored: Explored, numbers: Sequence[int]) -> dict[str, Any]:
 
 
 def _integers(values: Shaped[np.ndarray, "..."]) -> str:
-    """Numbers from 0 to 65,535."""
+    """Encodes integers from 0 to 65,535 as base64."""
     return base64.b64encode(values.astype("<u2").tobytes()).decode()
 
 
 def _fractions(values: Float[np.ndarray, "..."]) -> str:
-    """Numbers in [0, 1]."""
+    """Encodes numbers in [0, 1] as base64."""
     return _integers(np.round(65535 * np.clip(values, 0, 1)))
 
 
-def thumbnails(images: UInt8[np.ndarray, "b h w c"]) -> dict[str, Any]:
-    """Sheets of small images, row by row, and where on them an image is."""
-    small = np.stack([_small(image) for image in images])
+def thumbnails(images: Num[np.ndarray, "b h w c"]) -> dict[str, Any]:
+    """Sheets of thumbnails, and the layout of the sheets.
+
+    Args:
+      images: ``[b h w c]``.
+    """
+    small = np.stack([_small(image) for image in style.pixels(images)])
     height, width = small.shape[1:3]
     padding = [(0, -height % BLOCK), (0, -width % BLOCK), (0, 0)]
     tiles = np.pad(small, [(0, 0), *padding], mode="edge")
@@ -122,14 +131,14 @@ def thumbnails(images: UInt8[np.ndarray, "b h w c"]) -> dict[str, Any]:
 
 
 def _small(image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """An RGB image of at most `SIDE` pixels a side."""
+    """Scales an image down to at most `SIDE` pixels, as RGB."""
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("RGB")
     picture.thumbnail((SIDE, SIDE))
     return np.asarray(picture)
 
 
 def _sheet(tiles: UInt8[np.ndarray, "b h w 3"], columns: int, lossless: bool) -> str:
-    """A picture of tiles side by side, as the address of an image."""
+    """Joins tiles into one WebP image, as a ``data:`` URL."""
     rows = -(-len(tiles) // columns)
     tiles = np.pad(tiles, [(0, rows * columns - len(tiles)), (0, 0), (0, 0), (0, 0)])
     tiles = tiles.reshape(rows, columns, *tiles.shape[1:])
@@ -140,5 +149,5 @@ def _sheet(tiles: UInt8[np.ndarray, "b h w 3"], columns: int, lossless: bool) ->
 
 
 def data_url(kind: str, content: bytes) -> str:
-    """An address that holds what it stands for."""
+    """A ``data:`` URL with the content, for a MIME type such as ``image/png``."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"

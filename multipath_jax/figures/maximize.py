@@ -1,8 +1,9 @@
-"""Section 7.2, Fig. 9: what opens a gate: the images that do, those that do not, and a made-up one.
+"""Images that maximize a gate: test images, and one by gradient ascent (Section 7.2, Fig. 9).
 
-The made-up image is found by gradient ascent on the gate's relevance score, before the softmax,
-with the network frozen, as Simonyan et al. [61] do for classes: from noise, with an L2 penalty,
-and shifted by a few pixels at random before every step, lest it become a pattern of single pixels.
+Gradient ascent maximizes the relevance score of the gate, before the softmax, with respect to the
+input of the trained network, as in Simonyan et al. [61] for classes. It starts from noise, with an
+L2 penalty, and shifts the image by a few random pixels before every step, which suppresses
+high-frequency patterns.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Num, UInt8
 from matplotlib.figure import Figure, SubFigure
 from tqdm import tqdm
 
@@ -21,21 +22,21 @@ from multipath_jax.figures import style
 from multipath_jax.figures.selectors import GateIndex
 from multipath_jax.gates import Observation, Trained, outline
 
-SHOWN = 10  # images of either kind
+SHOWN = 10  # number of images with the highest, and with the lowest values
 COLUMNS = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Ascent:
-    """How an image is made.
+    """The hyperparameters of gradient ascent.
 
     Attributes:
-      steps: of gradient ascent.
-      rate: of the first step, in units of the input's deviation: what a pixel changes by on
-        average. It falls to nothing in a straight line.
-      penalty: of the mean square of the input.
-      shift: the largest random shift, as a share of the image's side; whole pixels.
-      seed: of the noise that it begins as and of the shifts.
+      steps: number of steps.
+      rate: initial step size: the root mean square change of the normalized input in a step. It
+        decays linearly to zero.
+      penalty: weight of the mean square of the input.
+      shift: largest random shift, as a fraction of the side of the image.
+      seed: seed of the initial noise and of the shifts.
     """
 
     steps: int = 256
@@ -47,28 +48,29 @@ class Ascent:
 
 @dataclasses.dataclass(frozen=True)
 class Synthesized:
-    """An image made for every gate.
+    """The results of gradient ascent for g gates.
 
     Attributes:
-      images: as images are stored.
-      before, after: the relevance scores of the noise and of ``images``.
+      images: images as stored, ``[g h w c]``.
+      before, after: relevance scores of the initial noise and of ``images``, ``[g]``.
     """
 
-    images: UInt8[np.ndarray, "g h w c"]
+    images: Num[np.ndarray, "g h w c"]
     before: Float[np.ndarray, " g"]
     after: Float[np.ndarray, " g"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Maximum:
-    """What opens one gate.
+    """The images with the highest and lowest values of one gate.
 
     Attributes:
-      gate: which.
-      highest, lowest: numbers of the images by whom it is the most and the least open, in order.
-      values: its activation by every image.
-      synthesized: the made-up image.
-      score: the relevance score of the made-up image.
+      gate: the gate.
+      highest, lowest: indices of the images with the highest and lowest activations, ``[k]``,
+        sorted.
+      values: activations for all images, ``[b]``.
+      synthesized: the image from gradient ascent, ``[h w c]``.
+      score: the relevance score of ``synthesized``.
       highest_score: the highest relevance score of the images.
     """
 
@@ -84,7 +86,7 @@ class Maximum:
 def extremes(
     values: Float[np.ndarray, " b"], count: int = SHOWN
 ) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
-    """Numbers of the highest values, highest first, and of the lowest, lowest first."""
+    """Indices of the highest values, decreasing, and of the lowest values, increasing."""
     order = np.argsort(values, kind="stable")
     return order[::-1][:count], order[:count]
 
@@ -95,7 +97,14 @@ def synthesize(
     image_shape: tuple[int, int, int],
     ascent: Ascent = Ascent(),
 ) -> Synthesized:
-    """Makes an image for each of the gates; all of them at once, as a batch."""
+    """Computes an image for each gate by gradient ascent, all in one batch.
+
+    Args:
+      trained: the network.
+      gates: the g gates.
+      image_shape: height, width and channels.
+      ascent: the hyperparameters.
+    """
     columns = _columns(trained, gates, image_shape)
     low, high = (
         trained.prepare(jnp.full((1, *image_shape), level, jnp.uint8)) for level in (0, 255)
@@ -113,19 +122,19 @@ def synthesize(
         offsets = jax.random.randint(key, (len(x), 2), -reach, reach + 1)
         x = jax.vmap(lambda image, by: jnp.roll(image, by, (0, 1)))(x, offsets)
 
-        def objective(x):  # images of a batch do not meet: a sum's gradient is each one's own
+        def objective(x):  # the images are independent, so the gradient of the sum is that of each
             return jnp.sum(scores(variables, x) - ascent.penalty * jnp.mean(x**2, axis=(1, 2, 3)))
 
         gradient = jax.grad(objective)(x)
-        # Scores of different gates differ in steepness by orders of magnitude; a rate does not.
+        # Normalized: gradients of different gates differ by orders of magnitude.
         length = jnp.sqrt(jnp.mean(gradient**2, axis=(1, 2, 3), keepdims=True))
         x = x + rate * gradient / jnp.maximum(length, 1e-12)
         x = jax.vmap(lambda image, by: jnp.roll(image, -by, (0, 1)))(x, offsets)
-        return jnp.clip(x, low, high)  # what is shown is what the score is of
+        return jnp.clip(x, low, high)  # the range of valid pixels
 
     key = jax.random.key(ascent.seed)
     noise = jax.random.normal(key, (len(gates), *image_shape))
-    x = jnp.clip(0.1 * noise, low, high)  # about the mean colour
+    x = jnp.clip(0.1 * noise, low, high)  # around the mean color
     before = scores(trained.variables, x)
     for number in tqdm(range(ascent.steps), "maximizing", unit="step", leave=False, disable=None):
         rate = ascent.rate * (1 - number / ascent.steps)
@@ -136,7 +145,7 @@ def synthesize(
 
 
 def _columns(trained, gates, image_shape) -> list[tuple[tuple[str, ...], int, int]]:
-    """Where the relevance score of every gate is recorded."""
+    """The path and the indices of each gate's relevance score in ``intermediates``."""
     names = outline(trained, image_shape).routers
     return [
         ((*names[gate.router - 1].split("/"), "relevance"), gate.input - 1, gate.output - 1)
@@ -147,7 +156,13 @@ def _columns(trained, gates, image_shape) -> list[tuple[tuple[str, ...], int, in
 def maxima(
     observation: Observation, gates: Sequence[GateIndex], made: Synthesized
 ) -> list[Maximum]:
-    """The extreme images of an observation and the made-up one, gate by gate."""
+    """Collects the images with the highest and lowest values of each gate.
+
+    Args:
+      observation: the records for b images.
+      gates: the g gates.
+      made: the results of gradient ascent for these gates.
+    """
     found = []
     for number, gate in enumerate(gates):
         values, scores = gate.values(observation), gate.scores(observation)
@@ -159,13 +174,16 @@ def maxima(
 def draw(
     path: str | os.PathLike,
     maxima: Sequence[Maximum],
-    images: UInt8[np.ndarray, "b h w c"],
+    images: Num[np.ndarray, "b h w c"],
     kind: str = "test",
 ) -> None:
-    """Draws a panel for each gate: its extreme images to the left, the made-up one to the right.
+    """Draws a panel for each gate: test images on the left, gradient ascent on the right.
 
     Args:
-      kind: what the images are called.
+      path: file to write.
+      maxima: the result of `maxima`.
+      images: the images, ``[b h w c]``.
+      kind: kind of the images, for labels: "test" or "held-out".
     """
     columns = min(2, len(maxima))
     rows = -(-len(maxima) // columns)
@@ -184,7 +202,7 @@ def _panel(panel: SubFigure, maximum: Maximum, images: np.ndarray, kind: str) ->
     )
     grid = panel.add_gridspec(2, 2, width_ratios=(1.35, 1))
     for row, (chosen, words) in enumerate(
-        ((maximum.highest, "most open"), (maximum.lowest, "least open"))
+        ((maximum.highest, "highest"), (maximum.lowest, "lowest"))
     ):
         axes = panel.add_subplot(grid[row, 0])
         style.show(axes, style.montage(images[chosen], COLUMNS))
@@ -193,8 +211,8 @@ def _panel(panel: SubFigure, maximum: Maximum, images: np.ndarray, kind: str) ->
     axes = panel.add_subplot(grid[:, 1])
     style.show(axes, maximum.synthesized)
     axes.set_title(
-        f"made to open it: score {maximum.score:.2f}\n"
-        f"(the best {kind} image {maximum.highest_score:.2f})",
+        f"gradient ascent: score {maximum.score:.2f}\n"
+        f"(highest of a {kind} image: {maximum.highest_score:.2f})",
         fontsize=8.5,
         pad=3,
     )

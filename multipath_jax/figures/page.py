@@ -1,7 +1,6 @@
-"""One page about a run, that needs nothing but a browser: facts, curves, figures, a route explorer.
+"""A self-contained HTML page about a run: facts, curves, figures, and a route explorer.
 
-The page is `web/page.html` with its style, its scripts and its data within; it works from a file
-and loads nothing.
+The page is `web/page.html` with style, scripts and data inlined; it loads no other files.
 """
 
 import html
@@ -25,18 +24,18 @@ from multipath_jax.utils.progress import duration
 from multipath_jax.utils.storage import read, replacing
 
 PAGE_FILE = "report.html"
-IMAGES = 1000  # on the page by default, of CIFAR-10 about 3 MB
+IMAGES = 1000  # default number of images on the page; about 3 MB for CIFAR-10
 SCRIPTS = ("tools.js", "run.js", "images.js", "route.js", "explorer.js", "start.js")
-TITLES = {  # of the figures, by the names of their files
+TITLES = {  # titles of the figures, by file name
     "routes": "Routes of chosen images (the paper's Fig. 8)",
-    "maximize": "What opens a gate (Fig. 9)",
+    "maximize": "Images that maximize a gate (Fig. 9)",
     "histograms": "Gates by class (Fig. 10)",
     "weights": "Weights of parallel paths (Fig. 11)",
     "tradeoff": "Error against parameters (Fig. 7)",
     "classes": "Mean gates of every class",
     "clusters": "Clusters of routes",
     "ablation": "Error with gates that do not depend on the image",
-    "paths": "Which paths the images of a class take",
+    "paths": "Active paths of every class",
 }
 CURVES = tuple(f"{split}/{name}" for split in ("train", *SPLITS) for name in ("loss", "error"))
 
@@ -48,12 +47,14 @@ def write_page(
     figures: Iterable[pathlib.PurePath],
     count: int = IMAGES,
 ) -> None:
-    """Writes the page; replaces an older one.
+    """Writes the page; replaces an existing one.
 
     Args:
-      explored: the test split on its way through the network; None for one without routers.
-      figures: picture files.
-      count: of test images in the explorer, at most; fewer make a smaller page.
+      path: file to write.
+      run: the run.
+      explored: the records for the test split; None for a network without routers.
+      figures: PNG files to include.
+      count: largest number of test images in the explorer.
     """
     lines = read_metrics(run.workdir)
     title = f"{run.config.model.name} on {run.config.dataset.name}"
@@ -69,7 +70,7 @@ def write_page(
         "Images": (explored.kind if explored else "test").capitalize(),
         "style": _web("style.css"),
         "script": "\n".join(map(_web, SCRIPTS)),
-        # "<" occurs in strings only, and written so it can end no script.
+        # "<" only occurs in strings; escaped, it cannot end the script element.
         "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", r"\u003c"),
     }
     page = re.sub(r"\{\{(\w+)\}\}", lambda marker: parts[marker[1]], _web("page.html"))
@@ -78,7 +79,12 @@ def write_page(
 
 
 def facts(run: LoadedRun, lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """What a reader asks first: size, recipe, results; ``lines`` are those of metrics.jsonl."""
+    """The size of the network, its recipe and its results, by title.
+
+    Args:
+      run: the run.
+      lines: the lines of ``metrics.jsonl``.
+    """
     config = run.config
     size = complexity(run.model, run.description.image_shape)
     optimizer = config.optimizer
@@ -128,7 +134,7 @@ def _held_out(dataset: ConfigDict) -> dict[str, str]:
 
 
 def _results(lines: Sequence[Mapping[str, Any]], split: str) -> dict[str, str]:
-    """Final and best error of what was evaluated, and the time, as far as they were measured."""
+    """The final and best error and the training time, if known."""
     key, kind = f"{split}/error", SPLITS[split]
     tested = [line for line in lines if line.get(key) is not None]
     results = {}
@@ -142,7 +148,7 @@ def _results(lines: Sequence[Mapping[str, Any]], split: str) -> dict[str, str]:
 
 
 def _curves(lines: Sequence[Mapping[str, Any]], routers: Sequence[str]) -> dict[str, Any]:
-    """The lines' values that are drawn, and the routers' keys among them."""
+    """The values of the curves, and the keys of each router."""
     measured = {key for line in lines for key in line}
     found = []
     for name in routers:
@@ -156,12 +162,12 @@ def _curves(lines: Sequence[Mapping[str, Any]], routers: Sequence[str]) -> dict[
 
 
 def _number(key: str) -> int:
-    """The number at the end of a key."""
+    """The number at the end of a key such as ``share_2``."""
     return int(key.rpartition("_")[2])
 
 
 def _figure(path: pathlib.PurePath) -> dict[str, str]:
-    """A PNG with its title."""
+    """The title of a figure and its content as a ``data:`` URL."""
     title = TITLES.get(path.stem, path.stem)
     return {"title": title, "source": explorer.data_url("image/png", read(path))}
 

@@ -1,8 +1,8 @@
-"""Which paths a discrete network's images take, and what their routes say about their classes.
+"""The routes of images through a discrete network, by class.
 
-An image's route is what is active behind every router. Of the routes that there can be, few may
-carry most images; and the mutual information of route and class says in bits how much of the class
-the route tells, between none and the classes' entropy.
+The route of an image is the set of its active paths behind every router. Reported are the numbers
+of different routes, and the mutual information of route and class, which is between 0 and the
+entropy of the classes.
 """
 
 import dataclasses
@@ -18,39 +18,38 @@ from matplotlib.figure import Figure
 from multipath_jax.figures import style
 from multipath_jax.gates import Observation, RouterRecord
 from multipath_jax.utils import lettering
-from multipath_jax.utils.names import shown
+from multipath_jax.utils.names import printable
 
-MOST = 0.9  # the share of images that a few routes carry
+MOST = 0.9  # fraction of the images in `Taken.most`
 SHUFFLES = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Taken:
-    """The routes of some images.
+    """The numbers of routes of some images.
 
     Attributes:
-      name: of their class, or ``"all"``.
-      images: how many.
-      routes: different ones among them.
-      carry_most: the fewest routes that carry 90 % of them.
+      name: the class of the images, or ``"all"``.
+      images: number of images.
+      routes: number of different routes.
+      most: smallest number of routes that 90 % of the images take.
     """
 
     name: str
     images: int
     routes: int
-    carry_most: int
+    most: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Information:
-    """What routes tell of classes, in bits.
+    """The mutual information of routes and classes, in bits.
 
     Attributes:
-      name: the router's whose active outputs are the route, or ``"all"``.
-      bits: the mutual information of route and class, from the counts.
-      chance: the same with the classes shuffled, mean of `SHUFFLES`: what counts as few as these
-        give where there is nothing to be told.
-      entropy: of the classes, which is the most.
+      name: the router whose active outputs are the route, or ``"all"``.
+      bits: the mutual information of route and class, estimated from counts.
+      chance: its mean for shuffled classes, over `SHUFFLES` shuffles: the bias of the estimate.
+      entropy: the entropy of the classes, the upper bound.
     """
 
     name: str
@@ -61,13 +60,14 @@ class Information:
 
 @dataclasses.dataclass(frozen=True)
 class PathsTaken:
-    """Everything about the routes of the observed images.
+    """The routes of the observed images.
 
     Attributes:
-      possible: the routes that there can be.
-      taken: of all images, then of every class.
-      information: of all routers together, then of each.
-      shares: the part of a class's images for which a path is active, router after router.
+      possible: number of possible routes.
+      taken: the numbers of routes of all images, then of every class.
+      information: the mutual information for the whole route, then for each router.
+      shares: fraction of a class's images for which a path is active, ``[classes paths]``; the
+        paths of all routers are concatenated.
       paths: number of outputs of every router.
     """
 
@@ -84,13 +84,16 @@ def paths_taken(
     class_names: Sequence[str],
     seed: int = 0,
 ) -> PathsTaken:
-    """The routes of the observed images, by their classes.
+    """Counts the routes of the observed images, by class.
 
     Args:
-      observation: with a discrete router at least.
-      labels: of the same images.
-      class_names: of all classes.
-      seed: of the shuffles.
+      observation: the records of a network with at least one discrete router.
+      labels: the labels of the same images.
+      class_names: names of all classes.
+      seed: seed of the shuffles.
+
+    Returns:
+      The numbers of routes, and the mutual information with the classes.
     """
     active = [np.any(router.chosen, axis=0).T for router in discrete(observation)]  # [n b]
     each = [_numbered(one.T) for one in active]
@@ -122,15 +125,15 @@ def paths_taken(
 
 
 def discrete(observation: Observation) -> list[RouterRecord]:
-    """The routers that chose."""
+    """The records of the discrete routers."""
     return [router for router in observation.routers if router.chosen is not None]
 
 
 def possible(observation: Observation) -> int:
-    """How many routes there can be: sequences of sets of active paths, router after router.
+    """The number of possible routes: sequences of the sets of active paths behind every router.
 
-    Where a paths are active before a router and each chooses k of n, any set of k to a k paths, but
-    no more than n, can be active behind it.
+    If a paths are active before a router, and each chooses k of n, the set behind it has between k
+    and min(a k, n) paths.
     """
     counts = {1: 1}  # routes so far, by the number of paths that are active now
     for router in discrete(observation):
@@ -146,20 +149,20 @@ def possible(observation: Observation) -> int:
 
 
 def mutual_information(a: Int[np.ndarray, " b"], b: Int[np.ndarray, " b"]) -> float:
-    """In bits, from the counts: H(a) + H(b) - H(a, b)."""
+    """The mutual information H(a) + H(b) - H(a, b) in bits, estimated from counts."""
     both = _numbered(np.stack([a, b], axis=1))
     return max(0.0, entropy(a) + entropy(b) - entropy(both))
 
 
 def entropy(values: Int[np.ndarray, " b"]) -> float:
-    """In bits, from the counts."""
+    """The entropy in bits, estimated from counts."""
     _, counts = np.unique(values, return_counts=True)
     p = counts / counts.sum()
     return float(-(p * np.log2(p)).sum())
 
 
 def _numbered(rows: Int[np.ndarray, "b _"] | Bool[np.ndarray, "b _"]) -> Int[np.ndarray, " b"]:
-    """A number for each row, the same for equal ones."""
+    """Numbers the rows; equal rows have equal numbers."""
     _, numbers = np.unique(rows, axis=0, return_inverse=True)
     return numbers.reshape(-1)
 
@@ -172,28 +175,35 @@ def _taken(name: str, routes: Int[np.ndarray, " b"]) -> Taken:
 
 
 def table(found: PathsTaken) -> str:
-    """Both tables as text."""
+    """Formats the numbers of routes and the mutual information as two tables."""
     lines = [
-        f"of {found.possible:,} possible routes, those that images take, and the fewest that carry "
-        f"{100 * MOST:.0f} %:",
-        f"{'class':16}{'images':>8}{'taken':>8}{'most':>8}",
+        f"different routes of the images, of {found.possible:,} possible routes; and the number of "
+        f"routes that {100 * MOST:.0f} % of the images take:",
+        f"{'class':16}{'images':>8}{'routes':>8}{f'{100 * MOST:.0f} %':>8}",
     ]
     for row in found.taken:
-        lines.append(f"{shown(row.name):16}{row.images:8}{row.routes:8}{row.carry_most:8}")
-    lines.append("mutual information of route and class, in bits (by chance; at most):")
+        lines.append(f"{printable(row.name):16}{row.images:8}{row.routes:8}{row.most:8}")
+    lines.append(
+        "mutual information of route and class in bits (for shuffled classes; entropy of classes):"
+    )
     for row in found.information:
         lines.append(f"{row.name:16}{row.bits:8.3f} ({row.chance:.3f}; {row.entropy:.3f})")
     return "\n".join(lines)
 
 
 def summary(found: PathsTaken) -> dict[str, Any]:
-    """The numbers, for a JSON file."""
+    """The results as a dictionary for a JSON file."""
     return dataclasses.asdict(found) | {"shares": found.shares.tolist()}
 
 
 def draw(path: str | os.PathLike, found: PathsTaken) -> None:
-    """Draws the part of every class's images for which each path is active."""
-    names = [shown(row.name) for row in found.taken[1:]]
+    """Draws the fraction of every class's images for which each path is active.
+
+    Args:
+      path: file to write.
+      found: the result of `paths_taken`.
+    """
+    names = [printable(row.name) for row in found.taken[1:]]
     rows, columns = found.shares.shape
     size = min(style.WIDTH, max(5.0, 2.4 + 0.3 * columns)), min(11, 1.6 + 0.25 * max(rows, 6))
     figure = Figure(figsize=size, layout="constrained")
@@ -201,9 +211,9 @@ def draw(path: str | os.PathLike, found: PathsTaken) -> None:
     mapped = axes.imshow(found.shares, cmap=style.GATE, vmin=0, vmax=1, aspect="auto")
     axes.set_yticks(range(rows), names, fontsize=8, **lettering.as_written(*names))
     axes.set_xticks(range(columns), [j + 1 for n in found.paths for j in range(n)], fontsize=7)
-    axes.set_xlabel("paths, router after router", fontsize=9)
+    axes.set_xlabel("paths behind each router", fontsize=9)
     for edge in np.cumsum(found.paths)[:-1]:
         axes.axvline(edge - 0.5, color="black", lw=0.8)
     bar = figure.colorbar(mapped, ax=axes, aspect=20)
-    bar.set_label("part of the class's images", fontsize=8)
+    bar.set_label("fraction of the images of a class", fontsize=8)
     style.save(figure, path)

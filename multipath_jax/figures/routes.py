@@ -1,9 +1,9 @@
-"""Section 7.1, Fig. 8: the routes of images through a network, drawn from left to right.
+"""The routes of images through a network (Section 7.1, Fig. 8).
 
-Stacks of ordinary layers are plain boxes. At every router the input and output tensors are boxes
-in reds, by their relative activation strengths; gates are circles in blues, and the edges from
-them to the outputs are as blue and as thick as the gates are open. Of a discrete network only what
-is active for the image is drawn.
+Layers other than routers are white boxes. At every router, the input and output tensors are red
+boxes, shaded by their relative activation strengths; gates are blue circles, with edges to the
+outputs, shaded and scaled by the value of the gate. Of a discrete network, only the
+active tensors and the chosen gates are drawn.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Num
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
@@ -27,54 +27,66 @@ from multipath_jax.gates import (
     outline,
 )
 from multipath_jax.utils import lettering
-from multipath_jax.utils.names import shown
+from multipath_jax.utils.names import printable
 
 # Inches.
 MARGIN, CAPTION, LEGEND = 0.15, 0.42, 0.5
 IMAGE, ANSWER = 0.95, 0.45  # widths of the first and the last column
 LANE, CIRCLE, BOX = 0.62, 0.25, 0.36  # height of a path, diameter of a gate, height of a tensor
-STACK, STACK_MAX = 1.0, 0.62  # a stack's width, in units and at most in inches
-ROUTER = 2.7  # a router's width in the same units
+STACK, STACK_MAX = 1.0, 0.62  # width of a stack of layers in units; largest unit in inches
+ROUTER = 2.7  # width of a router in units
 
 
 @dataclasses.dataclass(frozen=True)
 class Routes:
-    """Images on their way through a network.
+    """The records of a network for b images.
 
     Attributes:
-      outline: of the network, whose routers are those of the observation.
-      observation: of the images.
-      images: as they are stored.
-      captions: one for each.
+      outline: the outline of the network.
+      observation: the records for the images.
+      images: images as stored, ``[b h w c]``.
+      captions: a caption for each image.
     """
 
     outline: Outline
     observation: Observation
-    images: UInt8[np.ndarray, "b h w c"]
+    images: Num[np.ndarray, "b h w c"]
     captions: Sequence[str]
 
 
 def trace(
     trained: Trained,
-    images: UInt8[np.ndarray, "b h w c"],
+    images: Num[np.ndarray, "b h w c"],
     names: Sequence[str],
     class_names: Sequence[str],
 ) -> Routes:
-    """The routes of some images; captions are their names and what the network takes them for."""
+    """Computes the routes of images, with their names and predictions as captions.
+
+    Args:
+      trained: the network.
+      images: images as `prepare` takes them, ``[b h w c]``.
+      names: the names of the images.
+      class_names: names in the order of the logits.
+    """
     observation = observe(trained, images)
     captions = []
     for name, row in zip(names, observation.probabilities, strict=True):
         best = int(row.argmax())
-        captions.append(shown(f"{name}; taken for {class_names[best]} ({row[best]:.2f})"))
+        captions.append(printable(f"{name}; predicted {class_names[best]} ({row[best]:.2f})"))
     return Routes(outline(trained, images.shape[1:]), observation, images, captions)
 
 
 def relative_strength(strength: Float[np.ndarray, "p b"]) -> Float[np.ndarray, "p b"]:
-    """Each tensor's mean activation, normalized by the sum over the router's parallel tensors.
+    """Absolute mean activations, normalized to sum to 1 over the parallel tensors of a router.
 
-    Of the size alone: behind a ReLU, as in the paper, there are no negative means; those of an
-    image or of a layer without ReLU have none that stand for less than nothing. Where all are zero,
-    no tensor is stronger than another.
+    In the paper the tensors are outputs of ReLUs, so that means are not negative; for others, such
+    as the image, the absolute value is used. If all means are zero, the strengths are equal.
+
+    Args:
+      strength: mean activations of p parallel tensors, ``[p b]``.
+
+    Returns:
+      ``[p b]``.
     """
     size = np.abs(strength)
     total = size.sum(axis=0)
@@ -82,7 +94,12 @@ def relative_strength(strength: Float[np.ndarray, "p b"]) -> Float[np.ndarray, "
 
 
 def draw(path: str | os.PathLike, routes: Routes) -> None:
-    """Draws the routes of the images beneath each other."""
+    """Draws the routes, one row per image.
+
+    Args:
+      path: file to write.
+      routes: the result of `trace`.
+    """
     plan = _Plan(routes)
     figure = Figure(figsize=(plan.width, plan.height))
     axes = figure.add_axes((0, 0, 1, 1))  # its data coordinates are inches
@@ -95,7 +112,7 @@ def draw(path: str | os.PathLike, routes: Routes) -> None:
 
 
 class _Plan:
-    """Where things lie, in inches."""
+    """The layout of the figure, in inches."""
 
     def __init__(self, routes: Routes):
         routers = routes.observation.routers
@@ -111,15 +128,16 @@ class _Plan:
 
 
 class _Strip:
-    """One image on its way."""
+    """Draws the route of one image."""
 
     def __init__(self, axes: Axes, plan: _Plan, routes: Routes, number: int):
         self._axes, self._plan, self._routes, self._number = axes, plan, routes, number
         top = plan.height - number * plan.strip
         self._caption = top - 0.14
         self._middle = top - CAPTION - (plan.strip - CAPTION) / 2
-        self._x = MARGIN + IMAGE  # how far it is drawn
-        self._ends = [(self._x, self._middle)]  # of the tensors there; None of inactive ones
+        self._x = MARGIN + IMAGE  # the right end of what is drawn so far
+        # The points from which the next lines start; None for inactive tensors.
+        self._ends = [(self._x, self._middle)]
 
     def draw(self) -> None:
         routes = self._routes
@@ -133,16 +151,16 @@ class _Strip:
         self._answer()
 
     def _ys(self, count: int) -> list[float]:
-        """The middles of so many parallel things, the first on top."""
+        """The vertical centers of ``count`` parallel elements, from top to bottom."""
         return [self._middle + ((count - 1) / 2 - i) * self._plan.lane for i in range(count)]
 
     def _line(self, start, end, **options) -> None:
         self._axes.plot(*zip(start, end, strict=True), **{"color": style.GREY, "lw": 0.8} | options)
 
-    def _box(self, x: float, y: float, width: float, height: float, colour) -> None:
-        """A box from x on, around y."""
+    def _box(self, x: float, y: float, width: float, height: float, color) -> None:
+        """Draws a box with its left edge at x and its center at y."""
         corner = (x, y - height / 2)
-        box = Rectangle(corner, width, height, facecolor=colour, edgecolor="black", lw=0.7)
+        box = Rectangle(corner, width, height, facecolor=color, edgecolor="black", lw=0.7)
         self._axes.add_patch(box).set_zorder(3)
 
     def _text(self, x: float, y: float, text: str, size: float, **options) -> None:
@@ -178,7 +196,7 @@ class _Strip:
         ]
 
     def _router(self, number: int, router: RouterRecord) -> None:
-        """Input tensors, their gates, the edges, output tensors."""
+        """Draws the input tensors, gates, edges and output tensors of a router."""
         unit, b = self._plan.unit, self._number
         left, box = self._x + 0.1 * unit, 0.5 * unit
         gates_x, right = left + 0.95 * unit, left + 2.0 * unit
@@ -216,23 +234,23 @@ class _Strip:
         ]
 
     def _tensor(self, x: float, y: float, width: float, share: float, count: int) -> None:
-        colour = style.STRENGTH(min(1.0, share * count / 2))
-        self._box(x, y, width, BOX, colour)
+        color = style.STRENGTH(min(1.0, share * count / 2))
+        self._box(x, y, width, BOX, color)
         if count > 1:
-            self._text(x + width / 2, y, f"{100 * share:.0f}", 6.5, color=style.ink(colour))
+            self._text(x + width / 2, y, f"{100 * share:.0f}", 6.5, color=style.ink(color))
 
     def _gate(self, place: tuple[float, float], target: tuple[float, float], value: float) -> None:
-        colour = style.GATE(value)
+        color = style.GATE(value)
         edge = {"lw": 0.4 + 4 * value, "solid_capstyle": "butt", "zorder": 1 + value}
-        self._line(place, target, color=colour, **edge)
-        circle = Circle(place, self._plan.circle / 2, facecolor=colour, edgecolor="black", lw=0.5)
+        self._line(place, target, color=color, **edge)
+        circle = Circle(place, self._plan.circle / 2, facecolor=color, edgecolor="black", lw=0.5)
         self._axes.add_patch(circle).set_zorder(4)
-        if self._plan.circle >= 0.22:  # smaller ones have no room for it
+        if self._plan.circle >= 0.22:  # smaller circles have no space for text
             number = f"{value:.2f}".removeprefix("0")
-            self._text(*place, number, 6.0 if value < 0.995 else 5.2, color=style.ink(colour))
+            self._text(*place, number, 6.0 if value < 0.995 else 5.2, color=style.ink(color))
 
     def _answer(self) -> None:
-        """The mean over the paths, where there are several."""
+        """Draws the mean over the paths, if there are several."""
         end = (self._x + 0.2, self._middle)
         for start in filter(None, self._ends):
             self._line(start, end)
@@ -243,7 +261,7 @@ class _Strip:
 
 
 def _chosen(router: RouterRecord, b: int) -> Bool[np.ndarray, "m n"]:
-    """Which outputs the inputs of image b chose; of a soft router, all."""
+    """Whether inputs chose outputs for image b; for a soft router, always."""
     if router.chosen is None:
         return np.ones(router.gates.shape[::2], bool)
     return router.chosen[:, b]
@@ -255,18 +273,18 @@ def _short(name: str) -> str:
 
 
 def _legend(figure: Figure, plan: _Plan) -> None:
-    """What the two scales mean."""
+    """Draws the legends of the two color scales."""
     scales = (
         (style.STRENGTH, "relative strength of a tensor (%)", ("0", "equal", "twice or more")),
         (style.GATE, "gate", ("0", "0.5", "1")),
     )
     width, height = 1.5, 0.1
-    for at, (colours, title, ticks) in enumerate(scales):
+    for at, (colors, title, ticks) in enumerate(scales):
         left = MARGIN + 0.1 + at * 2.6
         axes = figure.add_axes(
             (left / plan.width, 0.19 / plan.height, width / plan.width, height / plan.height)
         )
-        axes.imshow(np.linspace(0, 1, 64)[None], cmap=colours, aspect="auto", extent=(0, 1, 0, 1))
+        axes.imshow(np.linspace(0, 1, 64)[None], cmap=colors, aspect="auto", extent=(0, 1, 0, 1))
         axes.set_xticks((0, 0.5, 1), ticks, fontsize=6.5)
         axes.set_yticks(())
         axes.tick_params(length=2, pad=1)

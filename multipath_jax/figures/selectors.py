@@ -1,11 +1,10 @@
-"""What to look at: gates, classes, layers and images, by the flags or by default.
+"""Selection of gates, classes, layers and images by flags or by default.
 
---gates=2:2-1,6:1-1     the gate from input 2 to output 1 of router 2, the paper's g_21^2; ...
---classes=cat,ship,9    by name or by number
---images=0,7,20-25,x.png    of the test split by number, and picture files
+--gates=2:2-1,6:1-1     the gate from input 2 to output 1 of router 2 (the paper's g_21^2), ...
+--classes=cat,ship,9    names or numbers
+--images=0,7,20-25,x.png    numbers and ranges of the test split, and image files
 """
 
-import difflib
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from jaxtyping import Float
 from multipath_jax.errors import UserError
 from multipath_jax.gates import Observation, Outline
 from multipath_jax.utils import filesystem
+from multipath_jax.utils.names import nearest
 
 _NUMBERS = re.compile(r"(\d+)(?:-(\d+))?")
 
@@ -33,30 +33,31 @@ class GateIndex(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The paper's g_ij^l, for matplotlib."""
+        """The paper's notation g_ij^l, for matplotlib."""
         return f"$g_{{{self.input}{self.output}}}^{{{self.router}}}$"
 
     def values(self, observation: Observation) -> Float[np.ndarray, " b"]:
-        """The gate's activation by each image."""
+        """The value of the gate for each image, ``[b]``."""
         return observation.routers[self.router - 1].gates[self.input - 1, :, self.output - 1]
 
     def scores(self, observation: Observation) -> Float[np.ndarray, " b"]:
-        """The gate's relevance score for each image, before the softmax."""
+        """The relevance score of the gate for each image, before the softmax, ``[b]``."""
         return observation.routers[self.router - 1].relevance[self.input - 1, :, self.output - 1]
 
 
 def gates(text: str, outline: Outline) -> list[GateIndex]:
-    """The gates that a flag names.
+    """Parses the flag --gates.
 
     Raises:
-      UserError: it is no list of gates, or the network does not have one of them.
+      UserError: the text is not a list of gates, or the network does not have one of them.
     """
     chosen = []
     for item in _items(text, "--gates", "2:1-2"):
         match = re.fullmatch(r"(\d+):(\d+)-(\d+)", item)
         if not match:
             raise UserError(
-                f"--gates: {item!r} is no gate; 2:1-2 is that from input 1 to output 2 of router 2"
+                f"--gates: {item!r} is not a gate; write 2:1-2 for that of router 2 from input 1 "
+                "to output 2"
             )
         gate = GateIndex(*map(int, match.groups()))
         _check(gate, outline)
@@ -67,7 +68,7 @@ def gates(text: str, outline: Outline) -> list[GateIndex]:
 def _check(gate: GateIndex, outline: Outline) -> None:
     count = len(outline.gates)
     if not 1 <= gate.router <= count:
-        raise UserError(f"--gates: {gate} is of router {gate.router}; there are 1 to {count}")
+        raise UserError(f"--gates: {gate} does not exist; the network has the routers 1 to {count}")
     m, n = outline.gates[gate.router - 1]
     if not (1 <= gate.input <= m and 1 <= gate.output <= n):
         raise UserError(
@@ -76,8 +77,16 @@ def _check(gate: GateIndex, outline: Outline) -> None:
         )
 
 
-def liveliest_gates(observation: Observation, count: int = 4) -> list[GateIndex]:
-    """The gates that differ most between images, at most one of every gating vector."""
+def most_variable_gates(observation: Observation, count: int = 4) -> list[GateIndex]:
+    """The gates with the largest standard deviation over images, at most one per input of a router.
+
+    Args:
+      observation: the records for b images.
+      count: number of gates.
+
+    Returns:
+      The gates, sorted.
+    """
     found = []
     for number, router in enumerate(observation.routers, start=1):
         deviations = router.gates.std(axis=1)  # [m n]
@@ -88,10 +97,10 @@ def liveliest_gates(observation: Observation, count: int = 4) -> list[GateIndex]
 
 
 def classes(text: str, names: Sequence[str]) -> list[int]:
-    """The classes that a flag names, as numbers.
+    """Parses the flag --classes into labels.
 
     Raises:
-      UserError: there is no such class; the nearest are named.
+      UserError: there is no such class; the message has the nearest names.
     """
     chosen = []
     for item in _items(text, "--classes", names[0]):
@@ -100,27 +109,28 @@ def classes(text: str, names: Sequence[str]) -> list[int]:
         elif item.isdecimal() and int(item) < len(names):
             chosen.append(int(item))
         else:
-            near = difflib.get_close_matches(item, names) or names[:3]
             raise UserError(
-                f"--classes: there is no class {item!r}; the nearest are {', '.join(near)}, and "
-                f"numbers are 0 to {len(names) - 1}"
+                f"--classes: there is no class {item!r}; the nearest are "
+                f"{nearest(item, names, 3)}, and numbers are 0 to {len(names) - 1}"
             )
     return chosen
 
 
-def of_the_split(text: str) -> bool:
-    """Whether any of the images that the flag names is one of the test split."""
+def needs_test_split(text: str) -> bool:
+    """Whether the flag --images selects images of the test split."""
     return any(map(_NUMBERS.fullmatch, _items(text, "--images", "0,7,20-25")))
 
 
 def images(text: str, count: int, kind: str = "test") -> list[int | pathlib.Path]:
-    """Numbers of test images, of which there are ``count``, and picture files.
+    """Parses the flag --images into indices of the test split and paths of image files.
 
     Args:
-      kind: what the images are called.
+      text: the value of the flag.
+      count: number of images in the test split.
+      kind: kind of these images, for errors: "test" or "held-out".
 
     Raises:
-      UserError: there is no such image.
+      UserError: the test split has no such image.
     """
     chosen = []
     for item in _items(text, "--images", "0,7,20-25"):
@@ -130,30 +140,29 @@ def images(text: str, count: int, kind: str = "test") -> list[int | pathlib.Path
             continue
         first, last = int(match[1]), int(match[2] or match[1])
         if not first <= last < count:
-            raise UserError(f"--images: {item} is none of the {kind} images, 0 to {count - 1}")
+            raise UserError(f"--images: {item} is not in the {kind} images 0 to {count - 1}")
         chosen += range(first, last + 1)
     return chosen
 
 
 def layers(text: str, names: Sequence[str]) -> list[str]:
-    """The layers that a flag names.
+    """Parses the flag --layers.
 
     Raises:
-      UserError: there is no such layer; the nearest are named.
+      UserError: there is no such layer; the message has the nearest names.
     """
     chosen = list(_items(text, "--layers", names[0]))
     for item in chosen:
         if item not in names:
-            near = difflib.get_close_matches(item, names, cutoff=0.3) or names[:3]
             raise UserError(
-                f"--layers: {item!r} is no layer of parallel paths; the nearest are "
-                f"{', '.join(near)}"
+                f"--layers: {item!r} is not a layer of parallel paths; the nearest are "
+                f"{nearest(item, names, 3)}"
             )
     return chosen
 
 
-def spread(things: Sequence, count: int) -> list:
-    """At most ``count`` of them, evenly spaced, the first and the last among them."""
+def evenly_spaced(things: Sequence, count: int) -> list:
+    """At most ``count`` items, evenly spaced, including the first and the last."""
     if len(things) <= count:
         return list(things)
     places = np.linspace(0, len(things) - 1, count).round().astype(int)
@@ -163,5 +172,5 @@ def spread(things: Sequence, count: int) -> list:
 def _items(text: str, flag: str, example: str) -> Iterator[str]:
     items = [item.strip() for item in text.split(",")]
     if not all(items):
-        raise UserError(f"{flag}={text} has an empty place; separate by commas, such as {example}")
+        raise UserError(f"{flag}={text} has an empty item; separate by commas, such as {example}")
     return iter(items)

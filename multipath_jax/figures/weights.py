@@ -1,11 +1,10 @@
-"""Section 7.4, Fig. 11: the weights of parallel paths, and how far apart they are.
+"""The distributions of the weights of parallel paths (Section 7.4, Fig. 11).
 
-The distance of two paths is the Kolmogorov-Smirnov statistic, the largest difference between the
-shares of weights below any one value: 0 for equal histograms, 1 for histograms that do not meet,
-the same for any unit. How much of it means anything is said by two others beside it: that of the
-two paths' weights once they have been mixed up (a matter of chance alone), and that of the same
-paths before training. Histograms do not show where a weight sits: paths that are equally
-distributed may yet do different things.
+The distance between two paths is the Kolmogorov-Smirnov statistic, the largest difference between
+the cumulative distributions of their weights: 0 for equal distributions, 1 for disjoint ones,
+independent of scale. Two baselines put it into perspective: the distance after random exchange of
+the weights between the two paths, and that of the paths before training. Paths with the same
+distribution of weights can still compute different functions.
 """
 
 import dataclasses
@@ -27,20 +26,20 @@ from multipath_jax.figures import style
 from multipath_jax.gates import Outline, Trained
 from multipath_jax.utils import lettering
 
-BINS = 80  # at most
-SHUFFLES = 5  # for one distance by chance
+BINS = 80  # largest number of bins
+SHUFFLES = 5  # random exchanges per pair of paths
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerWeights:
-    """The kernel of one layer of parallel paths.
+    """The kernels of one layer in m parallel paths.
 
     Attributes:
-      name: the layer's.
-      weights: those of each path in a row.
-      distances: of every two paths, by their numbers, counted from one.
-      by_chance: the mean over every two paths, their weights exchanged at random.
-      untrained: the mean over every two paths before training.
+      name: name of the layer.
+      weights: flattened kernels, ``[m k]``.
+      distances: distances between paths, by pairs of their numbers, counted from one.
+      by_chance: mean distance over all pairs after random exchange of their weights.
+      untrained: mean distance over all pairs before training.
     """
 
     name: str
@@ -51,20 +50,24 @@ class LayerWeights:
 
     @property
     def distance(self) -> float:
-        """The mean over every two paths."""
+        """The mean distance over all pairs of paths."""
         return float(np.mean(list(self.distances.values())))
 
 
 def distance(a: Float[np.ndarray, " k"], b: Float[np.ndarray, " l"]) -> float:
-    """The Kolmogorov-Smirnov statistic of two samples, 0 to 1."""
+    """The Kolmogorov-Smirnov statistic of two samples ``[k]`` and ``[l]``, from 0 to 1."""
     return float(ks_2samp(a, b, method="asymp").statistic)
 
 
 def parallel_layers(params: PyTree, outline: Outline) -> list[str]:
-    """The names of the layers with kernels that two or more paths have each for themselves.
+    """The names of the layers with kernels in two or more parallel paths, in order of execution.
 
-    Those are known by their axes: a convolution's kernel has four, a dense layer's two, and that
-    of parallel paths one more, which is the paths'. In the order in which an image meets them.
+    They are recognized by the number of axes of their kernels: four for a convolution and two for a
+    dense layer, plus one for the paths.
+
+    Args:
+      params: the parameters of the network.
+      outline: its outline.
     """
     order = {path: number for number, path in enumerate(outline.calls)}
     flat = traverse_util.flatten_dict(params)
@@ -79,7 +82,14 @@ def parallel_layers(params: PyTree, outline: Outline) -> list[str]:
 def layer_weights(
     trained: Trained, names: Sequence[str], image_shape: tuple[int, int, int], seed: int = 0
 ) -> list[LayerWeights]:
-    """The named layers' weights and distances; ``seed``: of exchanged and of untrained ones."""
+    """Computes the weights and distances of layers.
+
+    Args:
+      trained: the network.
+      names: names of the layers.
+      image_shape: height, width and channels.
+      seed: seed of the random exchanges and of the untrained network.
+    """
     fresh = jax.jit(trained.model.init)(jax.random.key(seed), jnp.zeros((1, *image_shape)))
     before, after = (
         traverse_util.flatten_dict(jax.device_get(tree["params"]), sep="/")
@@ -113,7 +123,7 @@ def _pairs(weights: Float[np.ndarray, "m k"]) -> dict[tuple[int, int], float]:
 
 
 def summary(layer: LayerWeights) -> dict[str, Any]:
-    """The distances, for JSON."""
+    """The distances of a layer, for JSON."""
     return {
         "layer": layer.name,
         "weights_of_a_path": layer.weights.shape[1],
@@ -125,7 +135,12 @@ def summary(layer: LayerWeights) -> dict[str, Any]:
 
 
 def draw(path: str | os.PathLike, layers: Sequence[LayerWeights]) -> None:
-    """Draws a panel for each layer: an outline for each path, the distances beside it."""
+    """Draws a panel for each layer with a histogram for each path and the distances.
+
+    Args:
+      path: file to write.
+      layers: the result of `layer_weights`.
+    """
     columns = min(2, len(layers))
     rows = -(-len(layers) // columns)
     figure = Figure(figsize=(style.WIDTH / 2 * columns, 0.4 + 2.5 * rows), layout="constrained")
@@ -142,15 +157,15 @@ def draw(path: str | os.PathLike, layers: Sequence[LayerWeights]) -> None:
 
 
 def _panel(axes: Axes, layer: LayerWeights) -> None:
-    # All but the outermost 0.1 %, lest a few weights leave no room for the others.
+    # Without the outermost 0.1 %, so that a few outliers do not determine the range.
     bins = min(BINS, round(layer.weights.shape[1] ** 0.5))
     edges = np.linspace(*np.quantile(layer.weights, (0.0005, 0.9995)), bins + 1)
     for number, row in enumerate(layer.weights):
         density, _ = np.histogram(row, edges, density=True)
         width = 1.4 if number < 4 else 0.9
         line = "-" if number < 4 else "--"
-        colour = style.COLOURS[number % len(style.COLOURS)]
-        axes.stairs(density, edges, color=colour, lw=width, ls=line, label=f"path {number + 1}")
+        color = style.COLORS[number % len(style.COLORS)]
+        axes.stairs(density, edges, color=color, lw=width, ls=line, label=f"path {number + 1}")
     words = (
         f"D = {layer.distance:.3f}\nby chance {layer.by_chance:.3f}\n"
         f"untrained {layer.untrained:.3f}"

@@ -1,4 +1,4 @@
-"""Flax modules over `multipath_jax.routing`: routers, parallel paths, ordinary layers."""
+"""Flax modules: routers (with the functions of `multipath_jax.routing`), paths and other layers."""
 
 from multipath_jax.layers.activity import ActivePaths
 from multipath_jax.layers.blocks import ConvNorm, ConvStage, DenseLayer, batch_norm, max_pool_2x2

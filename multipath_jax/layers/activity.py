@@ -1,8 +1,8 @@
-"""Which paths are active for which images: what discrete routers decide (`CrossConnect(k=...)`).
+"""The active paths of every image behind discrete routers (`CrossConnect(k=...)`).
 
-The decision travels with the tensors, as `ActivePaths`, from a router through `Parallel` to the
-next router or to the final mean. Within a path, `BatchNorm` takes its statistics over the images
-that `only` names. Without a discrete router none of this does anything.
+Routers return the tensors with a mask, as `ActivePaths`, which `Parallel`, the next router and the
+mean at the end of a network take. Within a path, `BatchNorm` computes its statistics over the
+images in the context `only`. Without discrete routers, nothing here has an effect.
 """
 
 import contextlib
@@ -16,24 +16,28 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from multipath_jax import routing
-from multipath_jax.layers import spread
+from multipath_jax.layers import sharding
 
 
 @flax.struct.dataclass
 class ActivePaths:
-    """m parallel tensors, each for some images only.
+    """m parallel tensors, of which each is used for some of the images.
 
     Attributes:
-      tensors: zero for the images for which their path is inactive.
-      active: for which it is not. Every image has a path that is active.
+      tensors: the tensors, ``[m b ...]``; zero where a path is inactive for an image.
+      active: whether a path is active for an image, ``[m b]``. Every image has an active path.
     """
 
     tensors: Float[Array, "m b *rest"]
     active: Bool[Array, "m b"]
 
     def mean(self) -> Float[Array, "b *rest"]:
-        """D5: the mean over the active paths, also those on other devices; at least float32."""
-        return spread.ratio(*routing.total_of_active(self.tensors, self.active))
+        """The mean over the active paths (D5), including those on other devices.
+
+        Returns:
+          ``[b ...]``, in float32 or float64.
+        """
+        return sharding.ratio_over_paths(*routing.total_of_active(self.tensors, self.active))
 
 
 _ACTIVE = contextvars.ContextVar("active", default=None)
@@ -41,7 +45,11 @@ _ACTIVE = contextvars.ContextVar("active", default=None)
 
 @contextlib.contextmanager
 def only(active: Bool[Array, " b"] | None) -> Iterator[None]:
-    """Traces the layers of one path, which is active for these images; None: for all."""
+    """Context in which the layers of one path are traced.
+
+    Args:
+      active: whether the path is active for an image; None: for all images.
+    """
     token = _ACTIVE.set(active)
     try:
         yield
@@ -50,13 +58,14 @@ def only(active: Bool[Array, " b"] | None) -> Iterator[None]:
 
 
 class BatchNorm(nn.BatchNorm):
-    """Flax's BatchNorm; in a path that is active for some images, by the statistics of those.
+    """Flax's BatchNorm; behind a discrete router, with the statistics of the active images (D6).
 
-    A batch without any such image is normalized by the running statistics, and leaves them alone.
+    If a path is active for no image of a batch, the running statistics are used, and not updated.
     """
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *space c"]) -> Float[Array, "b *space c"]:
+        """Normalizes a tensor, ``[b ... c] -> [b ... c]``."""
         active = _ACTIVE.get()
         if active is None or self.use_running_average:
             return super().__call__(x)
@@ -65,7 +74,7 @@ class BatchNorm(nn.BatchNorm):
         variance = self.variable("batch_stats", "var", jnp.ones, size, jnp.float32)
         scale = self.param("scale", self.scale_init, size, self.param_dtype)
         bias = self.param("bias", self.bias_init, size, self.param_dtype)
-        initializing = self.is_initializing()  # on one device, and the statistics stay as they are
+        initializing = self.is_initializing()  # runs on one device, and keeps the statistics
         axis_name = None if initializing else self.axis_name
         *moments, count = routing.active_moments(x, active, axis_name)
         moments = [

@@ -1,4 +1,4 @@
-"""Capsules: groups of units whose length says whether something is there, routed by agreement."""
+"""Capsules (Sabour et al., 2017): vectors whose length is the probability of a feature."""
 
 import flax.linen as nn
 import jax
@@ -6,27 +6,34 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-_TINY = 1e-12  # under square roots: the gradient of a length is undefined at zero
+_EPSILON = 1e-12  # under square roots, whose gradient is infinite at zero
 
 
 def squash(s: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-    """Eq. 1 of Sabour et al. (2017): keeps the direction, brings the length below one."""
+    """Eq. 1 of Sabour et al. (2017): scales vectors to a length below 1, ``[... d] -> [... d]``."""
     squared = jnp.sum(s**2, axis=-1, keepdims=True)
-    return s * jnp.sqrt(squared + _TINY) / (1 + squared)
+    return s * jnp.sqrt(squared + _EPSILON) / (1 + squared)
 
 
 def length(v: Float[Array, "*b d"]) -> Float[Array, "*b"]:
-    """The length of each capsule."""
-    return jnp.sqrt(jnp.sum(v**2, axis=-1) + _TINY)
+    """The length of each capsule, ``[... d] -> [...]``."""
+    return jnp.sqrt(jnp.sum(v**2, axis=-1) + _EPSILON)
 
 
 def route_by_agreement(
     predictions: Float[Array, "b i j d"], iterations: int = 3
 ) -> Float[Array, "b j d"]:
-    """Procedure 1 of Sabour et al. (2017): i capsules' predictions of j capsules -> those j.
+    """Dynamic routing: Procedure 1 of Sabour et al. (2017).
 
-    Each input divides itself among the outputs by a softmax of logits that begin equal and grow
-    with the agreement (scalar product) of its prediction and the output.
+    The coupling coefficients of each input are a softmax over the outputs. Its logits start at zero
+    and grow with the agreement (scalar product) between the input's prediction and the output.
+
+    Args:
+      predictions: predictions of the j output capsules by the i input capsules, ``[b i j d]``.
+      iterations: number of routing iterations.
+
+    Returns:
+      The output capsules, ``[b j d]``.
     """
     logits = jnp.zeros_like(predictions[..., 0])
     for iteration in range(iterations):
@@ -38,14 +45,17 @@ def route_by_agreement(
 
 
 class PrimaryCapsules(nn.Module):
-    """A convolution whose channels are read as ``types`` capsules at every pixel.
+    """A convolution whose output channels are grouped into capsules, and `squash`.
+
+    ``[b h w c] -> [b i size]``, with ``types`` capsules at every output pixel (Sabour et al., 2017,
+    Section 4).
 
     Attributes:
-      types: capsules per pixel.
-      size: units per capsule.
-      kernel: side of the convolution.
-      strides: of the convolution.
-      dtype: of the convolution; capsules are float32.
+      types: number of capsules per pixel.
+      size: number of units per capsule.
+      kernel: height and width of the kernel.
+      strides: stride of the convolution.
+      dtype: type of the convolution; capsules are float32.
     """
 
     types: int = 32
@@ -65,18 +75,20 @@ class PrimaryCapsules(nn.Module):
             dtype=self.dtype,
             name="conv",
         )(x)
-        # In two steps, each of which keeps to the axes along which a batch is split.
+        # Two reshapes, each of which keeps the axis over which the batch is sharded.
         x = x.astype(jnp.float32).reshape(*x.shape[:-1], self.types, self.size)
         return squash(x.reshape(x.shape[0], -1, self.size))
 
 
 class RoutedCapsules(nn.Module):
-    """Capsules predicted by those below through one matrix per pair, and routed by agreement.
+    """A capsule layer: one matrix per pair of capsules, and `route_by_agreement`.
+
+    ``[b i d] -> [b count size]`` (Sabour et al., 2017, Section 4).
 
     Attributes:
-      count: j, capsules of this layer.
-      size: units per capsule.
-      iterations: of the routing.
+      count: j, the number of output capsules.
+      size: number of units per output capsule.
+      iterations: number of routing iterations.
     """
 
     count: int
@@ -86,7 +98,7 @@ class RoutedCapsules(nn.Module):
     @nn.compact
     def __call__(self, us: Float[Array, "b i d"]) -> Float[Array, "b j e"]:
         inputs, width = us.shape[1:]
-        # Each pair's matrix is a dense layer from `width` units: the pairs are batch axes.
+        # For the initializer, every pair is a separate dense layer.
         init = nn.initializers.lecun_normal(in_axis=2, out_axis=3, batch_axis=(0, 1))
         matrices = self.param("matrices", init, (inputs, self.count, width, self.size), jnp.float32)
         predictions = jnp.einsum("bid,ijde->bije", us, matrices)

@@ -1,8 +1,8 @@
-"""How a discrete router chooses, and how it learns to: D1, D2 and D7 to D9, with their state.
+"""The choice of outputs in discrete routers, and its training: D1, D2 and D7 to D9.
 
-The state is the collection ``routing``, which training updates as it does ``batch_stats``, without
-a gradient: ``bias [n]`` (D8), ``step``, the calls in training so far, and ``soft``, whether the
-router is still a soft one.
+The state of a router is in the collection ``routing``, which training updates without a gradient,
+like ``batch_stats``: ``bias [n]`` (D8); ``step``, the number of calls in training; and ``soft``,
+whether the router is in its first steps, in which it is soft.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from multipath_jax import routing
-from multipath_jax.layers import spread
+from multipath_jax.layers import sharding
 from multipath_jax.layers.paths import describe
 
 COLLECTION = "routing"
@@ -24,20 +24,20 @@ ESTIMATORS = ("none", "straight_through", "gumbel")
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The options of a discrete router beside k.
+    """The options of a discrete router besides k.
 
     Attributes:
-      kept: what the chosen gates become (D2): ``"renormalized"`` or ``"factor"``.
-      estimator: of the choice's gradient (D7): ``"none"``, that of the chosen gates as they are;
-        ``"straight_through"``; ``"gumbel"``, straight through a sample, which needs a random stream
-        ``gates`` or ``params`` in training.
-      temperature: T of either.
-      last_temperature: what T falls to, exponentially, over ``cooling_steps``.
-      cooling_steps: calls in training; 0: T stays.
-      soft_steps: calls in training in which the router is the paper's, before it chooses.
-      bias_rate: u of D8, by which the bias moves against the load; 0: no bias.
-      load_entropy: u_1 of D9, against outputs that are wanted less than others.
-      gate_entropy: u_2 of D9, against undecided gates.
+      kept: the gates of the chosen outputs (D2): ``"renormalized"`` or ``"factor"``.
+      estimator: the gradient of the gates (D7): ``"none"``, that of the chosen gates only;
+        ``"straight_through"``; or ``"gumbel"``, straight-through with samples, which needs the
+        random stream ``gates`` or ``params`` in training.
+      temperature: the initial temperature T of the estimators.
+      last_temperature: the final temperature, to which T decays exponentially.
+      cooling_steps: number of calls in training over which T decays; 0: T is constant.
+      soft_steps: number of calls in training at the start in which the router is soft.
+      bias_rate: the step size u of the bias (D8); 0: no bias.
+      load_entropy: the weight u_1 in D9, of the entropy of the mean gates.
+      gate_entropy: the weight u_2 in D9, of the mean entropy of the gates.
     """
 
     kept: str = "renormalized"
@@ -51,19 +51,25 @@ class Choice:
     gate_entropy: float = 0.0
 
     def __post_init__(self):
-        """Raises ValueError for an option that is none of those that there are."""
+        """Checks the options. Raises ValueError if one has an invalid value."""
         for name, names in (("kept", get_args(routing.Kept)), ("estimator", ESTIMATORS)):
             if getattr(self, name) not in names:
-                raise ValueError(f"{name}={getattr(self, name)!r} is none of {', '.join(names)}")
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r}: must be one of {', '.join(names)}"
+                )
         for name in ("temperature", "last_temperature"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} must be more than 0")
+                raise ValueError(f"{name}={getattr(self, name)}: must be positive")
         for name in ("cooling_steps", "soft_steps", "bias_rate", "load_entropy", "gate_entropy"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} must be 0 or more")
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 0")
 
     def temperature_at(self, step: Int[Array, ""]) -> Float[Array, ""] | float:
-        """T after so many calls in training."""
+        """The temperature T after a number of calls in training.
+
+        Args:
+          step: the number of calls.
+        """
         if not self.cooling_steps:
             return self.temperature
         passed = jnp.minimum(step.astype(jnp.float32) / self.cooling_steps, 1.0)
@@ -74,8 +80,8 @@ class Chooser(nn.Module):
     """Chooses k outputs for every active input.
 
     Attributes:
-      k: how many.
-      choice: how.
+      k: the number of outputs.
+      choice: the options.
     """
 
     k: int
@@ -85,10 +91,19 @@ class Chooser(nn.Module):
     def __call__(
         self, relevance: Float[Array, "m b n"], active: Bool[Array, "m b"], train: bool
     ) -> tuple[Float[Array, "m b n"], Bool[Array, "m b n"]]:
-        """The gates of the active inputs (D3), and which outputs they chose.
+        """Computes the gates of the chosen outputs (D1-D3).
+
+        Args:
+          relevance: the scores of Eq. 2, ``[m b n]``.
+          active: whether an input is active for an image, ``[m b]``.
+          train: whether to update the state, and to sample if the estimator is ``"gumbel"``.
+
+        Returns:
+          The gates, and whether an input chose an output, both ``[m b n]``. For inactive inputs
+          they are zero and False.
 
         Raises:
-          ValueError: k is not within 1 and n; names the router.
+          ValueError: k is not between 1 and n.
         """
         n = relevance.shape[-1]
         if not 1 <= self.k <= n:
@@ -108,21 +123,21 @@ class Chooser(nn.Module):
         scores = jax.lax.stop_gradient(noisy) + jnp.expand_dims(bias.value, (0, 1)).astype(dtype)
         preferred = routing.choose(scores, self.k)
         chosen = (preferred | is_soft) & jnp.expand_dims(active, -1)
-        # An inactive input chooses as well, but for nothing: its gates would else be no numbers.
+        # Inactive inputs choose as well, since a softmax over no output would be NaN.
         gates = routing.remaining_gates(relevance, preferred | is_soft, how.kept)
         if how.estimator != "none":
             temperature = jnp.where(is_soft, 1.0, how.temperature_at(step.value)).astype(dtype)
             gates = routing.straight_through(gates, jax.nn.softmax(noisy / temperature))
         if training:
             self._balance(relevance, active)
-            load = routing.load(preferred, active, spread.all_axes())
+            load = routing.load(preferred, active, sharding.all_axes())
             bias.value = routing.moved_against(load, bias.value, how.bias_rate)
             step.value += 1
             soft.value = step.value < how.soft_steps
         return routing.of_active(gates, active), chosen
 
     def _balance(self, relevance, active) -> None:
-        """Records the terms of D9 that have a weight."""
+        """Sows the terms of D9, if they have a weight, into ``losses``."""
         how = self.choice
         if how.load_entropy or how.gate_entropy:
             wanted, undecided = routing.entropies(jax.nn.softmax(relevance), active)

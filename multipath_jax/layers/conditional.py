@@ -1,8 +1,8 @@
-"""Residual blocks that an image may skip, and the gates that decide it.
+"""Residual blocks that are executed conditionally for each image, and their gates.
 
-A decision is one number per image, 1 to run the block and 0 to skip it. It is recorded under
-``intermediates`` as ``keep [b]``. The shapes of a compiled program cannot depend on it, so that
-the residual is always computed and then multiplied: this shows what is skipped, but saves no time.
+A decision is one number per image: 1 to execute the block, 0 to skip it. It is sown into
+``intermediates`` as ``keep [b]``. Shapes in a compiled program are static, so the residual is
+always computed and then multiplied by the decision: no time is saved.
 """
 
 from collections.abc import Callable
@@ -18,19 +18,20 @@ from multipath_jax.routing import global_average_pool, straight_through
 
 
 class GumbelGate(nn.Module):
-    """The gate of ConvNet-AIG: Veit and Belongie (2018), Section 3.2.
+    """The gate of ConvNet-AIG (Veit and Belongie, 2018, Section 3.2): ``[b h w c] -> [b]``.
 
-    Global average pooling, a dense layer, ReLU, and a score each for skipping and running. In
-    training Gumbel noise (from the random stream ``gates``) makes the higher score a sample of
-    their softmax; backward it is the softmax of the noisy scores. Training also records the loss
-    ``target_rate``: how far the share of images that run the block is from ``target``, squared.
+    Global average pooling, a dense layer, ReLU, and a dense layer with one score for skipping and
+    one for executing the block. Training adds Gumbel noise (from the random stream ``gates``) and
+    uses the straight-through estimator with the softmax of the noisy scores. Training also sows the
+    loss ``target_rate``: the squared difference between ``target`` and the fraction of images that
+    execute the block.
 
     Attributes:
-      target: the share of images that ought to run the block.
-      weight: of the loss.
-      run_all: whether at inference the block runs for every image, weighted by the probability of
-        running, as dropout's expectation is; otherwise the higher score decides.
-      hidden: width between the dense layers.
+      target: the desired fraction of images that execute the block.
+      weight: weight of the loss.
+      run_all: whether inference executes the block for every image, weighted by the probability of
+        executing it; otherwise the higher score decides.
+      hidden: width of the hidden layer.
     """
 
     target: float = 0.7
@@ -42,7 +43,7 @@ class GumbelGate(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b"]:
         check_sizes(self, x.shape, {"hidden": self.hidden})
         he = nn.initializers.he_normal()
-        mostly_run = nn.initializers.constant(jnp.array([0.0, 2.0]))  # blocks have yet to learn
+        mostly_run = nn.initializers.constant(jnp.array([0.0, 2.0]))  # at first, execute blocks
         h = nn.relu(nn.Dense(self.hidden, kernel_init=he, name="dense_1")(global_average_pool(x)))
         scores = nn.Dense(2, bias_init=mostly_run, name="dense_2")(h)
         if train:
@@ -58,14 +59,14 @@ class GumbelGate(nn.Module):
 
 
 class SkipGate(nn.Module):
-    """A feed-forward gate of SkipNet: Wang et al. (2018), Section 3.1.
+    """A feed-forward gate of SkipNet (Wang et al., 2018, Section 3.1): ``[b h w c] -> [b]``.
 
-    A probability of running, rounded forward and as it is backward. Theirs begin with strided
-    convolutions, which 54 blocks could not have within the printed 1.7M parameters; here global
-    average pooling stands in for them.
+    The probability of executing the block, rounded, with the straight-through estimator. The
+    original gates have strided convolutions, which for 54 blocks exceed the 1.7M parameters that
+    the paper prints; here global average pooling replaces them.
 
     Attributes:
-      hidden: width between the dense layers.
+      hidden: width of the hidden layer.
     """
 
     hidden: int = 10
@@ -74,18 +75,18 @@ class SkipGate(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b"]:
         check_sizes(self, x.shape, {"hidden": self.hidden})
         he = nn.initializers.he_normal()
-        mostly_run = nn.initializers.constant(2.0)  # blocks have yet to learn
+        mostly_run = nn.initializers.constant(2.0)  # at first, execute blocks
         h = nn.relu(nn.Dense(self.hidden, kernel_init=he, name="dense_1")(global_average_pool(x)))
         probability = jax.nn.sigmoid(nn.Dense(1, bias_init=mostly_run, name="dense_2")(h))[:, 0]
         return straight_through(jnp.round(probability), probability)
 
 
 class ConditionalBlock(BasicBlock):
-    """A residual block that runs for some images only: ``ReLU(keep * residual(x) + shortcut(x))``.
+    """A residual block with a decision per image: ``ReLU(keep * residual(x) + shortcut(x))``.
 
     Attributes:
-      gate: makes the module that decides from x; called with its name. Not needed where the caller
-        decides.
+      gate: a factory of the gate module, called with ``name=``; not needed if the caller passes
+        ``keep``.
     """
 
     gate: Callable[..., nn.Module] | None = None
@@ -97,7 +98,13 @@ class ConditionalBlock(BasicBlock):
         train: bool = False,
         keep: Float[Array, "b"] | None = None,
     ) -> Float[Array, "b h2 w2 f"]:
-        """``keep``: the decision, where the caller makes it."""
+        """Runs the block: ``[b h w c] -> [b h/strides w/strides features]``.
+
+        Args:
+          x: ``[b h w c]``.
+          train: whether to use the batch's statistics and sample the decision.
+          keep: the decision for each image, ``[b]``; None: the gate decides.
+        """
         if keep is None:
             keep = self.gate(name="gate")(x, train)
         self.sow("intermediates", "keep", keep)

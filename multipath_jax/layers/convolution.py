@@ -1,9 +1,9 @@
-"""The convolution of the blocks: XLA's own, with its input kept in memory while training on CPUs.
+"""`lax.conv_general_dilated` with a workaround for slow kernel gradients on CPUs.
 
-XLA computes a convolution's kernel gradient on CPUs from a transposed copy of its input. It fuses
-what comes before, such as BatchNorm and ReLU, into that transposition, where it runs at a fraction
-of its speed. An input that has been written out as an array is transposed as it is; the values are
-the same (see docs/performance.md for the figures).
+On CPUs, XLA computes the kernel gradient of a convolution from a transposed copy of its input. It
+fuses the preceding operations, such as BatchNorm and ReLU, into the transposition, which makes them
+many times slower. Materializing the input prevents the fusion and does not change the values
+(docs/performance.md has the measurements).
 """
 
 from typing import Any
@@ -21,31 +21,33 @@ def convolve(
 
     Args:
       x: the input.
-      kernel: the kernel, in the layout that the dimension numbers say.
-      *args: as of `jax.lax.conv_general_dilated`.
-      **options: as of `jax.lax.conv_general_dilated`.
+      kernel: the kernel, in the layout given by the dimension numbers.
+      *args: passed to `jax.lax.conv_general_dilated`.
+      **options: passed to `jax.lax.conv_general_dilated`.
 
     Returns:
-      What `jax.lax.conv_general_dilated` returns.
+      The result of `jax.lax.conv_general_dilated`.
     """
-    return lax.conv_general_dilated(_written_out(x), kernel, *args, **options)
+    return lax.conv_general_dilated(_materialized(x), kernel, *args, **options)
 
 
 @jax.custom_jvp
-def _written_out(x: Array) -> Array:
-    """The identity. Where it is differentiated on a CPU, its result is an array of its own."""
+def _materialized(x: Array) -> Array:
+    """The identity; when differentiated on a CPU, it copies ``x`` to a new array."""
     return x
 
 
-@_written_out.defjvp
-def _written_out_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+@_materialized.defjvp
+def _materialized_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (x,), (tangent,) = primals, tangents
     return lax.platform_dependent(x, cpu=_copy, default=lambda x: x), tangent
 
 
 def _copy(x: Array) -> Array:
-    """A copy that XLA neither removes nor fuses: it replaces channel 0 by itself, at an index that
-    is known at run time alone. (XLA for CPUs drops `jax.lax.optimization_barrier` before it fuses.)
+    """A copy that XLA neither removes nor fuses.
+
+    It updates channel 0 with itself, at an index that is only known at run time. (XLA for CPUs
+    removes `jax.lax.optimization_barrier` before fusion.)
     """
     above_range = lax.rng_uniform(jnp.float32(0), jnp.float32(1), ()) > 1
     return lax.dynamic_update_slice_in_dim(x, x[..., :1], above_range.astype(jnp.int32), axis=-1)

@@ -1,4 +1,4 @@
-"""Highway layers: a learned gate decides how much of its input a layer changes."""
+"""Highway layers: a learned gate interpolates between the input and a transformation of it."""
 
 import flax.linen as nn
 import jax
@@ -10,12 +10,13 @@ from jaxtyping import Array, Float
 class ConvHighway(nn.Module):
     """Srivastava et al., "Highway Networks" (2015), Eq. 3: ``T(x) H(x) + (1 - T(x)) x``.
 
-    H is a convolution with ReLU, T one with a sigmoid; both keep the input's shape.
+    H is a convolution with a ReLU, T a convolution with a sigmoid; both keep the shape:
+    ``[b h w c] -> [b h w c]``.
 
     Attributes:
-      kernel: side of both convolutions.
-      gate_bias: where T's bias starts: negative, so that a deep network first carries its input.
-      dtype: of the computation.
+      kernel: height and width of both kernels.
+      gate_bias: initial bias of T; negative, so that at first the input passes unchanged.
+      dtype: type of the computation.
     """
 
     kernel: int = 3

@@ -10,14 +10,15 @@ from multipath_jax.layers.paths import check_sizes
 
 
 class KernelGenerator(nn.Module):
-    """Ha et al., "HyperNetworks" (2017), Eq. 2: embeddings ``z`` -> tiles of kernels.
+    """Ha et al., "HyperNetworks" (2017), Eq. 2: embeddings to tiles of kernels.
 
-    Two linear layers: ``a_i = W_i z + B_i`` for every input channel i of the tile, then one
-    ``W_out`` and ``B_out``, shared by all i, from ``a_i`` to that channel's slice of the kernel.
+    ``[... e] -> [... kernel kernel channels channels]``. Two linear layers: ``a_i = W_i z + B_i``
+    for every input channel i of the tile, then ``W_out`` and ``B_out``, shared by all i, from
+    ``a_i`` to the slice of the kernel for channel i.
 
     Attributes:
-      channels: input and output channels of a tile.
-      kernel: side of a tile's kernel.
+      channels: number of input and of output channels of a tile.
+      kernel: height and width of the kernel.
       hidden: width of ``a_i``.
     """
 
@@ -30,7 +31,7 @@ class KernelGenerator(nn.Module):
         c, k, d = self.channels, self.kernel, self.hidden
         check_sizes(self, z.shape, {"channels": c, "kernel": k, "hidden": d})
         init = nn.initializers.lecun_normal()
-        # The kernels that come out have the variance of a layer before a ReLU on one tile.
+        # The generated kernels have the variance of He initialization for one tile.
         init_out = nn.initializers.variance_scaling(2 / (k * k * c), "fan_in", "normal")
         a = nn.DenseGeneral((c, d), kernel_init=init, name="hidden")(z)
         tile = nn.Dense(k * k * c, kernel_init=init_out, name="out")(a)
@@ -39,14 +40,17 @@ class KernelGenerator(nn.Module):
 
 
 class HyperConv(nn.Module):
-    """A convolution whose kernel is put together from generated tiles; without bias.
+    """A convolution without bias whose kernel is assembled from generated tiles.
+
+    ``[b h w c] -> [b h/strides w/strides features]``. Both c and ``features`` must be multiples of
+    the generator's channels. Ha et al., "HyperNetworks" (2017), Section 3.1.
 
     Attributes:
-      features: output channels, a multiple of the generator's, as the input's must be.
-      generator: shared by all layers that it makes kernels for.
-      strides: of the convolution.
-      embedding: size of every tile's learned embedding.
-      dtype: of the convolution.
+      features: number of output channels.
+      generator: the kernel generator, shared by all layers of a network.
+      strides: stride of the convolution.
+      embedding: size of the learned embedding of each tile.
+      dtype: type of the convolution.
     """
 
     features: int
@@ -64,10 +68,11 @@ class HyperConv(nn.Module):
         check_sizes(self, x.shape, sizes)
         if x.shape[-1] % c or self.features % c:
             raise ValueError(
-                f"HyperConv: {x.shape[-1]} to {self.features} channels, not multiples of {c}"
+                f"HyperConv: {x.shape[-1]} input and {self.features} output channels must be "
+                f"multiples of {c}"
             )
         grid = (x.shape[-1] // c, self.features // c)
-        init = nn.initializers.normal(grid[0] ** -0.5)  # the more inputs, the smaller the kernel
+        init = nn.initializers.normal(grid[0] ** -0.5)  # scales the kernel by the fan-in in tiles
         tiles = self.generator(self.param("embedding", init, (*grid, self.embedding), jnp.float32))
         kernel = tiles.transpose(2, 3, 0, 4, 1, 5).reshape(*tiles.shape[2:4], -1, self.features)
         pad = kernel.shape[0] // 2

@@ -1,4 +1,4 @@
-"""NDDR: parallel tensors fused by one 1x1 convolution per path over all of their channels."""
+"""NDDR-CNN: each path fuses the channels of all paths by a 1x1 convolution."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -19,15 +19,15 @@ from multipath_jax.layers.stitch import own_weights
 class NDDR(Router):
     """Gao et al., "NDDR-CNN" (2019), Section 3: concatenation, 1x1 convolution, BatchNorm, ReLU.
 
-    A 1x1 convolution is a dense layer on every pixel, so this one layer serves maps and vectors.
-    The kernel ``[n m c f]`` takes the concatenation as two axes, path and channel. It starts
-    diagonal: output channel k is ``own`` times channel k of its own path, and the rest in equal
-    parts channel k of the other paths (k modulo c, where the layer widens).
+    A 1x1 convolution is a dense layer on every pixel, so the layer takes feature maps and vectors.
+    The concatenation is two axes of the kernel ``[n m c f]``, path and channel. The kernel is
+    initialized diagonally: output channel k is ``own`` times channel k of the same path, plus
+    channel k of the other paths with equal weights that sum to ``1 - own`` (k modulo c if f > c).
 
     Attributes:
-      features: f, of every output tensor.
-      own: the initial weight of a path in its own output.
-      dtype: of the computation.
+      features: f, number of channels of every output.
+      own: initial weight of each path in its own output.
+      dtype: type of the computation.
     """
 
     features: int = 32
@@ -36,7 +36,7 @@ class NDDR(Router):
 
     @nn.compact
     def route(self, xs: Float[Array, "m b *space c"], train: bool) -> Float[Array, "n b *space f"]:
-        """m tensors ``[b ... c]`` -> ``[n b ... features]``."""
+        """The fused tensors, ``[m b ... c] -> [n b ... features]``."""
         kernel = self.param("kernel", self._diagonal, len(xs), xs.shape[-1])
         zeros = nn.initializers.zeros
         bias = self.param("bias", zeros, (self.num_outputs, self.features), jnp.float32)
@@ -56,17 +56,17 @@ class NDDR(Router):
 
 
 class NDDRShortcut(Router):
-    """NDDR-CNN's shortcuts: a convolutional part whose every stage reaches its end directly.
+    """NDDR-CNN with shortcuts (Gao et al., 2019, Section 3.3) from all stages to the end.
 
-    The outputs of all stages are resized to the last one's height and width and concatenated; a
-    1x1 convolution with BatchNorm and ReLU brings them back to the last one's channels. All paths
-    share it: with one of its own for each, the paper's parameter count would not be met.
+    The outputs of all stages are resized to the height and width of the last one and concatenated;
+    a 1x1 convolution with BatchNorm and ReLU maps them to the channels of the last one. All paths
+    share this convolution: with one per path, the parameter count would not be the paper's.
 
     Attributes:
-      layers: called in order, as `MultiPath` does: routers, and stages that run on every path. The
-        first is a router and opens ``num_outputs`` paths; the last is a stage.
+      layers: routers, and stages that run on every path, called in order as in `MultiPath`. The
+        first is a router with ``num_outputs`` outputs; the last is a stage.
       execution: how the paths run, as in `Parallel`.
-      dtype: of the computation.
+      dtype: type of the computation.
     """
 
     layers: Sequence[nn.Module] = ()
@@ -77,7 +77,7 @@ class NDDRShortcut(Router):
 
     @nn.compact
     def route(self, xs: Float[Array, "m b h w c"], train: bool) -> Float[Array, "n b h2 w2 f"]:
-        """m images ``[b h w c]`` -> ``[n b h2 w2 f]``, h2, w2 and f as the last stage leaves."""
+        """``[m b h w c] -> [n b h2 w2 f]``, with the size and the channels of the last stage."""
         stages = []
         for layer in self.layers:
             routes = isinstance(layer, Router)
@@ -86,7 +86,7 @@ class NDDRShortcut(Router):
                 stages.append(xs)
         resized = [jax.image.resize(x, (*xs.shape[:-1], x.shape[-1]), "linear") for x in stages]
         joined = jnp.concatenate(resized, axis=-1)
-        # On [m b ...] a dense layer and a BatchNorm take the paths for more examples.
+        # Applied to [m b ...], the dense layer and the BatchNorm are shared by all paths.
         he = nn.initializers.he_normal()
         ys = nn.Dense(xs.shape[-1], kernel_init=he, dtype=self.dtype, name="shortcut")(joined)
         return nn.relu(batch_norm(train, self.dtype)(ys))

@@ -1,4 +1,4 @@
-"""Parallel paths: the same layers, run on m tensors with m sets of stacked parameters."""
+"""Parallel paths: one module applied to m tensors with m sets of stacked parameters."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -15,16 +15,23 @@ Execution = Literal["unrolled", "grouped"]
 def stack_paths(
     layer: nn.Module, xs: Sequence[Array] | Float[Array, "..."] | ActivePaths
 ) -> Float[Array, "m b *rest"]:
-    """Stacks m parallel tensors ``[b ... c]`` along a leading axis; a stacked array passes.
+    """Stacks m parallel tensors ``[b ... c]`` along a leading axis.
+
+    Args:
+      layer: the layer to name in errors.
+      xs: a sequence of m tensors, or an array ``[m b ... c]``, which is returned as it is.
+
+    Returns:
+      ``[m b ... c]``.
 
     Raises:
-      ValueError: there is none, or their shapes differ or lack a batch axis, or they come from a
-        discrete router; names ``layer``.
+      ValueError: there are no tensors, their shapes differ, they have no batch axis, or they are
+        `ActivePaths`.
     """
     if isinstance(xs, ActivePaths):
         raise ValueError(
-            f"{describe(layer)}: its inputs come from a discrete router, and it has no notion of "
-            "inactive ones; use CrossConnect, or leave k out before it"
+            f"{describe(layer)}: does not support the outputs of a discrete router; use "
+            "CrossConnect, or remove k from the router before it"
         )
     shapes = [x.shape for x in xs]
     if not shapes or len(set(shapes)) > 1 or len(shapes[0]) < 2:
@@ -36,21 +43,20 @@ def stack_paths(
 
 
 def describe(layer: nn.Module) -> str:
-    """The layer's class and its place in the network, for messages."""
+    """The class of a layer and its path in the network, for error messages."""
     return f"{type(layer).__name__} {'/'.join(layer.path) or '(top)'}"
 
 
 def check_sizes(
     layer: nn.Module, shape: Sequence[Any], sizes: Mapping[str, int], count: int = 1
 ) -> None:
-    """Raises ValueError for sizes below one and for tensors ``[b ... c]`` without numbers.
+    """Raises ValueError if a size is below 1 or an input has no channels or pixels.
 
     Args:
-      layer: is named.
-      shape: of each of its inputs; the batch, its first axis, may be empty, or a symbol while a
-        network is exported for any size.
-      sizes: attributes of the layer, by name.
-      count: of its inputs.
+      layer: the layer to name in errors.
+      shape: shape of each input. The batch axis may be empty, or symbolic during export.
+      sizes: attributes of the layer that must be positive, by name.
+      count: number of inputs.
     """
     for name, size in sizes.items():
         if size < 1:
@@ -65,49 +71,55 @@ def check_sizes(
 
 
 class Parallel(nn.Module):
-    """Runs ``module`` on m parallel tensors, each with its own parameters.
+    """Applies ``module`` to m parallel tensors, each with its own parameters.
 
-    All variables of ``module`` get a leading axis m: one array for all paths. ``execution`` says
-    how the paths run, and changes neither the variables nor the result: ``"unrolled"``, one after
-    another, or ``"grouped"``, together under ``vmap``, which turns m convolutions into one grouped
-    convolution. The gradient of the latter is many times slower on a CPU.
+    All variables of ``module`` get a leading axis m. The results and the variables do not depend on
+    ``execution``.
 
     Attributes:
-      module: any Flax module that takes one tensor; keyword arguments of the call are handed on.
-      execution: ``"unrolled"`` or ``"grouped"``.
+      module: any Flax module that takes one tensor.
+      execution: ``"unrolled"``: the paths run one after another; ``"grouped"``: together under
+        ``vmap``, which makes one grouped convolution of m convolutions. Gradients of grouped
+        convolutions are many times slower on a CPU.
     """
 
     module: nn.Module
     execution: str = "unrolled"
 
     def setup(self):
-        nn.share_scope(self, self.module)  # the variables lie as if the wrapper were not there
+        nn.share_scope(self, self.module)  # adds no level to the variable tree
 
     def __call__(
         self, xs: Sequence[Array] | Float[Array, "m b *rest"] | ActivePaths, **kwargs
     ) -> Array | ActivePaths:
-        """``m`` tensors ``[b ...]``, stacked or as a sequence -> ``[m b ...]``.
+        """Applies the module to every path.
 
-        Of `ActivePaths`, every path's outputs for the images for which it is active.
+        Args:
+          xs: m tensors ``[b ...]``, stacked, as a sequence, or as `ActivePaths`.
+          **kwargs: passed to the module.
+
+        Returns:
+          The outputs, ``[m b ...]``; for `ActivePaths`, `ActivePaths` with the same paths active.
 
         Raises:
           ValueError: the tensors differ in shape, or ``execution`` is unknown.
         """
         if isinstance(xs, ActivePaths):
             ys = self._run(xs.tensors, xs.active, kwargs)
-            shown = jnp.expand_dims(xs.active, range(2, ys.ndim))
-            return ActivePaths(jnp.where(shown, ys, 0), xs.active)
+            active = jnp.expand_dims(xs.active, range(2, ys.ndim))
+            return ActivePaths(jnp.where(active, ys, 0), xs.active)
         return self._run(stack_paths(self, xs), None, kwargs)
 
     def _run(self, xs, active, kwargs) -> Array:
         lift = {"variable_axes": {True: 0}, "split_rngs": {True: True}}
         if self.execution not in ("unrolled", "grouped"):
             raise ValueError(
-                f"{describe(self)}: execution is 'unrolled' or 'grouped', not {self.execution!r}"
+                f"{describe(self)}: execution must be 'unrolled' or 'grouped', not "
+                f"{self.execution!r}"
             )
-        # A scan over one path is compiled as a loop, in which XLA's CPU backend has no fast
-        # gradient of a convolution (it prepares the entry computation's only): vmap serves it.
-        # Flax draws other numbers under vmap than under scan: parameters always come from scan.
+        # vmap also for a single path: a scan of length 1 compiles to a loop, in which XLA's CPU
+        # backend has no fast gradients of convolutions (it only canonicalizes those of the entry
+        # computation). Initialization always uses scan: under vmap, Flax's random keys differ.
         grouped = self.execution == "grouped" or len(xs) == 1
 
         def run(module, given):

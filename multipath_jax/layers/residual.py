@@ -1,8 +1,8 @@
-"""Residual blocks, stacks of them, and what stands before and after (Sections 6.3 and 6.4).
+"""The parts of residual networks: stem, blocks, stacks of blocks, head (Sections 6.3 and 6.4).
 
-Convolutions have no bias: a BatchNorm follows or precedes each. They start as He normal over the
-outputs (fan-out), as in all the definitions that these networks come from: He et al.'s own and
-its Torch form [60], Wide ResNets [7], torchvision.
+Convolutions have no bias, since a BatchNorm follows or precedes each. They are initialized as He
+normal with fan-out, as in the reference implementations: He et al.'s and its Torch version [60],
+Wide ResNets [7], torchvision.
 """
 
 from collections.abc import Callable
@@ -29,13 +29,13 @@ _ResidualConvNorm = partial(ConvNorm, use_bias=False, kernel_init=_HE_FAN_OUT)
 
 
 class Conv(nn.Module):
-    """A convolution alone; padding keeps the size at stride 1.
+    """A convolution without bias: ``[b h w c] -> [b h/strides w/strides features]``.
 
     Attributes:
-      features: output channels.
-      kernel: side of the square kernel.
-      strides: the same both ways.
-      dtype: of the computation.
+      features: number of output channels.
+      kernel: height and width of the kernel.
+      strides: stride in both directions; with stride 1, padding keeps the size.
+      dtype: type of the computation.
     """
 
     features: int
@@ -61,10 +61,10 @@ class Conv(nn.Module):
 
 
 class NormReLU(nn.Module):
-    """BatchNorm and ReLU: what pre-activation networks put before a convolution.
+    """BatchNorm and ReLU, which precede each convolution in pre-activation networks.
 
     Attributes:
-      dtype: of the computation; parameters and statistics stay float32.
+      dtype: type of the computation; parameters and statistics are float32.
     """
 
     dtype: DTypeLike = jnp.float32
@@ -75,14 +75,14 @@ class NormReLU(nn.Module):
 
 
 class ResidualStem(nn.Module):
-    """What comes before the first block: a convolution, BatchNorm, ReLU.
+    """The layers before the first block: convolution, BatchNorm, ReLU, and optional max-pooling.
 
     Attributes:
-      features: output channels.
-      kernel: side of the convolution: 3 for CIFAR, 7 for ImageNet.
-      downsample: whether to halve height and width twice, as for ImageNet: by the convolution and
-        by a 3x3 max-pooling whose windows start one pixel outside, as torchvision's do.
-      dtype: of the computation.
+      features: number of output channels.
+      kernel: height and width of the kernel: 3 for CIFAR, 7 for ImageNet.
+      downsample: whether to halve height and width twice, as for ImageNet: by a strided convolution
+        and by a 3x3 max-pooling with padding 1, as in torchvision.
+      dtype: type of the computation.
     """
 
     features: int
@@ -101,11 +101,11 @@ class ResidualStem(nn.Module):
 
 
 class PoolDense(nn.Module):
-    """Global average pooling and a dense layer: how every residual network ends.
+    """The head of a residual network: global average pooling, dense layer (``[b h w c] -> [b f]``).
 
     Attributes:
-      features: output features, the classes.
-      dtype: of the computation.
+      features: number of output features (classes).
+      dtype: type of the computation.
     """
 
     features: int
@@ -155,11 +155,11 @@ class ResidualBlock(nn.Module):
 
 
 class _PostActivation(ResidualBlock):
-    """``ReLU(residual(x) + shortcut(x))`` [2].
+    """The original residual block: ``ReLU(residual(x) + shortcut(x))`` [2].
 
     Attributes:
-      zero_init: whether the last BatchNorm's scale starts at zero, so that the residual does; the
-        block then starts as the identity of what a ReLU gave.
+      zero_init: whether to initialize the scale of the last BatchNorm with zero. The residual is
+        then zero at first, and the block without a projection the identity.
     """
 
     zero_init: bool = False
@@ -188,7 +188,7 @@ class _PostActivation(ResidualBlock):
 
 
 class BasicBlock(_PostActivation):
-    """Two 3x3 convolutions around a shortcut: ``[b h w c] -> [b h/strides w/strides features]``."""
+    """Two 3x3 convolutions and a shortcut: ``[b h w c] -> [b h/strides w/strides features]``."""
 
     def _residual(self, x, train) -> Array:
         y = self._conv("conv_1", self.features, 3, self.strides)(x, train)
@@ -196,13 +196,14 @@ class BasicBlock(_PostActivation):
 
 
 class Bottleneck(_PostActivation):
-    """1x1, 3x3 and 1x1 convolutions; the 3x3 one has the strides, as in torchvision (v1.5).
+    """1x1, 3x3 and 1x1 convolutions and a shortcut, with shapes as in `BasicBlock`.
 
-    A wider middle makes Wide ResNets' bottleneck, a middle in groups ResNeXt's [8].
+    The 3x3 convolution has the strides, as in torchvision (v1.5). A larger ``width`` makes the
+    bottleneck of Wide ResNets, ``groups > 1`` that of ResNeXt [8].
 
     Attributes:
-      width: channels of the first two convolutions; None for a quarter of ``features``.
-      groups: of the 3x3 convolution.
+      width: channels of the first two convolutions; None: a quarter of ``features``.
+      groups: groups of the 3x3 convolution.
     """
 
     width: int | None = None
@@ -216,11 +217,11 @@ class Bottleneck(_PostActivation):
 
 
 class _PreActivation(ResidualBlock):
-    """``residual(a) + shortcut`` with ``a = ReLU(BatchNorm(x))``, nothing after the sum [3].
+    """The pre-activation block: ``residual(a) + shortcut`` with ``a = ReLU(BatchNorm(x))`` [3].
 
-    A projection is of ``a``, and has no BatchNorm of its own, as in He et al.'s code and Wide
-    ResNets'. There is no ``zero_init``: a ReLU after the last BatchNorm would keep a scale of
-    zero, and the convolution after it, from ever getting a gradient.
+    A projection is applied to ``a`` and has no BatchNorm, as in the code of He et al. and of Wide
+    ResNets. There is no ``zero_init``: with a ReLU after the last BatchNorm, a scale of zero and
+    the convolution that follows would never get a gradient.
     """
 
     @nn.compact
@@ -246,7 +247,7 @@ class _PreActivation(ResidualBlock):
 
 
 class PreActivationBlock(_PreActivation):
-    """Two 3x3 convolutions, each after its BatchNorm and ReLU; shapes as in `BasicBlock`."""
+    """Two 3x3 convolutions, each preceded by BatchNorm and ReLU; shapes as in `BasicBlock`."""
 
     def _residual(self, a, train) -> Array:
         y = self._conv(1, self.features, 3, self.strides)(a)
@@ -254,9 +255,9 @@ class PreActivationBlock(_PreActivation):
 
 
 class PreActivationBottleneck(_PreActivation):
-    """1x1, 3x3 (strided) and 1x1 convolutions, each after its BatchNorm and ReLU.
+    """1x1, 3x3 (strided) and 1x1 convolutions, each preceded by BatchNorm and ReLU.
 
-    The first two have a quarter of the features.
+    The first two have a quarter of the features. Shapes as in `BasicBlock`.
     """
 
     def _residual(self, a, train) -> Array:
@@ -266,12 +267,12 @@ class PreActivationBottleneck(_PreActivation):
 
 
 class ResidualStack(nn.Module):
-    """Residual blocks of one size of map, the first of which may halve height and width.
+    """A sequence of residual blocks, the first of which may be strided.
 
     Attributes:
-      block: makes one; called with its strides and its name.
-      blocks: how many.
-      strides: of the first block.
+      block: a factory of blocks, called with ``strides=`` and ``name=``.
+      blocks: number of blocks.
+      strides: stride of the first block.
     """
 
     block: Callable[..., nn.Module]

@@ -1,10 +1,9 @@
-"""Routing layers: the functions of `multipath_jax.routing` with parameters of their own.
+"""Routing layers: the functions of `multipath_jax.routing` as Flax modules with parameters.
 
-Every router takes m parallel tensors ``[m b ... c]`` (or a sequence of m) and gives n. It records
-under Flax's ``intermediates``: ``gates [m b n]``, ``relevance [m b n]`` (the scores before the
-softmax), and ``input_strength [m b]`` and ``output_strength [n b]``, the mean activation of every
-tensor that enters and leaves (Section 7.1). Records that are not collected are eliminated as dead
-code.
+Every router maps m parallel tensors ``[m b ... c]`` (or a sequence of m) to n. It sows into the
+collection ``intermediates``: ``gates [m b n]``, ``relevance [m b n]`` (the scores before the
+softmax), and ``input_strength [m b]`` and ``output_strength [n b]``, the mean activations of the
+inputs and outputs (Section 7.1). Unused intermediates are eliminated as dead code.
 """
 
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from multipath_jax import routing
-from multipath_jax.layers import spread
+from multipath_jax.layers import sharding
 from multipath_jax.layers.activity import ActivePaths
 from multipath_jax.layers.blocks import ConvNorm, DenseLayer
 from multipath_jax.layers.choice import Choice, Chooser
@@ -27,11 +26,11 @@ Tensors = Sequence[Array] | Float[Array, "..."] | ActivePaths
 
 
 class Gate(nn.Module):
-    """Eqs. 1-2 for m parallel tensors: the weights of their gates and their relevance scores.
+    """Eqs. 1-2 for m parallel tensors: relevance scores by two dense layers.
 
     Attributes:
       num_outputs: n, the number of output paths.
-      hidden: d, the width between the two dense layers; 16 fits every parameter count of the paper.
+      hidden: d, the width of the hidden layer; 16 matches every parameter count of the paper.
     """
 
     num_outputs: int
@@ -39,7 +38,7 @@ class Gate(nn.Module):
 
     @nn.compact
     def weights(self, xs: Float[Array, "m b *space c"]) -> routing.GateParams:
-        """The parameters of m gates. Raises ValueError for a width below one."""
+        """The parameters of the m gates. Raises ValueError if a width is below 1."""
         m, c, d, n = len(xs), xs.shape[-1], self.hidden, self.num_outputs
         check_sizes(self, xs.shape[1:], {"num_outputs": n, "hidden": d}, m)
         he = nn.initializers.he_normal(batch_axis=0)  # before a ReLU
@@ -53,18 +52,17 @@ class Gate(nn.Module):
         )
 
     def __call__(self, xs: Float[Array, "m b *space c"]) -> Float[Array, "m b n"]:
-        """The scores A of Eq. 2. Raises ValueError as `weights` does."""
+        """The relevance scores A (Eq. 2), ``[m b ... c] -> [m b n]``. Raises as `weights`."""
         zs = jnp.stack([routing.global_average_pool(x) for x in jnp.unstack(xs)])
         return jax.vmap(routing.relevance)(zs, self.weights(xs))
 
 
 class Router(nn.Module):
-    """The base of all routers: m parallel tensors in, n out.
+    """The base class of routers, which map m parallel tensors to n.
 
-    A router of one's own is a subclass with a `mix`, for outputs computed from the inputs and the
-    paper's gates, with `gates`, for gates computed in another way, or with a `route`, for something
-    else altogether. It takes its place in a `MultiPath` as those of this package do; the figures
-    and the ablation know what `gates` records::
+    A custom router is a subclass that overrides `mix` (how outputs are computed from the inputs and
+    the paper's gates), `gates` (how gates are computed), or `route` (both). It can be a layer of a
+    `MultiPath`; the figures and the ablation use what `record` sows::
 
         class Strongest(Router):
             additive = True
@@ -75,10 +73,10 @@ class Router(nn.Module):
 
     Attributes:
       num_outputs: n, the number of output paths.
-      hidden: d, the hidden width of every gate.
-      additive: of the class; whether `route` gives sums over the inputs, each term computed from
-        one input alone. Such a router works on paths that are spread over devices
-        (``mesh.path``), which add up their terms among themselves.
+      hidden: d, the width of the hidden layer of every gate.
+      additive: class attribute; whether the outputs of `route` are sums over the inputs, with each
+        term computed from one input only. Such a router supports paths that are sharded over
+        devices (``mesh.path``): the terms are summed over devices.
     """
 
     num_outputs: int
@@ -90,19 +88,21 @@ class Router(nn.Module):
         self.gate = Gate(self.num_outputs, self.hidden)
 
     def __call__(self, xs: Tensors, train: bool = False) -> Float[Array, "n b *rest"]:
-        """m tensors ``[b ...]`` -> ``[n b ...]``; records the strengths of Section 7.1.
+        """Routes the inputs, and sows the strengths of inputs and outputs (Section 7.1).
 
         Args:
-          xs: m tensors, stacked or as a sequence.
-          train: as every layer takes it.
+          xs: m tensors ``[b ...]``, stacked or as a sequence.
+          train: whether layers in the router, such as BatchNorm, run in training mode.
+
+        Returns:
+          The outputs, ``[n b ...]``.
 
         Raises:
-          ValueError: n or another width < 1, or tensors of unequal shapes or without channels or
-            pixels, or `ActivePaths`, which `CrossConnect` alone takes; names the layer and the
-            shapes.
+          ValueError: n or another width is below 1, or the tensors have different shapes or no
+            channels or pixels, or are `ActivePaths`, which only `CrossConnect` supports.
         """
         xs = self._checked(xs)
-        ys = self.activation(spread.deliver(self.route(xs, train)))
+        ys = self.activation(sharding.scatter_outputs(self.route(xs, train)))
         self._record_strengths(xs, ys)
         return ys
 
@@ -119,45 +119,56 @@ class Router(nn.Module):
             self.sow("intermediates", name, strength)
 
     def route(self, xs: Float[Array, "m b *rest"], train: bool) -> Float[Array, "n b *rest2"]:
-        """The outputs before their activation: `mix` by the `gates` of these inputs."""
+        """The outputs before `activation`, ``[m b ...] -> [n b ...]``; default: `mix`, `gates`."""
         return self.mix(xs, self.gates(xs), train)
 
     def gates(self, xs: Float[Array, "m b *space c"]) -> Float[Array, "m b n"]:
-        """Eqs. 1-3, recorded."""
+        """The gates of the inputs, by default Eqs. 1-3; must call `record`."""
         relevance = self.gate(xs)
         return self.record(relevance, jax.nn.softmax(relevance))
 
     def mix(
         self, xs: Float[Array, "m b *rest"], gates: Float[Array, "m b n"], train: bool
     ) -> Float[Array, "n b *rest2"]:
-        """The outputs by given gates; here Eq. 5."""
+        """The outputs for given gates, by default Eq. 5.
+
+        Args:
+          xs: the inputs, ``[m b ...]``.
+          gates: ``[m b n]``.
+          train: as in `__call__`.
+
+        Returns:
+          The outputs before `activation`, ``[n b ...]``.
+        """
         return routing.cross_connect(xs, gates)
 
     def activation(self, ys: Float[Array, "n b *rest"]) -> Float[Array, "n b *rest"]:
-        """What is applied to the outputs of `route`, whose terms have been added up."""
+        """Applied to the outputs of `route` after the sum over devices; default: the identity."""
         return ys
 
     def record(
         self, relevance: Float[Array, "m b n"], gates: Float[Array, "m b n"]
     ) -> Float[Array, "m b n"]:
-        """Records what a router decided by; gives the gates."""
+        """Sows ``relevance`` and ``gates`` into ``intermediates`` and returns the gates."""
         self.sow("intermediates", "relevance", relevance)
         self.sow("intermediates", "gates", gates)
         return gates
 
 
 class CrossConnect(Router):
-    """Section 4: ``Y_j = sum_i g_ij X_i`` with gates computed from the inputs (Algorithm 2).
+    """Cross-connection (Section 4, Algorithm 2): ``Y_j = sum_i g_ij X_i``.
 
-    With ``k`` it is discrete: every input goes to the k outputs that suit it best (D1-D4 of
-    `routing`), and what comes out are `ActivePaths`, which `Parallel` and the next router take. It
-    records which outputs were ``chosen [m b n]`` too. With k = n it is the paper's layer.
+    ``[m b ... c] -> [n b ... c]``; the gates ``g_ij`` are computed from the inputs by Eqs. 1-3.
+
+    With ``k`` below n the router is discrete: every input chooses k outputs (D1-D4 of `routing`).
+    Its outputs are `ActivePaths`, which `Parallel` and `CrossConnect` support, and it also sows
+    ``chosen [m b n]``. With k = n it is the paper's layer.
 
     Attributes:
-      custom_vjp: the backward pass of Section 5, written out; False leaves it to autodiff, with
-        the same result, and has a forward mode (`jax.jvp`). Of a soft router alone.
-      k: the outputs that every active input chooses; None: all.
-      choice: how it chooses, and how it learns to.
+      custom_vjp: whether a soft router uses the backward pass of Section 5 (a ``jax.custom_vjp``).
+        False uses autodiff, with the same result; it also supports forward mode (`jax.jvp`).
+      k: the number of outputs that every active input chooses; None: soft routing to all outputs.
+      choice: the options of discrete routing.
     """
 
     custom_vjp: bool = True
@@ -173,11 +184,22 @@ class CrossConnect(Router):
 
     @property
     def is_discrete(self) -> bool:
-        """Whether inputs choose among the outputs."""
+        """Whether every input chooses a part of the outputs."""
         return self.k is not None and self.k != self.num_outputs
 
     def __call__(self, xs: Tensors, train: bool = False) -> Float[Array, "n b *rest"] | ActivePaths:
-        """As of every router; but `ActivePaths` from a discrete one, or from `ActivePaths`."""
+        """Routes the inputs, as `Router` does.
+
+        Args:
+          xs: m tensors ``[b ...]``, stacked, as a sequence, or as `ActivePaths`.
+          train: as in `Router`; a discrete router then also updates its state.
+
+        Returns:
+          The outputs, ``[n b ...]``; `ActivePaths` if the router is discrete or the inputs are.
+
+        Raises:
+          ValueError: as `Router`, or k is not between 1 and n.
+        """
         if isinstance(xs, ActivePaths):
             return self._connect_active(self._checked(xs.tensors), xs.active, train)
         if self.is_discrete:
@@ -194,12 +216,13 @@ class CrossConnect(Router):
             chosen = jnp.broadcast_to(jnp.expand_dims(active, -1), gates.shape)
         self.record(relevance, gates)
         self.sow("intermediates", "chosen", chosen)
-        ys = spread.deliver(routing.cross_connect(xs, gates))
+        ys = sharding.scatter_outputs(routing.cross_connect(xs, gates))
         self._record_strengths(xs, ys)
-        return ActivePaths(ys, spread.deliver_any(routing.active_outputs(chosen, active)))
+        active = sharding.scatter_any(routing.active_outputs(chosen, active))
+        return ActivePaths(ys, active)
 
     def route(self, xs: Float[Array, "m b *rest"], train: bool) -> Float[Array, "n b *rest"]:
-        """The outputs, and their gates recorded, by one function with one backward pass."""
+        """The outputs and gates by one call of `routing.route`, with one backward pass."""
         if not self.custom_vjp:
             return super().route(xs, train)
         ys, relevance, gates = routing.route(xs, self.gate.weights(xs))
@@ -208,32 +231,36 @@ class CrossConnect(Router):
 
 
 class OneToMany(CrossConnect):
-    """The one-to-many connector: a cross-connection from one tensor (m = 1) to n."""
+    """The one-to-many connector (Section 4): a cross-connection from one tensor (m = 1) to n."""
 
     def __call__(self, x: Float[Array, "b *space c"], train: bool = False) -> Array | ActivePaths:
-        """``[b ... c] -> [n b ... c]``. Raises ValueError as `Router` does."""
+        """Routes one tensor, ``[b ... c] -> [n b ... c]``. Raises ValueError as `Router` does."""
         return super().__call__(x[None], train)
 
 
 class Share(Router):
-    """No routing: one tensor, or the mean of several, given to all n paths alike (BaseCNN-X)."""
+    """No routing: every output is the mean of the inputs, ``[m b ...] -> [n b ...]`` (BaseCNN-X).
+
+    Used with one input, it gives the same tensor to all n paths.
+    """
 
     def route(self, xs: Float[Array, "m b *rest"], train: bool) -> Float[Array, "n b *rest"]:
-        """The mean of the inputs, n times."""
+        """The mean of the inputs, broadcast to n outputs."""
         x = xs.mean(0)
         return jnp.broadcast_to(x, (self.num_outputs, *x.shape))
 
 
 class _CrossPredict(Router):
-    """Section 3: ``Y_j = ReLU(sum_i g_ij U_ij)``, U_ij a prediction of output j by input i.
+    """Cross-prediction (Section 3): ``Y_j = ReLU(sum_i g_ij U_ij)``.
 
-    One layer per input, made by ``predictor``, makes that input's predictions of all n outputs at
-    once (Algorithm 1): it computes n times the features, which are then split.
+    ``U_ij`` is the prediction of output j from input i. One layer per input, made by ``predictor``,
+    computes the predictions of all n outputs at once (Algorithm 1): it has n times the features,
+    which are then split.
 
     Attributes:
-      features: of every output tensor.
+      features: number of channels of every output.
       execution: how the m prediction layers run, as in `Parallel`.
-      dtype: of the computation.
+      dtype: type of the computation.
     """
 
     features: int = 32
@@ -250,7 +277,7 @@ class _CrossPredict(Router):
     def mix(
         self, xs: Float[Array, "m b *space c"], gates: Float[Array, "m b n"], train: bool
     ) -> Float[Array, "n b *space2 f"]:
-        """The sums of Eq. 4 over the predictions that every input makes."""
+        """The sums of Eq. 4, before the ReLU, ``[m b ... c] -> [n b ... features]``."""
         us = jnp.unstack(self.prediction(xs, train=train))
         us = [jnp.split(u, self.num_outputs, axis=-1) for u in us]
         return jnp.stack(routing.mix_predictions(us, gates))
@@ -261,14 +288,15 @@ class _CrossPredict(Router):
 
 
 class ConvCrossPredict(_CrossPredict):
-    """Cross-prediction by convolutions, each normalized as all of the network's are.
+    """Cross-prediction (Section 3) by convolutions with BatchNorm.
 
-    The BatchNorm belongs to the prediction: it folds into W_ij and b_ij, so Eq. 4 holds as it is.
+    ``[m b h w c] -> [n b h/strides w/strides features]``. The BatchNorm can be folded into W_ij and
+    b_ij, so Eq. 4 holds.
 
     Attributes:
-      kernel: side of the convolution.
-      strides: of the convolution.
-      use_bias: whether the convolution has one beside its BatchNorm.
+      kernel: height and width of the kernel.
+      strides: stride of the convolution.
+      use_bias: whether the convolution has a bias in addition to its BatchNorm.
     """
 
     kernel: int = 3
@@ -276,7 +304,7 @@ class ConvCrossPredict(_CrossPredict):
     use_bias: bool = True
 
     def predictor(self, features: int) -> nn.Module:
-        """The convolution that makes one input's predictions."""
+        """The convolution that computes the predictions of one input."""
         return ConvNorm(
             features,
             self.kernel,
@@ -288,8 +316,8 @@ class ConvCrossPredict(_CrossPredict):
 
 
 class DenseCrossPredict(_CrossPredict):
-    """Cross-prediction by dense layers."""
+    """Cross-prediction (Section 3) by dense layers, ``[m b ...] -> [n b features]``."""
 
     def predictor(self, features: int) -> nn.Module:
-        """The dense layer that makes one input's predictions."""
+        """The dense layer that computes the predictions of one input."""
         return DenseLayer(features, False, self.dtype, norm=True)

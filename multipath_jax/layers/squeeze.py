@@ -1,4 +1,4 @@
-"""Squeeze-and-Excitation: each channel rescaled by a weight computed from the whole image."""
+"""Squeeze-and-Excitation: rescaling channels by weights computed from the whole image."""
 
 import flax.linen as nn
 import jax
@@ -13,12 +13,12 @@ from multipath_jax.routing import global_average_pool
 class SqueezeExcite(nn.Module):
     """Hu et al., "Squeeze-and-Excitation Networks" (2018), Eqs. 2-4: ``x * s(x)``.
 
-    ``s`` is global average pooling, a dense layer to ``c / ratio``, ReLU, a dense layer back to
-    ``c`` and a sigmoid.
+    ``s`` is global average pooling, a dense layer to ``c / ratio``, ReLU, a dense layer to ``c``
+    and a sigmoid. ``[b h w c] -> [b h w c]``.
 
     Attributes:
-      ratio: by how much the hidden layer is narrower than the input; its width is at least one.
-      dtype: of the computation; the weights of the channels come from float32, as gates do.
+      ratio: ratio of the number of channels to the hidden width, which is at least 1.
+      dtype: type of the output; the weights of the channels are computed in float32.
     """
 
     ratio: int = 16

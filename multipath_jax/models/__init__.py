@@ -1,4 +1,4 @@
-"""Whole networks, one family to a file, and the table that names them."""
+"""The networks of the paper, one family per file, and the registry of their names."""
 
 from multipath_jax.models.registry import create_model, family_of, list_models
 

@@ -1,4 +1,4 @@
-"""Networks of a user's own, Linen or NNX, with the call of those of this package."""
+"""Adapts a user's Linen or NNX module to the call signature of this package's networks."""
 
 import inspect
 from collections.abc import Callable
@@ -12,24 +12,24 @@ from multipath_jax.errors import UserError
 
 
 def adapt(model: Any) -> nn.Module:
-    """The network as a Linen module that is called with ``(images, train=False)``.
+    """Wraps a network as a Linen module that is called with ``(images, train=False)``.
 
     Args:
-      model: a `flax.linen.Module` whose call takes images, and ``train=`` if it wants to; or a
-        `flax.nnx.Module`, whose modes of training and evaluation are set before each call. An NNX
-        module is taken as it is: its present parameters are those that training begins with.
+      model: a `flax.linen.Module` whose call takes images and, optionally, ``train=``; or a
+        `flax.nnx.Module`, whose ``train()`` or ``eval()`` is called before each call. Training of
+        an NNX module starts from its current parameters.
 
     Returns:
-      The same module where it has that call already, else one with the same variables.
+      ``model`` itself if its call takes ``train=``, else a module with the same variables.
 
     Raises:
-      UserError: it is neither.
+      UserError: ``model`` is neither.
     """
     if isinstance(model, nnx.Module):
         return _FromNNX(_reseeded(model))
     if not isinstance(model, nn.Module):
         raise UserError(
-            "model needs to be a flax.linen.Module or a flax.nnx.Module, an instance and no class, "
+            "model must be an instance (not a class) of flax.linen.Module or flax.nnx.Module, "
             f"got {model!r}"
         )
     return model if _takes_train(model) else _WithoutModes(model)
@@ -42,7 +42,7 @@ def _takes_train(model: nn.Module) -> bool:
 
 
 class _WithoutModes(nn.Module):
-    """A network that computes the same in training and in evaluation."""
+    """Adds a ``train`` argument to a network that has none."""
 
     module: nn.Module
 
@@ -54,7 +54,11 @@ class _WithoutModes(nn.Module):
 
 
 class _FromNNX(nn.Module):
-    """An NNX module by Flax's bridge; ``make(rngs)`` gives a copy of it."""
+    """Wraps an NNX module by Flax's bridge.
+
+    Attributes:
+      make: a function from `nnx.Rngs` to a copy of the module.
+    """
 
     make: Callable[..., nnx.Module]
 
@@ -71,13 +75,13 @@ class _FromNNX(nn.Module):
 
 
 def _reseeded(model: nnx.Module) -> Callable[..., nnx.Module]:
-    """Makes copies of a module, which draw their random numbers from the streams given."""
+    """Makes a function that copies a module and reseeds its random streams."""
     keys = nnx.to_flat_state(nnx.state(model, nnx.RngKey))
     streams = sorted({key.tag for _, key in keys})
 
     def make(rngs: nnx.Rngs) -> nnx.Module:
         copy = nnx.clone(model)
-        if "params" in rngs:  # else nothing is drawn, as in evaluation
+        if "params" in rngs:  # absent in evaluation, which uses no random numbers
             nnx.reseed(copy, policy="match_shape", **{name: rngs.params() for name in streams})
         return copy
 

@@ -1,4 +1,4 @@
-"""CapsNet: Sabour et al., "Dynamic Routing Between Capsules" (2017), which Table 2 quotes."""
+"""CapsNet: Sabour et al., "Dynamic Routing Between Capsules" (2017), quoted in Table 2."""
 
 import math
 
@@ -14,7 +14,15 @@ from multipath_jax.models.family import Family
 
 
 def margin_loss(lengths: Float[Array, "b classes"], labels: Int[Array, "b"]) -> Float[Array, " b"]:
-    """Their Eq. 4: the right class longer than 0.9, every other one shorter than 0.1."""
+    """The margin loss of Sabour et al. (2017), Eq. 4, summed over the classes.
+
+    Args:
+      lengths: lengths of the class capsules, ``[b classes]``.
+      labels: ``[b]``.
+
+    Returns:
+      The loss of each example, ``[b]``.
+    """
     right = jax.nn.one_hot(labels, lengths.shape[-1], dtype=lengths.dtype)
     present = jax.nn.relu(0.9 - lengths) ** 2
     absent = jax.nn.relu(lengths - 0.1) ** 2
@@ -22,21 +30,20 @@ def margin_loss(lengths: Float[Array, "b classes"], labels: Int[Array, "b"]) -> 
 
 
 class CapsNet(nn.Module):
-    """Two layers of capsules behind a convolution, and a decoder that draws the image again.
+    """A convolution, two capsule layers, and a decoder that reconstructs the image.
 
-    The printed 8.2M parameters are those of the MNIST network: images of 28x28x1, ten classes.
-    Other images of at least 17x17 pixels do as well; more pixels mean more primary capsules. The
-    logits are the lengths of the class capsules: their order is that of the classes, but they are
-    no logarithms of probabilities.
+    The 8.2M parameters that the paper prints are those of the MNIST network, for images of 28x28x1
+    and ten classes. Any images of at least 17x17 pixels are possible; more pixels make more primary
+    capsules. The "logits" are the lengths of the class capsules, which are not log-probabilities.
 
-    Its `loss` is the margin loss and that of the decoder. The decoder's last layer is linear, where
-    theirs was a sigmoid: they drew grey values between 0 and 1, and our images are normalized.
+    Its `loss` is the margin loss plus the reconstruction error. The last layer of the decoder is
+    linear, where the original has a sigmoid: its images were in [0, 1], these are normalized.
 
     Attributes:
-      num_classes: class capsules.
-      iterations: of the routing by agreement.
+      num_classes: number of class capsules.
+      iterations: number of iterations of the routing by agreement.
       reconstruction: weight of the decoder's sum of squared errors.
-      dtype: of the convolutions; capsules and decoder are float32.
+      dtype: type of the convolutions; capsules and decoder are float32.
     """
 
     num_classes: int
@@ -47,42 +54,50 @@ class CapsNet(nn.Module):
     def __call__(
         self, images: Float[Array, "b h w c"], train: bool = False
     ) -> Float[Array, "b classes"]:
-        """Images -> the lengths of the class capsules."""
+        """The lengths of the class capsules, ``[b h w c] -> [b classes]``."""
         return self._lengths_and_images(images)[0]
 
     def loss(
         self, images: Float[Array, "b h w c"], labels: Int[Array, " b"], train: bool = True
     ) -> tuple[Float[Array, "b classes"], Float[Array, " b"]]:
-        """The lengths, and the margin loss plus the weighted error of the images drawn again.
+        """The margin loss plus the weighted reconstruction error.
 
-        The decoder draws from the capsule of the right class.
+        The decoder reconstructs from the capsule of the label's class.
+
+        Args:
+          images: ``[b h w c]``.
+          labels: ``[b]``.
+          train: ignored.
+
+        Returns:
+          The lengths of the class capsules, ``[b classes]``, and the losses, ``[b]``.
         """
-        lengths, drawn = self._lengths_and_images(images, labels)
-        error = jnp.sum((drawn - images) ** 2, axis=(1, 2, 3))
+        lengths, decoded = self._lengths_and_images(images, labels)
+        error = jnp.sum((decoded - images) ** 2, axis=(1, 2, 3))
         return lengths, margin_loss(lengths, labels) + self.reconstruction * error
 
     @nn.compact
     def _lengths_and_images(self, images, labels=None) -> tuple[Array, Array]:
-        """The lengths, and the images as the capsules of these or the longest classes have it."""
+        """The lengths, and images decoded from the capsules of the labels or the longest ones."""
         x = nn.Conv(256, (9, 9), padding="VALID", dtype=self.dtype, name="conv")(images)
         capsules = PrimaryCapsules(dtype=self.dtype, name="primary")(nn.relu(x))
         capsules = RoutedCapsules(self.num_classes, iterations=self.iterations, name="classes")(
             capsules
         )
         lengths = length(capsules)
-        shown = jnp.argmax(lengths, axis=-1) if labels is None else labels
-        return lengths, self._decode(capsules, shown, images.shape)
+        classes = jnp.argmax(lengths, axis=-1) if labels is None else labels
+        return lengths, self._decode(capsules, classes, images.shape)
 
     def _decode(self, capsules, classes, shape) -> Float[Array, "b h w c"]:
-        """The image as one class's capsule describes it; recorded under ``intermediates``."""
+        """Decodes images from one capsule each; sows them as ``reconstruction``."""
         mask = jax.nn.one_hot(classes, self.num_classes, dtype=capsules.dtype)
         x = (capsules * mask[..., None]).reshape(capsules.shape[0], -1)
         for number, features in enumerate((512, 1024), start=1):
             init = nn.initializers.he_normal()
             x = nn.relu(nn.Dense(features, kernel_init=init, name=f"decoder_{number}")(x))
-        drawn = nn.Dense(math.prod(shape[1:]), name="decoder_3")(x).reshape(shape)
-        self.sow("intermediates", "reconstruction", drawn)
-        return drawn
+        decoded = nn.Dense(math.prod(shape[1:]), name="decoder_3")(x).reshape(shape)
+        self.sow("intermediates", "reconstruction", decoded)
+        return decoded
 
 
 def capsnet(
@@ -92,14 +107,7 @@ def capsnet(
     reconstruction: float = 0.0005,
     dtype: DTypeLike = jnp.float32,
 ) -> CapsNet:
-    """CapsNet, with its options.
-
-    Args:
-      num_classes: class capsules.
-      iterations: of the routing by agreement.
-      reconstruction: weight of the decoder's sum of squared errors.
-      dtype: of the convolutions.
-    """
+    """Builds a `CapsNet`; the arguments are its attributes."""
     return CapsNet(num_classes, iterations, reconstruction, dtype)
 
 
@@ -109,6 +117,6 @@ FAMILIES: tuple[Family, ...] = (
         capsnet,
         ("CapsNet",),
         image_shape=(28, 28, 1),
-        note="the size is the MNIST network's; the quoted error is an ensemble's on CIFAR-10",
+        note="the size is for MNIST; the quoted error is that of an ensemble on CIFAR-10",
     ),
 )

@@ -44,28 +44,32 @@ def cifar_resnet(
     custom_vjp: bool = True,
     dtype: DTypeLike = jnp.float32,
 ) -> MultiPath:
-    """ResNet{6k+2} with three stacks of k basic blocks, with one path or many.
+    """ResNet{6k+2} for CIFAR [2]: three stacks of k basic blocks, with one path or several.
 
-    Three depths of the form 6k+2 mean other networks: ResNet50 and ResNet152 are ImageNet's, and
+    Three names of this form are other networks: ResNet50 and ResNet152 are for ImageNet, and
     ResNet164 has pre-activation bottlenecks.
 
     Args:
       num_classes: width of the output.
       depth: 6k+2.
-      paths: X, the number of parallel paths; None for the ordinary network.
-      routing: ``"CC"``, cross-connections after the stem and after every stack, or ``"CP"``, a
-        cross-prediction in place of the stem, and two before stacks 2 and 3. The paper does not
-        say what the latter two look like; by its counts they keep the number of channels, and
-        so, as each stack has its own strided start, the size.
-      shortcut: where the shape changes, as in `layers.ResidualBlock`. By projection the counts of
-        Table 3 are nearest: ResNet32-2-CC has 0.938M parameters against 0.932M, printed 0.94.
-      zero_init: whether the last BatchNorm's scale of each block starts at zero.
+      paths: X, the number of parallel paths; None: one path without routers.
+      routing: ``"CC"``: cross-connections after the stem and after every stack (Fig. 7);
+        ``"CP"``: a cross-prediction in place of the stem, and one each before stacks 2 and 3. The
+        paper does not describe the latter two; from its parameter counts, they keep the number of
+        channels and the size.
+      shortcut: the shortcut where the shape changes, as in `layers.ResidualBlock`. Projections
+        match Table 3 best: ResNet32-2-CC has 0.938M parameters (with identities 0.932M), printed
+        0.94.
+      zero_init: whether to initialize the scale of the last BatchNorm of each block with zero.
       execution: how parallel paths run, as in `layers.Parallel`.
-      custom_vjp: whether cross-connections use the written-out backward pass of Section 5.
-      dtype: of the computation.
+      custom_vjp: as in `layers.CrossConnect`.
+      dtype: type of the computation.
+
+    Returns:
+      The network.
 
     Raises:
-      UserError: the depth is not 6k+2.
+      UserError: the depth is not of the form 6k+2.
     """
     blocks = _blocks(f"ResNet{depth}", depth, per_stack=6, others=2)
     block = partial(BasicBlock, shortcut=shortcut, zero_init=zero_init, dtype=dtype)
@@ -82,7 +86,7 @@ def cifar_resnet(
 
 
 def _cross_connected(layers, paths, custom_vjp) -> Iterator[nn.Module]:
-    """ResNet-X-CC: a router after every layer but the last."""
+    """ResNet-X-CC: a router after every layer except the last."""
     *features, dense = layers
     for number, layer in enumerate(features, start=1):
         yield layer
@@ -91,8 +95,8 @@ def _cross_connected(layers, paths, custom_vjp) -> Iterator[nn.Module]:
 
 
 def _cross_predicted(layers, paths, execution, dtype) -> Iterator[nn.Module]:
-    """ResNet-X-CP: in place of the stem, and before stacks 2 and 3, a router of as many features
-    as the tensors there have."""
+    """ResNet-X-CP: routers that keep the number of channels, in place of the stem and before
+    stacks 2 and 3."""
     _, *stacks, dense = layers
     features_before = (STEM, *STACKS[:-1])
     for number, (stack, features) in enumerate(zip(stacks, features_before, strict=True), start=1):
@@ -111,7 +115,7 @@ def _cross_predicted(layers, paths, execution, dtype) -> Iterator[nn.Module]:
 def resnet164(
     num_classes: int, *, shortcut: Shortcut = "projection", dtype: DTypeLike = jnp.float32
 ) -> MultiPath:
-    """ResNet164: pre-activation bottlenecks [3], 18 to a stack. 1.70M, where Table 3 says 2.5."""
+    """ResNet164: 18 pre-activation bottlenecks [3] per stack; 1.70M parameters (Table 3: 2.5M)."""
     block = partial(PreActivationBottleneck, shortcut=shortcut, dtype=dtype)
     return _preactivation(num_classes, block, blocks=18, widen=4, dtype=dtype)
 
@@ -124,10 +128,10 @@ def wide_resnet(
     shortcut: Shortcut = "projection",
     dtype: DTypeLike = jnp.float32,
 ) -> MultiPath:
-    """WRN-d-k [7]: pre-activation basic blocks, k times as wide.
+    """WRN-d-k [7]: d layers of pre-activation basic blocks, k times as wide as in ResNets.
 
     Raises:
-      UserError: the depth is not 6k+4.
+      UserError: the depth is not of the form 6k+4.
     """
     blocks = _blocks(f"WRN-{depth}-{width}", depth, per_stack=6, others=4)
     block = partial(PreActivationBlock, shortcut=shortcut, dtype=dtype)
@@ -141,10 +145,10 @@ def se_resnet(
     shortcut: Shortcut = "projection",
     dtype: DTypeLike = jnp.float32,
 ) -> MultiPath:
-    """SEResNet{6k+2}: Squeeze-and-Excitation [38] on ResNet "with identity mappings [3]".
+    """SEResNet{6k+2}: pre-activation basic blocks [3] with Squeeze-and-Excitation [38].
 
     Raises:
-      UserError: the depth is not 6k+2.
+      UserError: the depth is not of the form 6k+2.
     """
     blocks = _blocks(f"SEResNet{depth}", depth, per_stack=6, others=2)
     block = partial(PreActivationBlock, shortcut=shortcut, se_ratio=16, dtype=dtype)
@@ -152,7 +156,7 @@ def se_resnet(
 
 
 def _preactivation(num_classes, block, blocks, widen, dtype) -> MultiPath:
-    """A network of pre-activation blocks: nothing follows the stem, BatchNorm and ReLU the end."""
+    """A network of pre-activation blocks: a bare convolution first, BatchNorm and ReLU last."""
     layers = (
         Conv(STEM, dtype=dtype, name="stem"),
         *_stacks(block, blocks, widen),
@@ -170,17 +174,17 @@ def _stacks(block: Callable[..., nn.Module], blocks: int, widen: int = 1) -> Ite
 
 
 def _blocks(name: str, depth: int, per_stack: int, others: int) -> int:
-    """The blocks to a stack, of two layers each; ``others`` counts the layers outside them."""
+    """The number of blocks per stack, for ``others`` layers outside of the blocks."""
     blocks, rest = divmod(depth - others, per_stack)
     if blocks < 1 or rest:
         raise UserError(
-            f"{name}: the depth is {per_stack}k+{others} with k at least 1, "
+            f"{name}: the depth must be {per_stack}k+{others} with k at least 1, "
             f"such as {per_stack * max(blocks, 1) + others}"
         )
     return blocks
 
 
-# Not these, which mean other networks.
+# All depths except those of other networks.
 _RESNET = r"ResNet(?!(?:18|34|50|101|152|164)(?!\d))(?P<depth>\d+)"
 
 FAMILIES: tuple[Family, ...] = (

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-adds and depth, read from its program unexecuted."""
+"""Parameters, multiply-adds and depth of a network, computed from its jaxpr."""
 
 import dataclasses
 import functools
@@ -17,12 +17,13 @@ class Complexity:
     """The size of one network.
 
     Attributes:
-      params: number of trained parameters.
-      multiply_adds: of all convolutions, dense layers and other products for one image; sums and
-        element-wise products, such as a router's mixture, are not counted, as is customary.
-      depth: layers with weights on the longest way from the image to the logits. Side branches
-        that only scale (gates, squeeze-and-excitation) are not layers of it, as in the paper.
-      routers: number of routing layers, by what they record.
+      params: number of trainable parameters.
+      multiply_adds: number of multiply-adds in convolutions, dense layers and other matrix
+        products, for one image. Sums and element-wise products, such as in a router's mixture, are
+        not counted, as usual.
+      depth: number of layers with weights on the longest path from the image to the logits. Side
+        branches that only scale (gates, squeeze-and-excitation) are not counted, as in the paper.
+      routers: number of routing layers that sow ``gates``.
     """
 
     params: int
@@ -32,7 +33,15 @@ class Complexity:
 
 
 def complexity(model: nn.Module, image_shape: tuple[int, int, int]) -> Complexity:
-    """Measures a network for images ``[h w c]``; nothing is computed or allocated."""
+    """Computes the complexity of a network by tracing it; nothing is executed or allocated.
+
+    Args:
+      model: the network.
+      image_shape: height, width and channels.
+
+    Returns:
+      The complexity for one image.
+    """
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
     variables = {key: tree for key, tree in variables.items() if key != "intermediates"}
@@ -57,16 +66,23 @@ def complexity(model: nn.Module, image_shape: tuple[int, int, int]) -> Complexit
 
 
 def multiply_adds(function: Callable[..., Any], *arguments: Any) -> int:
-    """Those of a function of arrays, counted as in `complexity`; nothing is computed."""
+    """The multiply-adds of a function of arrays, counted as in `complexity`; nothing is computed.
+
+    Args:
+      function: the function.
+      *arguments: its arguments, as arrays or shapes.
+
+    Returns:
+      The number of multiply-adds.
+    """
     program = jax.make_jaxpr(function)(*arguments)
     return _walk(program.jaxpr, [0] * len(program.jaxpr.invars))[0]
 
 
 def _walk(jaxpr: core.Jaxpr, inputs: list[int | None]) -> tuple[int, list[int | None]]:
-    """Multiply-adds, and the depth of every output.
+    """Multiply-adds of a jaxpr, and the depths of its outputs, from the depths of its inputs.
 
-    Depths are None for what does not depend on the image: the parameters, and what is made of
-    them alone.
+    The depth is None for values that do not depend on the image.
     """
     depths = dict(zip(jaxpr.invars, inputs, strict=True))
     total = 0
@@ -82,7 +98,7 @@ def _walk(jaxpr: core.Jaxpr, inputs: list[int | None]) -> tuple[int, list[int | 
 
 
 def _used(jaxpr: core.Jaxpr) -> list[core.JaxprEqn]:
-    """The equations that the outputs need; what routers would record is not computed."""
+    """The equations on which the outputs depend: without those of unused intermediates."""
     needed = {atom for atom in jaxpr.outvars if not isinstance(atom, core.Literal)}
     used = []
     for eqn in reversed(jaxpr.eqns):
@@ -100,23 +116,23 @@ def _equation(eqn: core.JaxprEqn, inputs: list[int | None]) -> tuple[int, list[i
         return products(eqn), [max(reached) + 1]
     bodies = list(core.jaxprs_in_params(eqn.params))
     if bodies:
-        # The arguments of a call are those of its body; a loop's condition comes first and has
-        # fewer. Repeated, a body does its work as often.
+        # The last jaxpr is the body of a call or a loop (a loop's condition comes first); a scan
+        # repeats it.
         body = bodies[-1]
         multiply_adds, outputs = _walk(body, inputs[len(inputs) - len(body.invars) :])
         return multiply_adds * eqn.params.get("length", 1), outputs
     if eqn.primitive.name == "concatenate":
         return 0, [max(reached)]
-    # What is spread over a larger tensor only scales or shifts it: a side branch.
+    # A value that is broadcast to a larger tensor only scales or shifts it: a side branch.
     largest = max(atom.aval.size for atom in eqn.invars)
     main = [d for d, atom in zip(inputs, eqn.invars, strict=True) if atom.aval.size == largest]
-    spread = largest < eqn.outvars[0].aval.size and eqn.primitive.name == "broadcast_in_dim"
-    depth = 0 if spread else max((d for d in main if d is not None), default=0)
+    broadcast = largest < eqn.outvars[0].aval.size and eqn.primitive.name == "broadcast_in_dim"
+    depth = 0 if broadcast else max((d for d in main if d is not None), default=0)
     return 0, [depth] * len(eqn.outvars)
 
 
 def products(eqn: core.JaxprEqn) -> int:
-    """Multiply-adds of a convolution or a matrix product."""
+    """The multiply-adds of a convolution or a matrix product."""
     left, right = (atom.aval.shape for atom in eqn.invars)
     outputs = eqn.outvars[0].aval.size
     if eqn.primitive.name == "dot_general":

@@ -1,4 +1,4 @@
-"""Table 3's networks that run some of their blocks only, as each image needs: all are ResNet110."""
+"""Table 3's networks that skip residual blocks depending on the image; all are ResNet110."""
 
 from functools import partial
 
@@ -32,38 +32,39 @@ def convnet_aig(
     target: float = 0.7,
     dtype: DTypeLike = jnp.float32,
 ) -> MultiPath:
-    """ConvNet-AIG: a gate in every block, sampled in training, and a target for how often it runs.
+    """ConvNet-AIG (Veit and Belongie, 2018): a `GumbelGate` in every block of a ResNet.
 
-    ConvNet-AIG-all is the same network, trained alike, with all blocks running at inference.
+    ConvNet-AIG-all is the same network, trained in the same way, that executes all blocks at
+    inference.
 
     Args:
       num_classes: width of the output.
       run_all: as in `layers.GumbelGate`.
       depth: 6k+2.
-      target: the share of images that ought to run a block.
-      dtype: of the computation; gates are float32.
+      target: the desired fraction of images that execute a block.
+      dtype: type of the computation; gates are float32.
     """
     network = cifar_resnet(num_classes, depth=depth, dtype=dtype)
     blocks = sum(layer.blocks for layer in network.layers if isinstance(layer, ResidualStack))
-    # The loss is twice the mean over the blocks.
+    # Summed over the blocks, the loss is twice its mean.
     return _gated(network, partial(GumbelGate, target, weight=2 / blocks, run_all=run_all))
 
 
 def skipnet(num_classes: int, *, depth: int = 110, dtype: DTypeLike = jnp.float32) -> MultiPath:
-    """SkipNet with feed-forward gates, as its first, supervised stage trains it: straight through.
+    """SkipNet (Wang et al., 2018) with feed-forward gates, trained by its supervised first stage.
 
-    The second stage, reinforcement learning that rewards skipping, is left out.
+    The second stage, reinforcement learning that rewards skipping, is not implemented.
 
     Args:
       num_classes: width of the output.
       depth: 6k+2.
-      dtype: of the computation; gates are float32.
+      dtype: type of the computation; gates are float32.
     """
     return _gated(cifar_resnet(num_classes, depth=depth, dtype=dtype), SkipGate)
 
 
 def _gated(network: MultiPath, gate) -> MultiPath:
-    """The same residual network, every block of which has a gate."""
+    """Adds a gate to every block of a residual network."""
 
     def gated(stack: ResidualStack) -> ResidualStack:
         block = partial(
@@ -75,25 +76,25 @@ def _gated(network: MultiPath, gate) -> MultiPath:
 
 
 class BlockDrop(nn.Module):
-    """Wu et al., "BlockDrop" (2018): a policy network decides on all blocks at once from the image.
+    """BlockDrop (Wu et al., 2018): a policy network decides from the image which blocks to execute.
 
-    Of its three stages this trains the first two. With ``controlled=0`` every block runs and the
-    residual network learns; then the curriculum raises ``controlled``, so that the policy decides
-    on ever more blocks, from the last to the first. The authors train the policy by reinforcement;
-    that is left out. Here its samples (random stream ``gates``) pass their gradient straight
-    through to the probabilities, and the loss ``usage`` is the term of the authors' reward for
-    running few blocks: the squared share of blocks that run. For the same reason there is no joint
-    fine-tuning by reinforcement.
+    Two of its three training stages are possible. With ``controlled=0`` every block is executed and
+    the residual network is trained; the curriculum then raises ``controlled``, so that the policy
+    decides about more and more blocks, from the last to the first. The original trains the policy
+    by reinforcement learning; here, the sampled decisions (random stream ``gates``) use the
+    straight-through estimator, and the loss ``usage`` is the part of the original reward for
+    executing few blocks: the squared fraction of executed blocks. The third stage, joint
+    fine-tuning by reinforcement learning, is not implemented.
 
     The policy network is a ResNet8 of half the width: a full one would exceed the printed 1.7M.
 
     Attributes:
       num_classes: width of the output.
-      policy: images -> a score for every block.
-      blocks: to a stack.
-      controlled: how many blocks, counted from the last, the policy decides on; None for all.
+      policy: a network that maps images to one score per block.
+      blocks: number of blocks per stack.
+      controlled: number of blocks, counted from the last, that the policy controls; None: all.
       usage: weight of the loss.
-      dtype: of the computation.
+      dtype: type of the computation.
     """
 
     num_classes: int
@@ -120,7 +121,7 @@ class BlockDrop(nn.Module):
         return x.astype(gate_dtype(x))
 
     def _decide(self, images, train) -> Float[Array, "b blocks"]:
-        """The policy's decisions, sampled in training; blocks out of its control run."""
+        """The decisions, sampled in training; 1 for blocks that the policy does not control."""
         probabilities = jax.nn.sigmoid(self.policy(images, train))
         blocks = probabilities.shape[1]
         hard = jnp.round(probabilities)
@@ -136,7 +137,12 @@ class BlockDrop(nn.Module):
 
 
 def policy_network(num_blocks: int, dtype: DTypeLike) -> MultiPath:
-    """Images -> a score for every block: a ResNet8 with 8, 16 and 32 channels."""
+    """The policy network of `BlockDrop`: a ResNet8 with 8, 16 and 32 channels.
+
+    Args:
+      num_blocks: number of scores, one per block.
+      dtype: type of the computation.
+    """
     stacks = (
         ResidualStack(
             partial(BasicBlock, features // 2, dtype=dtype), 1, strides, name=f"stack_{number}"
@@ -160,15 +166,7 @@ def blockdrop(
     usage: float = 1.0,
     dtype: DTypeLike = jnp.float32,
 ) -> BlockDrop:
-    """BlockDrop, with its options.
-
-    Args:
-      num_classes: width of the output.
-      blocks: to a stack; 18 make ResNet110.
-      controlled: how many blocks, counted from the last, the policy decides on; None for all.
-      usage: weight of the loss.
-      dtype: of the computation.
-    """
+    """Builds a `BlockDrop`; the arguments are its attributes. With 18 blocks it is a ResNet110."""
     policy = policy_network(len(STACKS) * blocks, dtype)
     return BlockDrop(num_classes, policy, blocks, controlled, usage, dtype)
 
@@ -176,6 +174,6 @@ def blockdrop(
 FAMILIES: tuple[Family, ...] = (
     Family("ConvNet-AIG", partial(convnet_aig, run_all=False), ("ConvNet-AIG",)),
     Family("ConvNet-AIG-all", partial(convnet_aig, run_all=True), ("ConvNet-AIG-all",)),
-    Family("SkipNet", skipnet, ("SkipNet",), note="without the stage of reinforcement"),
-    Family("BlockDrop", blockdrop, ("BlockDrop",), note="without the stages of reinforcement"),
+    Family("SkipNet", skipnet, ("SkipNet",), note="without its reinforcement learning"),
+    Family("BlockDrop", blockdrop, ("BlockDrop",), note="without its reinforcement learning"),
 )

@@ -1,4 +1,4 @@
-"""Networks whose cross-connections choose: any ``-CC`` network with the option ``k``."""
+"""Discrete routing in networks: the option ``k`` of every ``-CC`` network."""
 
 import dataclasses
 from typing import Any
@@ -13,24 +13,27 @@ OPTIONS = ("k", *(field.name for field in dataclasses.fields(Choice)))
 
 
 def discrete(network: MultiPath, k: Any = None, **choice: Any) -> MultiPath:
-    """The same network with discrete cross-connections.
+    """Makes the cross-connections of a network discrete.
 
     Args:
-      network: whose routers are `CrossConnect`.
-      k: the paths that every active path of an image goes on to; None: all, softly.
+      network: a network whose routers are `CrossConnect`.
+      k: number of paths that every active path chooses; None: soft routing.
       **choice: fields of `Choice`.
 
+    Returns:
+      The network with discrete routers.
+
     Raises:
-      UserError: options without k, or one that cannot be.
+      UserError: there are other options but no k, or an option has an invalid value.
     """
     if k is None and choice:
-        raise UserError(f"the option {min(choice)!r} is one of discrete routing; give k as well")
+        raise UserError(f"the option {min(choice)!r} is for discrete routing; set k, too")
     if k is None:
         return network
     routers = [layer for layer in network.layers if isinstance(layer, CrossConnect)]
     most = min(router.num_outputs for router in routers)
     if not (isinstance(k, int) and 1 <= k <= most):
-        raise UserError(f"k={k}: an image's paths go on to 1 to {most} of {most} paths")
+        raise UserError(f"k={k}: must be an integer from 1 to {most}, the number of paths")
     try:
         how = {"k": k, "choice": Choice(**choice)}
     except (TypeError, ValueError) as error:

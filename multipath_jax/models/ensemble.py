@@ -1,4 +1,4 @@
-"""Section 6.2: ensembles, whose members learn by themselves and answer together."""
+"""Ensembles (Section 6.2): networks trained independently, with averaged predictions."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -14,14 +14,13 @@ from multipath_jax.models.plain import plain_cnn
 
 
 class Ensemble(nn.Module):
-    """Networks trained side by side, whose class probabilities are averaged.
+    """Networks that are trained independently and whose class probabilities are averaged.
 
-    Its `loss` is the sum of its members' own cross-entropies. Members share no parameter and each
-    term depends on one member only, so none learns from another.
+    Its `loss` is the sum of the cross-entropies of its members, which share no parameters.
 
     Attributes:
-      members: networks with the call of all of ours, giving logits; their names are the keys of
-        the parameters.
+      members: networks called with ``(images, train=...)`` that return logits; their names are the
+        keys of the parameters.
     """
 
     members: Sequence[nn.Module]
@@ -31,14 +30,23 @@ class Ensemble(nn.Module):
     def __call__(
         self, images: Float[Array, "b h w c"], train: bool = False
     ) -> Float[Array, "b classes"]:
-        """Images -> the logarithms of the mean probabilities."""
+        """The log of the mean probabilities, ``[b h w c] -> [b classes]``."""
         logs = self._log_probabilities(images, train)
         return jax.nn.logsumexp(logs, axis=0) - jnp.log(len(self.members))
 
     def loss(
         self, images: Float[Array, "b h w c"], labels: Int[Array, " b"], train: bool = True
     ) -> tuple[Float[Array, "b classes"], Float[Array, " b"]]:
-        """The logarithms of the mean probabilities, and the sum of the members' cross-entropies."""
+        """The log of the mean probabilities, and the sum of the members' cross-entropies.
+
+        Args:
+          images: ``[b h w c]``.
+          labels: ``[b]``.
+          train: passed to the members.
+
+        Returns:
+          Log-probabilities ``[b classes]`` and losses ``[b]``.
+        """
         logs = self._log_probabilities(images, train)
         own = -jnp.take_along_axis(logs, labels[None, :, None], axis=-1)  # [members b 1]
         mean = jax.nn.logsumexp(logs, axis=0) - jnp.log(len(self.members))
@@ -54,22 +62,22 @@ class Ensemble(nn.Module):
 def base_ensemble(
     num_classes: int, *, members: int = 3, dtype: DTypeLike = jnp.float32
 ) -> Ensemble:
-    """Base Ensemble: several BaseCNNs, which differ in their random initialization.
+    """Base Ensemble: several BaseCNNs with different random initializations.
 
     Args:
       num_classes: width of the output.
-      members: how many.
-      dtype: of the computation.
+      members: number of networks.
+      dtype: type of the computation.
     """
     return _ensemble(["BaseCNN"] * members, num_classes, dtype)
 
 
 def all_ensemble(num_classes: int, *, dtype: DTypeLike = jnp.float32) -> Ensemble:
-    """All Ensemble: BaseCNN, WideCNN and DeepCNN.
+    """All Ensemble: a BaseCNN, a WideCNN and a DeepCNN.
 
     Args:
       num_classes: width of the output.
-      dtype: of the computation.
+      dtype: type of the computation.
     """
     return _ensemble(["BaseCNN", "WideCNN", "DeepCNN"], num_classes, dtype)
 

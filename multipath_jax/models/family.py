@@ -1,4 +1,4 @@
-"""What the table of networks is made of: families, each a pattern of names and a builder."""
+"""Families of networks: a pattern of names and a function that builds them."""
 
 import dataclasses
 import inspect
@@ -18,14 +18,14 @@ class Family:
     """A family of networks.
 
     Attributes:
-      pattern: regular expression of the whole name; named groups are whole numbers that the
-        builder takes.
-      build: called with ``num_classes``, the groups and the overrides; its keyword arguments are
-        the overrides that users may give.
-      examples: the members that the paper names.
-      image_shape: of the images that the members are meant for: height, width and channels.
-      note: what a user should know of them, in a line.
-      discrete: whether `discrete.OPTIONS` are options too: its routers are `CrossConnect`.
+      pattern: regular expression for the whole name; its named groups are integer arguments of
+        ``build``.
+      build: builds a network; called with ``num_classes``, the named groups and the overrides. Its
+        keyword-only arguments are the possible overrides.
+      examples: names of the members that the paper uses.
+      image_shape: height, width and channels of the images that the members are designed for.
+      note: one line for users about the members.
+      discrete: whether ``k`` and the other `discrete.OPTIONS` are overrides, too.
     """
 
     pattern: str
@@ -37,7 +37,7 @@ class Family:
 
     @property
     def overrides(self) -> tuple[str, ...]:
-        """The keyword arguments of the builder that neither the name nor the table fixes."""
+        """The keyword-only arguments of ``build`` that the name does not fix."""
         fixed = {*re.compile(self.pattern).groupindex, *getattr(self.build, "keywords", ())}
         parameters = inspect.signature(self.build).parameters.values()
         own = (p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in fixed)

@@ -1,16 +1,16 @@
-"""Inference that skips: every path runs on the images that are routed to it, and on no others.
+"""Inference with discrete routing that computes every path only for its active images.
 
     network = Gathered(model, variables)
-    logits = network(images)  # those of model.apply(variables, images, train=False)
+    logits = network(images)  # equal to model.apply(variables, images, train=False), up to rounding
 
-A compiled program has static shapes, and how many images a path gets is known only once a router
-has chosen. So the network is run in pieces. After each router the choices come to the host, which
-says which images go where; then every path is run by a program of the smallest of a few sizes that
-holds its images. Programs are compiled when they are first needed, one for all paths of a depth.
-No image is ever left out, and a path without images is not run.
+Shapes in a compiled program are static, but the number of images of a path depends on the choices
+of the router. So the network is split at the routers. After each router, the choices are copied to
+the host, the images of every path are gathered into a batch, and the batch is padded to the next
+of a few sizes (`capacity`). Programs are compiled at their first use and shared by all paths
+between two routers. No image is dropped, and paths without images are not computed.
 
-What paths give lies in one array of rows, path after path, a row for every image that a path was
-active for: the next router reads it by row, and nothing is as large as all paths times all images.
+The outputs of the paths are stored in one array, path after path, with one row for every active
+image of a path; the next router reads the rows that it needs.
 """
 
 import dataclasses
@@ -33,9 +33,14 @@ from multipath_jax.models.multipath import MultiPath
 
 
 def capacity(images: int) -> int:
-    """The smallest of 1, 2, ..., 8, 10, 12, 14, 16, 20, ... that is enough: 4, 5, 6, 7 times 2^e.
+    """The batch size for a number of images, at most a quarter larger.
 
-    At most a quarter more than the images.
+    Args:
+      images: number of images.
+
+    Returns:
+      The smallest size of 1, 2, ..., 8, 10, 12, 14, 16, 20, ... (4, 5, 6, 7 times powers of 2) that
+      is not below ``images``.
     """
     scale = 1
     while images > 8 * scale:
@@ -45,13 +50,13 @@ def capacity(images: int) -> int:
 
 @dataclasses.dataclass
 class Work:
-    """What a call of `Gathered` did.
+    """The work of a call of `Gathered`.
 
     Attributes:
-      multiply_adds: of its programs, the rows that fill them up included, as
-        `complexity.complexity` counts them.
-      flops: that XLA counts in the compiled programs; None where it does not say.
-      loads: after each router, the images of every path.
+      multiply_adds: multiply-adds of its programs, including padding, counted as in
+        `complexity.complexity`.
+      flops: XLA's count of FLOPs in the compiled programs; None if not available.
+      loads: number of images of every path behind each router.
     """
 
     multiply_adds: int = 0
@@ -60,7 +65,7 @@ class Work:
 
 
 class _Depth(NamedTuple):
-    """A router, the layers of the paths behind it, and the router that follows them, if any."""
+    """A router, the layers of the paths behind it, and the next router, if any."""
 
     router: CrossConnect
     layers: tuple[nn.Module, ...]
@@ -68,12 +73,12 @@ class _Depth(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """What the paths gave.
+    """The outputs of the paths between two routers.
 
     Attributes:
-      values: ``[rows ...]``, of which the first are filled.
-      relevance: of the next router for each, ``[rows n]``.
-      images: which image each filled row is of.
+      values: the outputs, ``[rows ...]``; the rows after the first ``len(images)`` are unused.
+      relevance: the scores of the next router, ``[rows n]``.
+      images: the index of the image of each used row.
     """
 
     values: Array
@@ -82,21 +87,25 @@ class _Rows(NamedTuple):
 
 
 class Gathered:
-    """A network of cross-connections, run on one device without what its images skip.
+    """Inference of a network of cross-connections, on one device, without inactive paths.
 
     Attributes:
-      work: what the last call did.
+      work: the work of the last call.
     """
 
     def __init__(self, model: MultiPath, variables: PyTree):
-        """Nothing is compiled yet.
+        """Prepares the variables of every path; nothing is compiled yet.
+
+        Args:
+          model: the network.
+          variables: its variables.
 
         Raises:
-          UserError: the network has other routers than `CrossConnect`, or none.
+          UserError: the network has routers other than `CrossConnect`, or none.
         """
         routers = [at for at, layer in enumerate(model.layers) if isinstance(layer, Router)]
         if not routers or not all(isinstance(model.layers[at], CrossConnect) for at in routers):
-            raise UserError("Gathered: runs networks whose routers are all cross-connections")
+            raise UserError("Gathered: supports only networks whose routers are all CrossConnect")
         self._model, self._variables = model, variables
         self._before = model.layers[: routers[0]]
         self._depths = tuple(
@@ -114,7 +123,14 @@ class Gathered:
     def __call__(
         self, images: Float[Array, "b h w c"] | Float[np.ndarray, "b h w c"]
     ) -> Float[Array, "b classes"]:
-        """The logits of any number of images."""
+        """Computes the logits, ``[b h w c] -> [b classes]``.
+
+        Args:
+          images: any number of images, preprocessed, ``[b h w c]``.
+
+        Returns:
+          The logits.
+        """
         images, self.work = jnp.asarray(images), Work()
         if not len(images):
             one = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
@@ -130,7 +146,7 @@ class Gathered:
         return self._call(("end", len(images)), mean, rows.values, _padded_images(rows))
 
     def _of_paths(self, depth: _Depth) -> list[tuple[PyTree, PyTree]]:
-        """For each path of a depth, its layers' variables and its gate in the next router."""
+        """For each path, the variables of its layers, and of its gate in the next router."""
         names = [layer.name for layer in depth.layers]
 
         def of_path(j: int, tree: PyTree) -> PyTree:
@@ -150,7 +166,7 @@ class Gathered:
     # --- On the host -----------------------------------------------------------------------------
 
     def _run(self, at: int, rows: _Rows, batch: int) -> _Rows:
-        """From the rows before a router to those that the paths behind it give."""
+        """Computes one router and the paths behind it."""
         depth = self._depths[at]
         gates, chosen = jax.device_get(
             self._call(("choose", at), partial(_choose, depth.router), self._state(at), rows[1])
@@ -159,7 +175,7 @@ class Gathered:
         parts = [_gathered(rows.images, gates[:filled, j], chosen[:filled, j]) for j in
                  range(depth.router.num_outputs)]  # fmt: skip
         self.work.loads.append([len(part.images) for part in parts])
-        # Enough for all that these paths can be given, and for what fills the last of them up.
+        # Rows for all images of all paths that can be active, and for the padding of the last one.
         most = capacity(batch * _most_active(self._depths[: at + 1]) + batch)
         run, out, start = partial(_path, depth, most), None, 0
         for part, own in zip(parts, self._paths[at], strict=True):
@@ -177,7 +193,7 @@ class Gathered:
         return {COLLECTION: state.get("chooser", {})}
 
     def _call(self, name: tuple, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Runs a program, which is compiled for shapes that are new, and adds up its work."""
+        """Runs a program, compiled at the first call for these shapes, and adds up its work."""
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(arguments))
         key = (name, shapes)
         if key not in self._programs:
@@ -195,7 +211,7 @@ class Gathered:
     # --- On the device ---------------------------------------------------------------------------
 
     def _enter(self, variables: PyTree, images: Array) -> tuple[Array, Array]:
-        """What comes before the paths, and the relevance of the first router."""
+        """The layers before the first router, and its scores."""
         x = images
         for layer in self._before:
             own = {key: tree[layer.name] for key, tree in variables.items() if layer.name in tree}
@@ -205,7 +221,7 @@ class Gathered:
 
 
 def _most_active(depths: Sequence[_Depth]) -> int:
-    """The paths that can be active for an image behind these routers."""
+    """The largest number of paths that can be active for an image behind these routers."""
     active = 1
     for depth in depths:
         n = depth.router.num_outputs
@@ -214,12 +230,12 @@ def _most_active(depths: Sequence[_Depth]) -> int:
 
 
 class _Part(NamedTuple):
-    """What one path is given, filled up to a capacity.
+    """The inputs of one path, padded to a `capacity`.
 
     Attributes:
-      images: that it is active for, in their order.
-      rows: of its inputs; r is the most that any of them has.
-      weights: their gates; zero for what only fills up.
+      images: indices of its active images, in order.
+      rows: rows of the inputs of every image; r is the largest number of inputs.
+      weights: the gates of these inputs; zero in the padding.
     """
 
     images: Int[np.ndarray, " load"]
@@ -232,7 +248,7 @@ def _gathered(
     gates: Float[np.ndarray, " filled"],
     chosen: Bool[np.ndarray, " filled"],
 ) -> _Part:
-    """The rows that chose one output, by their images."""
+    """The rows that chose one output, grouped by image."""
     rows = np.flatnonzero(chosen)
     rows = rows[np.argsort(images[rows], kind="stable")]
     own, first, counts = np.unique(images[rows], return_index=True, return_counts=True)
@@ -244,14 +260,14 @@ def _gathered(
 
 
 def _padded_images(rows: _Rows) -> Int[np.ndarray, " rows"]:
-    """The image of every row; of those that are not filled, none that there is."""
+    """The index of the image of every row; out of bounds for unused rows."""
     filled = np.full(len(rows.values), np.iinfo(np.int32).max, np.int32)
     filled[: len(rows.images)] = rows.images
     return filled
 
 
 def _choose(router: CrossConnect, state: PyTree, relevance: Array) -> tuple[Array, Array]:
-    """The gates of every row, and which outputs it chose, ``[rows n]`` both."""
+    """The gates of every row, and whether it chose an output, both ``[rows n]``."""
     active = jnp.ones((1, len(relevance)), bool)
     if router.is_discrete:
         chooser = Chooser(router.k, router.choice)
@@ -261,7 +277,7 @@ def _choose(router: CrossConnect, state: PyTree, relevance: Array) -> tuple[Arra
 
 
 def _path(depth, size, own, values, rows, weights, start, out) -> tuple[Array, Array]:
-    """One path: mixes its inputs (D3), runs its layers, and writes what they give from a row on."""
+    """Computes a path: Eq. 5 for its inputs, then its layers; writes to ``out`` from ``start``."""
     variables, gate = own
     dtype = routing.gate_dtype(values)
     space = tuple(range(1, values.ndim))
@@ -286,7 +302,7 @@ def _relevance(x: Array, gate: routing.GateParams) -> Array:
 
 
 def _mean(batch: int, values: Array, images: Array) -> Array:
-    """D5, from rows."""
+    """D5: the mean over the active paths, from rows."""
     values = values.astype(routing.gate_dtype(values))
     total = jnp.zeros((batch, *values.shape[1:]), values.dtype).at[images].add(values, mode="drop")
     ones = jnp.ones((len(values), *[1] * (values.ndim - 1)), values.dtype)

@@ -1,4 +1,4 @@
-"""HighwayNet: the 19-layer convolutional highway network that Table 2 quotes."""
+"""HighwayNet: the 19-layer convolutional highway network quoted in Table 2."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -16,14 +16,14 @@ STAGES = ((32, 3, False), (48, 2, True), (80, 6, True), (128, 6, False))
 class HighwayNet(nn.Module):
     """Srivastava et al., "Training Very Deep Networks" (2015): a highway of FitNet 4's shape.
 
-    17 convolutions, a dense layer and the output. All convolutions but each stage's first, which
-    changes the number of channels, are highway layers. That gives 2.3M parameters, as printed;
-    like the original it has no normalization.
+    17 convolutions, a dense layer and the output layer. The first convolution of each stage changes
+    the number of channels; the others are highway layers. It has 2.3M parameters, as printed, and,
+    like the original, no normalization.
 
     Attributes:
       num_classes: width of the output.
-      gate_bias: where the biases of the gates T start.
-      dtype: of the computation.
+      gate_bias: initial bias of the gates T.
+      dtype: type of the computation.
     """
 
     num_classes: int
@@ -34,7 +34,7 @@ class HighwayNet(nn.Module):
     def __call__(
         self, images: Float[Array, "b h w c"], train: bool = False
     ) -> Float[Array, "b classes"]:
-        """Images -> logits."""
+        """The logits, ``[b h w c] -> [b classes]``."""
         options = {"kernel_init": nn.initializers.he_normal(), "dtype": self.dtype}
         x = images
         for stage, (channels, convolutions, pool) in enumerate(STAGES, start=1):
@@ -51,13 +51,7 @@ class HighwayNet(nn.Module):
 def highway_net(
     num_classes: int, *, gate_bias: float = -2.0, dtype: DTypeLike = jnp.float32
 ) -> HighwayNet:
-    """HighwayNet, with its options.
-
-    Args:
-      num_classes: width of the output.
-      gate_bias: where the biases of the gates T start.
-      dtype: of the computation.
-    """
+    """Builds a `HighwayNet`; the arguments are its attributes."""
     return HighwayNet(num_classes, gate_bias, dtype)
 
 

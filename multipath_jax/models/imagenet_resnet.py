@@ -22,14 +22,18 @@ from multipath_jax.models.family import IMAGENET, Family
 from multipath_jax.models.multipath import MultiPath
 
 STEM = 64
-STACKS = (64, 128, 256, 512)  # width of each stack's 3x3 convolutions, before it is multiplied
+STACKS = (64, 128, 256, 512)  # width of the 3x3 convolutions of each stack, for widen=1
 
 
 class Structure(NamedTuple):
-    """What tells one network from another.
+    """The structure of a network.
 
-    ``blocks`` to each stack, ``bottleneck`` or basic, the 3x3 convolutions ``widen`` times as
-    wide and in ``groups``. A wider basic block has more features, a wider bottleneck has not.
+    Attributes:
+      blocks: number of blocks in each stack.
+      bottleneck: whether the blocks are bottlenecks or basic blocks.
+      widen: factor of the width of the 3x3 convolutions; it also multiplies the output channels of
+        basic blocks, but not those of bottlenecks.
+      groups: number of groups of the 3x3 convolutions.
     """
 
     blocks: tuple[int, int, int, int]
@@ -60,17 +64,20 @@ def imagenet_resnet(
     custom_vjp: bool = True,
     dtype: DTypeLike = jnp.float32,
 ) -> MultiPath:
-    """One of Table 4's networks as torchvision defines them, with one path or many.
+    """One of Table 4's networks as torchvision defines them, with one path or several.
 
     Args:
       structure: a key of `STRUCTURES`.
       num_classes: width of the output.
-      paths: X, the number of parallel paths, which cross-connections open after the max-pooling
-        and mix after every stack; None for the ordinary network.
-      zero_init: whether the last BatchNorm's scale of each block starts at zero.
+      paths: X, the number of parallel paths, with cross-connections after the max-pooling and after
+        every stack; None: one path without routers.
+      zero_init: whether to initialize the scale of the last BatchNorm of each block with zero.
       execution: how parallel paths run, as in `layers.Parallel`.
-      custom_vjp: whether cross-connections use the written-out backward pass of Section 5.
-      dtype: of the computation.
+      custom_vjp: as in `layers.CrossConnect`.
+      dtype: type of the computation.
+
+    Returns:
+      The network.
     """
     stem = ResidualStem(STEM, kernel=7, downsample=True, dtype=dtype, name="stem")
     stacks = _stacks(STRUCTURES[structure], zero_init, dtype)
@@ -97,7 +104,7 @@ def _stacks(structure: Structure, zero_init, dtype) -> Iterator[nn.Module]:
 def _families(structure: str) -> tuple[Family, ...]:
     build = partial(imagenet_resnet, structure)
     single = Family(re.escape(structure), partial(build, paths=None), _named(structure), IMAGENET)
-    if not structure.startswith("ResNet"):  # the others' names end in numbers of their own
+    if not structure.startswith("ResNet"):  # the names of the others end in numbers already
         return (single,)
     routed = Family(
         rf"{structure}-(?P<paths>\d+)-CC",
@@ -110,7 +117,7 @@ def _families(structure: str) -> tuple[Family, ...]:
 
 
 def _named(name: str) -> tuple[str, ...]:
-    """The name, if the paper has it."""
+    """The name as a tuple, empty if the paper does not use the network."""
     others = ("ResNet152", "ResNet34-2-CC", "ResNet101-2-CC", "ResNet152-2-CC")
     return () if name in others else (name,)
 

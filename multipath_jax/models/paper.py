@@ -1,6 +1,6 @@
-"""The rows of Tables 2, 3 and 4: what the paper says of every network, beside our name for it.
+"""The rows of Tables 2, 3 and 4: the paper's figures for every network, with its name here.
 
-Errors are percentages. Summary, reproduction, pages and tests read this table and no other.
+Errors are in percent. The summary, the reproduction, the pages and the tests all use this table.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ from typing import Literal
 
 from multipath_jax.models.family import CIFAR, IMAGENET
 
-# The tables' columns of errors, and how they are called in print.
+# The columns of errors, and their titles.
 COLUMNS = {
     "cifar10": "CIFAR-10",
     "cifar10_350": "CIFAR-10, 350 epochs",
@@ -21,21 +21,21 @@ COLUMNS = {
 }
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # a row equals itself, and can be a key
+@dataclasses.dataclass(frozen=True, eq=False)  # compared by identity, so that it is hashable
 class Row:
     """One row of a table.
 
     Attributes:
-      table: 2, 3 or 4; None for a network that the paper does not print.
-      network: as the paper prints it.
-      model: the name that `create_model` knows it by.
-      params: in millions, as printed, if it is.
-      errors: by column, the keys of `COLUMNS`.
-      digits: decimals of ``params`` as printed.
-      num_classes: at which the parameters were counted.
+      table: 2, 3 or 4; None for a network that is not in the paper.
+      network: name of the network as printed.
+      model: name of the network for `create_model`.
+      params: printed number of parameters in millions; None if not printed.
+      errors: printed errors in percent, by column (the keys of `COLUMNS`).
+      digits: number of printed decimals of ``params``.
+      num_classes: number of classes for which the parameters are counted.
       image_shape: height, width and channels of the input.
       quoted: whether the paper quotes the figures from other papers.
-      exception: why our count differs, where nothing reproduces the printed one.
+      exception: the reason, if our number of parameters differs from the printed one.
     """
 
     table: Literal[2, 3, 4] | None
@@ -51,7 +51,7 @@ class Row:
 
     @property
     def tolerance(self) -> float:
-        """Millions of parameters: half a unit of the last printed digit, and 1 %."""
+        """Tolerance of ``params`` in millions: half a unit of the last printed digit, plus 1 %."""
         return 0.5 * 10**-self.digits + 0.01 * self.params
 
 
@@ -141,10 +141,15 @@ ROWS: tuple[Row, ...] = (*_table_2(), *_table_3(), *_table_4())
 
 
 def rows(table: int | None = None, model: str | None = None) -> tuple[Row, ...]:
-    """The rows of a table, or of a network, or of both."""
+    """The rows of a table, of a network, or both; None selects all.
+
+    Args:
+      table: 2, 3 or 4.
+      model: name of a network for `create_model`.
+    """
     return tuple(row for row in ROWS if table in (None, row.table) and model in (None, row.model))
 
 
 def unprinted(model: str, num_classes: int = 10, image_shape: tuple[int, int, int] = CIFAR) -> Row:
-    """A row for a network, or for a size of it, that is in none of the tables."""
+    """A row for a network, or a number of classes or image size, that is not in the paper."""
     return Row(None, model, model, None, {}, num_classes=num_classes, image_shape=image_shape)

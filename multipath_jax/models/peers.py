@@ -1,6 +1,6 @@
-"""Section 6.2: the peers that the paper builds on its plain networks.
+"""Baselines that the paper builds on its plain networks (Section 6.2).
 
-Each is one of those networks with one thing replaced, and is written so.
+Each is one of the plain networks with one kind of layer replaced.
 """
 
 from collections.abc import Iterator
@@ -29,12 +29,12 @@ from multipath_jax.models.plain import STRUCTURES, plain_cnn
 def squeeze_excite_cnn(
     structure: str, num_classes: int, *, dtype: DTypeLike = jnp.float32
 ) -> MultiPath:
-    """SEBaseCNN and its like: Squeeze-and-Excitation (r = 16) after every convolution.
+    """SEBaseCNN and SEDeepCNN: Squeeze-and-Excitation (r = 16) after every convolution.
 
     Args:
       structure: a key of `STRUCTURES`.
       num_classes: width of the output.
-      dtype: of the computation.
+      dtype: type of the computation.
     """
     layers = plain_cnn(structure, num_classes, dtype=dtype).layers
     return MultiPath(
@@ -57,7 +57,7 @@ def cross_stitch_cnn(
       num_classes: width of the output.
       paths: X, the number of parallel paths.
       execution: how parallel paths run, as in `layers.Parallel`.
-      dtype: of the computation.
+      dtype: type of the computation.
     """
     layers = plain_cnn("BaseCNN", num_classes, paths=paths, routing="CC", dtype=dtype).layers
     stitched = (
@@ -79,14 +79,14 @@ def nddr_cnn(
 ) -> MultiPath:
     """NDDR-CNNX: BaseCNN-X-CP with NDDR layers in place of the cross-predictions.
 
-    The first convolution has a single input, with nothing to fuse: each path has its own.
+    The first convolution has a single input and nothing to fuse, so each path has its own.
 
     Args:
       num_classes: width of the output.
       paths: X, the number of parallel paths.
-      shortcut: whether the stages reach the end of the convolutional part directly, too.
+      shortcut: whether to add shortcuts from all stages, as in `layers.NDDRShortcut`.
       execution: how parallel paths run, as in `layers.Parallel`.
-      dtype: of the computation.
+      dtype: type of the computation.
     """
     layers = tuple(_fused(num_classes, paths, dtype))
     if shortcut:

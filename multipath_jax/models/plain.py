@@ -1,4 +1,4 @@
-"""Section 6.2: BaseCNN, WideCNN, DeepCNN, and their multi-path forms (Table 1)."""
+"""BaseCNN, WideCNN and DeepCNN, and their multi-path forms (Section 6.2, Table 1)."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -22,8 +22,8 @@ from multipath_jax.models.multipath import MultiPath
 
 Routing = Literal["none", "CC", "CP"]
 
-# Table 1's convolutions by stage; a 2x2 max-pooling ends every stage but the last. All three go
-# on with F32 F32 and the classes.
+# Channels of Table 1's convolutions by stage. Every stage except the last ends with a 2x2
+# max-pooling; dense layers of 32, 32 and the classes follow.
 STRUCTURES = {
     "BaseCNN": ((32, 32), (64, 64), (128, 128)),
     "WideCNN": ((64, 64), (128, 128), (256, 256)),
@@ -41,19 +41,22 @@ def plain_cnn(
     custom_vjp: bool = True,
     dtype: DTypeLike = jnp.float32,
 ) -> MultiPath:
-    """One of Table 1's networks, with one path or many.
+    """One of Table 1's networks, with one path or several.
 
     Args:
       structure: a key of `STRUCTURES`.
       num_classes: width of the output.
-      paths: X, the number of parallel paths; None for the ordinary network.
+      paths: X, the number of parallel paths; None: one path without routers.
       routing: ``"none"`` (BaseCNN-X: the paths share input and output only), ``"CC"``
         (cross-connections after the stages and the first dense layer, Fig. 4) or ``"CP"``
         (cross-predictions in place of each stage's first convolution and the second dense
         layer, Fig. 2).
       execution: how parallel paths run, as in `layers.Parallel`.
-      custom_vjp: whether cross-connections use the written-out backward pass of Section 5.
-      dtype: of the computation.
+      custom_vjp: as in `layers.CrossConnect`.
+      dtype: type of the computation.
+
+    Returns:
+      The network.
     """
     if paths is None:
         layers = _stages(structure, num_classes, dtype)
@@ -76,8 +79,8 @@ def _conv_stages(structure, dtype, skip=0) -> Iterator[nn.Module]:
 
 def _dense_layers(num_classes, dtype) -> tuple[nn.Module, ...]:
     return (
-        # Normalized, as the convolutions are: at the protocol's rate of 0.1 the 8,192 inputs of the
-        # first would kill every unit within twenty steps.
+        # With BatchNorm, like the convolutions: without it, at the learning rate of 0.1, all units
+        # of the first layer, which has 8,192 inputs, die within twenty steps.
         DenseLayer(32, dtype=dtype, norm=True, name="dense_1"),
         DenseLayer(32, dtype=dtype, norm=True, name="dense_2"),
         DenseLayer(num_classes, relu=False, dtype=dtype, name="dense_3"),
@@ -99,7 +102,7 @@ def _cross_connected(structure, num_classes, paths, custom_vjp, dtype) -> Iterat
 
 
 def _cross_predicted(structure, num_classes, paths, execution, dtype) -> Iterator[nn.Module]:
-    """BaseCNN-X-CP: each stage's first convolution and dense 2 are routers, at the same depth."""
+    """BaseCNN-X-CP: routers replace the first convolution of each stage and the dense layer 2."""
     options = {"execution": execution, "dtype": dtype}
     for number, stage in enumerate(_conv_stages(structure, dtype, skip=1), start=1):
         features = STRUCTURES[structure][number - 1][0]

@@ -1,6 +1,5 @@
-"""The one table that names every network; `create_model` and `list_models` read it."""
+"""The registry of all networks by name: `create_model` and `list_models`."""
 
-import difflib
 import re
 
 import flax.linen as nn
@@ -20,6 +19,7 @@ from multipath_jax.models import (
     vgg,
 )
 from multipath_jax.models.family import Family
+from multipath_jax.utils.names import nearest
 
 FAMILIES: tuple[Family, ...] = (
     *plain.FAMILIES,
@@ -36,25 +36,32 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def list_models() -> list[str]:
-    """The names of the paper's networks; the numbers in them may be others for `create_model`."""
+    """The names of the paper's networks.
+
+    `create_model` also accepts other numbers of paths, and other depths and widths, in the names.
+
+    Returns:
+      The names, in the order of the tables.
+    """
     return [name for family in FAMILIES for name in family.examples]
 
 
 def create_model(name: str, num_classes: int = 10, **overrides) -> nn.Module:
-    """The network of that name, as a ``flax.linen.Module``.
+    """Creates one of the paper's networks by name.
 
     Args:
-      name: as the paper writes it, such as ``"BaseCNN-2-CC"``; any number of paths is accepted.
+      name: name as in the paper, such as ``"BaseCNN-2-CC"``, with any number of paths.
       num_classes: width of the output.
-      **overrides: options of the family, such as ``dtype``, ``execution`` or ``custom_vjp``; of
-        networks of cross-connections also ``k`` and the fields of `layers.Choice`.
+      **overrides: options of the network, such as ``dtype``, ``execution`` or ``custom_vjp``; for
+        ``-CC`` networks also ``k`` and the fields of `layers.Choice`.
 
     Returns:
-      A module with ``apply(variables, images [b h w c], train=False) -> logits [b num_classes]``.
+      A ``flax.linen.Module`` with
+      ``apply(variables, images [b h w c], train=False) -> logits [b num_classes]``.
 
     Raises:
-      UserError: an unknown name (the nearest are named), an unknown override, or a number of
-        paths or classes below one.
+      UserError: the name is unknown (the message has the nearest names), an override is unknown, or
+        the number of paths or classes is below 1.
     """
     family, match = _find(name)
     unknown = sorted(set(overrides) - set(family.overrides))
@@ -64,14 +71,14 @@ def create_model(name: str, num_classes: int = 10, **overrides) -> nn.Module:
         )
     numbers = {key: int(value) for key, value in match.groupdict().items()}
     if num_classes < 1 or 0 in numbers.values():
-        raise UserError(f"{name} with {num_classes} classes: paths and classes start at one")
+        raise UserError(f"{name} with {num_classes} classes: needs at least 1 path and 1 class")
     choices = {key: overrides.pop(key) for key in discrete.OPTIONS if key in overrides}
     network = family.build(num_classes, **numbers, **overrides)
     return discrete.discrete(network, **choices) if choices else network
 
 
 def family_of(name: str) -> Family:
-    """The family that a network belongs to. Raises UserError for an unknown name."""
+    """The family of a network. Raises UserError if the name is unknown."""
     return _find(name)[0]
 
 
@@ -79,6 +86,6 @@ def _find(name: str) -> tuple[Family, re.Match]:
     for family in FAMILIES:
         if match := re.fullmatch(family.pattern, name):
             return family, match
-    nearest = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.4)
-    hint = f"did you mean {', '.join(nearest)}?" if nearest else "see multipath_jax.list_models()"
+    near = nearest(name, list_models(), 3, alike=0.4)
+    hint = f"did you mean {near}?" if near else "see multipath_jax.list_models()"
     raise UserError(f"there is no network {name!r}; {hint}")

@@ -11,7 +11,7 @@ from multipath_jax.layers import ConvStage, CrossConnect, DenseLayer, Execution
 from multipath_jax.models.family import IMAGENET, Family
 from multipath_jax.models.multipath import MultiPath
 
-# The convolutions by stage; a 2x2 max-pooling ends every stage.
+# Channels of the convolutions by stage; every stage ends with a 2x2 max-pooling.
 STRUCTURES = {
     "VGG13": ((32, 32), (64, 64), (128, 128), (256, 256), (256, 256)),
     "VGG16": ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)),
@@ -28,20 +28,23 @@ def vgg(
     custom_vjp: bool = True,
     dtype: DTypeLike = jnp.float32,
 ) -> MultiPath:
-    """VGG13 with half the filters (Section 7), with one path or many, or VGG16.
+    """VGG16, or VGG13 with half the filters and one path or several (Section 7).
 
-    Five stages, then dense layers of 256, 256 and the classes: Section 7's, which give VGG16 the
-    14.9M parameters of Table 2. Built, as the plain networks are, of convolutions with a bias and
-    BatchNorm that start as He normal over the inputs. Images are multiples of 32.
+    Five stages, then dense layers of 256, 256 and the classes as in Section 7, with which VGG16 has
+    the 14.9M parameters of Table 2. As in the plain networks, convolutions have a bias and
+    BatchNorm and are initialized as He normal. Height and width of images must be multiples of 32.
 
     Args:
       structure: a key of `STRUCTURES`.
       num_classes: width of the output.
-      paths: X, the number of parallel paths; None for the ordinary network. The routers of
-        Section 7, 1 to 7, are on the image, after each pooling, and after the first dense layer.
+      paths: X, the number of parallel paths; None: one path without routers. The routers 1 to 7 of
+        Section 7 are on the image, after each pooling, and after the first dense layer.
       execution: how parallel paths run, as in `layers.Parallel`.
-      custom_vjp: whether cross-connections use the written-out backward pass of Section 5.
-      dtype: of the computation.
+      custom_vjp: as in `layers.CrossConnect`.
+      dtype: type of the computation.
+
+    Returns:
+      The network.
     """
     layers = _layers(structure, num_classes, dtype)
     if paths is not None:
@@ -58,7 +61,7 @@ def _layers(structure, num_classes, dtype) -> Iterator[nn.Module]:
 
 
 def _cross_connected(layers, paths, custom_vjp) -> Iterator[nn.Module]:
-    """A router before every layer but the last."""
+    """Adds a router before every layer except the last."""
     *layers, dense_3 = layers
     for number, layer in enumerate(layers, start=1):
         yield CrossConnect(paths, custom_vjp=custom_vjp, name=f"router_{number}")

@@ -1,1 +1,1 @@
-"""Devices and processes: the mesh, where a network's variables lie on it, compilation."""
+"""Mesh, sharding of a network's variables, multi-process runs, compilation."""

@@ -1,4 +1,4 @@
-"""Compiling: what a program costs, and where compiled programs are kept."""
+"""Compilation: the cost of a compiled step, and the persistent compilation cache."""
 
 import os
 import time
@@ -15,12 +15,12 @@ CACHE_FOLDER = "xla_cache"  # in a workdir
 
 
 class Cost(NamedTuple):
-    """What a compiled step takes.
+    """The cost of a compiled step.
 
     Attributes:
-      seconds: tracing and compiling.
-      flops: floating-point operations of one step, over all devices.
-      bytes: a device's memory at its peak, the resident data included.
+      seconds: time to trace and compile it.
+      flops: floating-point operations per step, over all devices; None if unknown.
+      bytes: peak memory per device in bytes, including resident data; None if unknown.
     """
 
     seconds: float
@@ -37,7 +37,15 @@ class Cost(NamedTuple):
 
 
 def compiled(function: jax.stages.Wrapped, *args: Any) -> tuple[jax.stages.Compiled, Cost]:
-    """A jitted training step compiled for arguments like these, and what that came to."""
+    """Compiles a jitted training step ahead of time.
+
+    Args:
+      function: the jitted function.
+      *args: its arguments, as arrays or `jax.ShapeDtypeStruct`s.
+
+    Returns:
+      The compiled function and its cost.
+    """
     begun = time.perf_counter()
     with progress.at_work("compiling the training step", announce=True):
         lowered = function.lower(*args)
@@ -47,18 +55,22 @@ def compiled(function: jax.stages.Wrapped, *args: Any) -> tuple[jax.stages.Compi
 
 
 def flops(lowered: jax.stages.Lowered) -> float | None:
-    """The floating-point operations of a program, a loop's body counted once.
+    """The floating-point operations of a program, with the bodies of loops counted once.
 
-    Counted before it is compiled, for a call to a library's convolution has no operations in it.
-    None where the backend does not tell.
+    Counted before compilation: in a compiled program, library calls (such as convolutions) count as
+    zero.
+
+    Returns:
+      The number, or None if the backend does not report it.
     """
     return (lowered.cost_analysis() or {}).get("flops")
 
 
 def peak_bytes(compiled: jax.stages.Compiled) -> int | None:
-    """The memory of a program: arguments, results and temporaries, in bytes.
+    """The memory of a program in bytes: arguments, results and temporaries.
 
-    None where the backend's compiler does not tell.
+    Returns:
+      The number, or None if the backend does not report it.
     """
     found = compiled.memory_analysis()
     if found is None:
@@ -72,19 +84,21 @@ def peak_bytes(compiled: jax.stages.Compiled) -> int | None:
 
 
 def quick_compilation(mesh: Mesh) -> dict[str, int] | None:
-    """Compiler options for a function that runs once: a third of the time to compile on CPUs."""
+    """Compiler options for functions that run once: on CPUs they compile three times as fast."""
     return {"xla_backend_optimization_level": 0} if on_cpu(mesh) else None
 
 
 def enable_compilation_cache(folder: str, workdir: str | os.PathLike = "") -> None:
-    """Keeps compiled programs in ``folder``, or nowhere if that is "".
+    """Enables JAX's persistent compilation cache.
 
-    Where it is "auto", that is where JAX_COMPILATION_CACHE_DIR says, if it is set; else in the
-    workdir of a run that trains in a bucket, for that outlives this machine; else in the user's
-    cache folder, which all runs share.
+    Args:
+      folder: the folder of the cache; "" disables it. "auto" is $JAX_COMPILATION_CACHE_DIR if set;
+        else, if the workdir is in a bucket, a folder in the workdir, which outlives this machine;
+        else a folder in the user's cache folder, which all runs share.
+      workdir: the workdir of the run.
 
     Raises:
-      UserError: the folder cannot be written; where "auto" cannot be, nothing is kept.
+      UserError: the folder cannot be written; with "auto", the cache is disabled instead.
     """
     try:
         kept = _cache_folder(folder, workdir) if folder else None
@@ -97,7 +111,7 @@ def enable_compilation_cache(folder: str, workdir: str | os.PathLike = "") -> No
 
 
 def _cache_folder(name: str, workdir: str | os.PathLike) -> str:
-    """Its path, the folder made. Raises UserError where that cannot be."""
+    """Creates the cache folder and returns its path. Raises UserError if that is not possible."""
     if name == "auto":
         name = os.environ.get("JAX_COMPILATION_CACHE_DIR") or _own_cache(workdir)
     folder = filesystem.path("compilation_cache", name)

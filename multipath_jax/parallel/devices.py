@@ -1,4 +1,4 @@
-"""The mesh of all devices, and where arrays lie on it."""
+"""The mesh of all devices, and shardings of arrays on it."""
 
 from collections.abc import Sequence
 
@@ -11,17 +11,19 @@ from ml_collections import ConfigDict
 
 from multipath_jax.errors import UserError
 
-DATA, PATH = "data", "path"  # the axes of the mesh: a batch is split over the first
+DATA, PATH = "data", "path"  # the axes of the mesh: batches and paths are sharded over them
 
 
 def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh ``(data, path)`` of all devices; ``mesh.data=-1`` takes what ``mesh.path`` leaves.
+    """Makes a mesh with the axes ``(data, path)``; ``mesh.data=-1`` uses all remaining devices.
 
     Args:
-      devices: other ones than those of this machine.
+      config: the whole config.
+      devices: the devices to use; None: all devices.
 
     Raises:
-      UserError: the axes do not make up the number of devices, or the batch does not divide.
+      UserError: the product of the axes is not the number of devices, or the batch size is not
+        divisible by the data axis.
     """
     devices = jax.devices() if devices is None else devices
     data, path, count = config.mesh.data, config.mesh.path, len(devices)
@@ -31,7 +33,7 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
     if data < 1 or data * path != count:
         raise UserError(
             f"mesh.data={config.mesh.data} and mesh.path={path} do not make up the "
-            f"{count} devices; mesh.data=-1 takes them all"
+            f"{count} devices; mesh.data=-1 uses all of them"
         )
     if config.batch_size % (data * config.accumulate):
         parts = f"{config.accumulate} micro-batches on " * (config.accumulate > 1)
@@ -43,28 +45,28 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
 
 
 def evaluation_mesh() -> Mesh:
-    """A mesh of all devices, each with a part of the batch and the whole network."""
+    """A mesh of all devices for data parallelism: batches are sharded, the network replicated."""
     return _mesh(jax.device_count(), 1, jax.devices())
 
 
 def _mesh(data: int, path: int, devices: Sequence[jax.Device]) -> Mesh:
-    # Auto: XLA places what lies between the inputs and the outputs, so models need not know.
+    # Auto: XLA chooses the sharding of intermediate values.
     auto = (AxisType.Auto, AxisType.Auto)
     return jax.make_mesh((data, path), (DATA, PATH), axis_types=auto, devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A copy on every device."""
+    """The sharding that replicates an array over all devices."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Split over the data axis of the mesh, along dimension ``axis`` of the array."""
+    """The sharding of a batch: dimension ``axis`` is sharded over the data axis of the mesh."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, DATA))
 
 
 def own_rows(sharding: Sharding, batch_size: int) -> Int[np.ndarray, " r"]:
-    """Which examples of a batch lie on the devices of this process, in rising order."""
+    """The indices of the examples of a batch on this process's devices, increasing, ``[r]``."""
     parts = sharding.addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
 
@@ -75,8 +77,18 @@ def from_rows(
     batch_size: int,
     sharding: Sharding,
 ) -> Num[Array, "b ..."]:
-    """A batch on the devices, from what each process has of it (`own_rows`); does not wait."""
-    array = np.asarray(array)  # a loader's arrays in shared memory are of a class of their own
+    """Makes a global array from the examples of each process; transfers asynchronously.
+
+    Args:
+      array: the examples of this process, ``[r ...]``.
+      rows: their indices in the batch, ``[r]`` (`own_rows`).
+      batch_size: number of examples b of the whole batch.
+      sharding: sharding of the result.
+
+    Returns:
+      The batch, ``[b ...]``.
+    """
+    array = np.asarray(array)  # Grain's arrays in shared memory are a subclass
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
         start, stop, _ = index[0].indices(batch_size)
@@ -86,7 +98,7 @@ def from_rows(
 
 
 def placed(shapes: PyTree, shardings: PyTree) -> PyTree:
-    """The shapes and types of arrays that lie so; a sharding for each."""
+    """Adds shardings to a tree of `jax.ShapeDtypeStruct`s."""
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         shapes,
@@ -95,17 +107,17 @@ def placed(shapes: PyTree, shardings: PyTree) -> PyTree:
 
 
 def round_up(batch_size: int, mesh: Mesh) -> int:
-    """The next batch size that divides among the devices."""
+    """Rounds a batch size up to a multiple of the mesh's data axis."""
     return batch_size + -batch_size % mesh.shape[DATA]
 
 
 def on_cpu(mesh: Mesh) -> bool:
-    """Whether the mesh is of CPUs, where loops over convolutions are slow (see `step.Runner`)."""
+    """Whether the devices are CPUs, where loops over convolutions are slow (see `step.Runner`)."""
     return mesh.devices.flat[0].platform == "cpu"
 
 
 def compute_dtype(name: str) -> jnp.dtype:
-    """The type of the computation; ``auto``: float32 on CPUs, bfloat16 on GPUs and TPUs."""
+    """The type of the computation: ``auto`` is float32 on CPUs and bfloat16 on GPUs and TPUs."""
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return jnp.dtype(name)

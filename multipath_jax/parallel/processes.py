@@ -1,4 +1,4 @@
-"""Several processes, on one host or many, that train one network through JAX's own runtime."""
+"""Multi-process training of one network, on one host or several, with `jax.distributed`."""
 
 import os
 import sys
@@ -14,23 +14,25 @@ from jax.experimental import multihost_utils
 from multipath_jax.errors import UserError
 
 OFF, AUTO = "off", "auto"
-TOGETHER, MARGIN = 300, 60  # seconds in which all processes have to come; JAX waits longer
-# The port of process 0 on TPU VMs. The firewall rule that Google makes for them opens 8476, JAX's
-# own port until 0.8.0; since then JAX takes 8482, and the others wait in vain (jax issue 35905).
+TOGETHER, MARGIN = 300, 60  # timeout in seconds for all processes to connect; JAX's is longer
+# The port of process 0 on TPU VMs. Google's firewall rule opens 8476, JAX's default until 0.8.0;
+# since then the default is 8482, and the other processes time out (jax issue 35905).
 TPU_PORT = "8476"
 
 
 def initialize(distributed: str, process_id: int | None, num_processes: int | None) -> None:
-    """Joins the other processes; to be called before anything asks JAX for a device.
+    """Connects to the other processes; must be called before JAX initializes its devices.
+
+    If they do not connect within `TOGETHER` seconds, this process prints an error and exits.
 
     Args:
-      distributed: ``off``; ``auto``, where JAX finds the others by itself (TPU VMs, Slurm,
-        Kubernetes); or the address ``HOST:PORT`` of process 0.
-      process_id, num_processes: with an address.
+      distributed: ``off``; ``auto``, if JAX can detect the cluster (TPU VMs, Slurm, Kubernetes); or
+        the address ``HOST:PORT`` of process 0.
+      process_id: the number of this process; required with an address.
+      num_processes: the number of processes; required with an address.
 
     Raises:
-      UserError: the flags do not fit together, or the others cannot be reached. Where they are
-        not there within `TOGETHER` seconds, this process ends with a line that says so.
+      UserError: the flags are inconsistent, or the other processes cannot be reached.
     """
     numbered = process_id is not None or num_processes is not None
     if distributed in (OFF, AUTO):
@@ -49,7 +51,7 @@ def initialize(distributed: str, process_id: int | None, num_processes: int | No
             "coordinator_address": distributed,
             "process_id": process_id,
             "num_processes": num_processes,
-            # Within srun or mpirun JAX would look for devices of its own choice besides.
+            # Under srun or mpirun, JAX would otherwise choose devices by itself.
             "cluster_detection_method": "deactivate",
         }
     if distributed == OFF:
@@ -69,7 +71,7 @@ def initialize(distributed: str, process_id: int | None, num_processes: int | No
 
 
 def _give_up(distributed: str, num_processes: int | None) -> None:
-    """Ends this process with what to look at. JAX's own end would be an abort with a C++ stack."""
+    """Ends this process with an error; JAX itself would abort with a C++ stack trace."""
     if distributed == AUTO:
         wanted, port = "the same command runs on every host", "JAX_COORDINATOR_PORT"
         port += f"={os.environ[port]}" if port in os.environ else ""
@@ -77,9 +79,8 @@ def _give_up(distributed: str, num_processes: int | None) -> None:
         wanted = f"all {num_processes} run, each with a --process_id of its own"
         port = f"port {distributed.rpartition(':')[2]}"
     print(
-        f"error: --distributed={distributed}: the processes did not come together within "
-        f"{TOGETHER} s; check that {wanted}, and that no firewall keeps them from {port} of the "
-        "first",
+        f"error: --distributed={distributed}: the processes did not connect within {TOGETHER} s; "
+        f"check that {wanted}, and that no firewall blocks {port} of process 0",
         file=sys.stderr,
         flush=True,
     )
@@ -87,33 +88,39 @@ def _give_up(distributed: str, num_processes: int | None) -> None:
 
 
 def is_first() -> bool:
-    """Whether this is the process that prints and writes logs."""
+    """Whether this is process 0, which prints and writes logs."""
     return jax.process_index() == 0
 
 
 def first_decides(value: int) -> int:
-    """The value that process 0 has."""
+    """Broadcasts an integer from process 0 to all processes."""
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-def any_wishes(wish: bool) -> bool:
-    """Whether it is true on any process."""
+def any_process(value: bool) -> bool:
+    """Whether it is true on any process; all of them ask at the same step.
+
+    JAX's `multihost_utils.reached_preemption_sync_point` does not serve to stop a run: it hears
+    SIGTERM alone, where a run stops for Ctrl-C and at the end of its minutes too, and it names a
+    step to stop at that may lie in the middle of a call of many steps, where it has to be asked
+    after every single one.
+    """
     if jax.process_count() == 1:
-        return wish
-    return bool(multihost_utils.process_allgather(np.bool_(wish)).any())
+        return value
+    return bool(multihost_utils.process_allgather(np.bool_(value)).any())
 
 
 def wait_for_all(name: str) -> None:
-    """Returns when every process has come here."""
+    """A barrier: returns when every process has called it with this name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 @contextmanager
 def first_alone(name: str) -> Iterator[None]:
-    """The body runs on process 0, then on the others: for what is made once and then read."""
+    """Context whose body runs on process 0 first, then on the others, such as to prepare data."""
     if not is_first():
         wait_for_all(name)
     yield

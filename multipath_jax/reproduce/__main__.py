@@ -1,17 +1,17 @@
-"""Trains the rows of a table by the paper's protocol, and says how our figures compare.
+"""Trains the rows of a table by the paper's recipe, and prints the errors beside the paper's.
 
     python -m multipath_jax.reproduce table2                          every row, three trials each
     python -m multipath_jax.reproduce table2 --rows=BaseCNN-2-CC,BaseCNN --minutes=60
     python -m multipath_jax.reproduce table2 --rows=BaseCNN-2-CC:cifar10_350
-    python -m multipath_jax.reproduce table2 --epochs=20              shortened, and marked as such
+    python -m multipath_jax.reproduce table2 --epochs=20              shortened trials, marked so
     python -m multipath_jax.reproduce table4 --data_dir=DIR           one trial each, ImageNet
-    python -m multipath_jax.reproduce table2 --recipe=fast            ours, in a table of its own
-    python -m multipath_jax.reproduce table2 --report                 trains nothing
+    python -m multipath_jax.reproduce table2 --recipe=fast            another recipe, fewer epochs
+    python -m multipath_jax.reproduce table2 --report                 only the report
 
-The same command goes on where it stopped: what is done is in the ledger, and is not done again.
-Exit status: 0 all that was asked for is done; 1 a loss was not finite, or something cannot be
-written; 2 bad input; 3 the minutes are spent; 130 or 143 after Ctrl-C or SIGTERM, 0 if all was done
-by then.
+Finished trials are in the ledger and are not repeated: rerun the command to resume.
+Exit status: 0 all trials are finished; 1 a loss is not finite, or a file cannot be written; 2
+invalid input; 3 the time limit is reached; 130 or 143 after Ctrl-C or SIGTERM (0 if all trials were
+finished).
 """
 
 import argparse
@@ -22,8 +22,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from absl import logging
-
 from multipath_jax.errors import Failure, UserError
 from multipath_jax.models import paper
 from multipath_jax.reproduce import pages, report, smoke, tables
@@ -33,7 +31,7 @@ from multipath_jax.utils import cli, filesystem
 from multipath_jax.utils.stopping import Stopping
 
 TABLES = {"table2": 2, "table3": 3, "table4": 4}
-# A few steps of every network: whether it trains, not how well.
+# Changes to the config for --smoke: a few steps of every network.
 SMOKE = {
     "dataset.name": smoke.NAME,
     "dataset.size": "0",
@@ -49,28 +47,28 @@ SMOKE = {
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags. Raises UserError for one that is unknown or has a value that cannot be."""
+    """Parses the flags. Raises UserError for unknown flags and invalid values."""
     parser = cli.Parser("reproduce", __doc__)
     parser.add_argument("table", choices=TABLES, metavar="table2|table3|table4")
-    parser.add_argument("--rows", metavar="NAME[:column],...", help="default: all of the table")
+    parser.add_argument("--rows", metavar="NAME[:column],...", help="rows; default: all")
     parser.add_argument(
-        "--trials", type=int, metavar="N", help="seeds 0 to N-1; default: 3, 1 of table4"
+        "--trials", type=int, metavar="N", help="number of trials; default: 3, for table4 1"
     )
     parser.add_argument(
         "--recipe",
         choices=tables.RECIPES,
         default=tables.PROTOCOL,
-        help="the paper's protocol, the default, or ours of fewer epochs",
+        help="the paper's recipe (protocol, the default), or one with fewer epochs (fast)",
     )
-    parser.add_argument("--epochs", type=float, metavar="E", help="shorten to so many epochs")
-    parser.add_argument("--minutes", type=float, metavar="M", help="stop after so many minutes")
-    parser.add_argument("--workdir", metavar="DIR", help="of the runs; default: runs/reproduce")
-    parser.add_argument("--data_dir", default="", metavar="DIR", help="where TFDS finds the data")
-    parser.add_argument("--results", metavar="DIR", help="of the ledger; default: results")
-    parser.add_argument("--report", action="store_true", help="print and draw; train nothing")
-    parser.add_argument("--smoke", action="store_true", help="three steps of every row")
+    parser.add_argument("--epochs", type=float, metavar="E", help="shorten trials to E epochs")
+    parser.add_argument("--minutes", type=float, metavar="M", help="time limit in minutes")
+    parser.add_argument("--workdir", metavar="DIR", help="for the runs; default: runs/reproduce")
+    parser.add_argument("--data_dir", default="", metavar="DIR", help="TFDS data directory")
+    parser.add_argument("--results", metavar="DIR", help="for the ledger; default: results")
+    parser.add_argument("--report", action="store_true", help="write the report without training")
+    parser.add_argument("--smoke", action="store_true", help="train three steps of every row")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the config"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a config key"
     )
     flags = parser.parse_args(argv)
     if flags.trials is not None and flags.trials < 1:
@@ -78,7 +76,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if flags.minutes is not None and not flags.minutes > 0:
         raise UserError(f"--minutes={flags.minutes:g} must be positive")
     if flags.smoke and (flags.report or flags.epochs is not None):
-        raise UserError("--smoke goes with neither --report nor --epochs")
+        raise UserError("--smoke cannot be combined with --report or --epochs")
     flags.changes = tables.parse_changes(flags.set)
     names = [name.strip() for name in (flags.rows or "").split(",")]
     flags.pairs = tables.select(TABLES[flags.table], [name for name in names if name], flags.recipe)
@@ -86,26 +84,25 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Does what the flags ask for; gives the exit status."""
+    """Trains or reports, and returns the exit status."""
     flags = parse(argv)
-    logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant
     with Stopping(flags.minutes or float("inf")) as stopping:
         try:
             if flags.report:
                 return _report(flags)
             return _smoke(flags, stopping) if flags.smoke else _train(flags, stopping)
         except KeyboardInterrupt:
-            print("interrupted; the same command goes on from the last checkpoints")
+            print("interrupted; rerun the command to resume from the last checkpoints")
             return stopping.exit_status or 128 + signal.SIGINT
         except BrokenPipeError:
             raise
-        except OSError as error:  # no room for a line of the ledger, or for a figure
+        except OSError as error:  # no disk space for the ledger or a figure
             what = filesystem.described(error)
-            raise Failure(f"{what}; the same command goes on when there is room") from error
+            raise Failure(f"{what}; free disk space and rerun the command to resume") from error
 
 
 def _report(flags: argparse.Namespace) -> int:
-    """Prints the rows asked for; writes all of them."""
+    """Prints the requested rows, and writes the pages with all rows."""
     ledger = Ledger(flags.results or "results")
     lines = ledger.lines()
     print(report.text(lines, _rows(flags), flags.recipe))
@@ -115,7 +112,7 @@ def _report(flags: argparse.Namespace) -> int:
 
 
 def _train(flags: argparse.Namespace, stopping: Stopping) -> int:
-    """The rows asked for; the last line says where they stand."""
+    """Trains the requested rows and prints their errors and the progress."""
     changes = {"dataset.data_dir": flags.data_dir} | flags.changes
     campaigns = [
         tables.campaign(*pair, changes, flags.epochs, flags.recipe) for pair in flags.pairs
@@ -128,7 +125,7 @@ def _train(flags: argparse.Namespace, stopping: Stopping) -> int:
 
 
 def _smoke(flags: argparse.Namespace, stopping: Stopping) -> int:
-    """Every row once, or those asked for, on a small data set, with a ledger of its own."""
+    """Trains the requested rows for a few steps on a small data set, with a separate ledger."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = filesystem.local("--workdir", flags.workdir or temporary)
         changes = SMOKE | {"dataset.data_dir": str(folder / "data")} | flags.changes
@@ -139,7 +136,7 @@ def _smoke(flags: argparse.Namespace, stopping: Stopping) -> int:
             for pair in zip(rows, runs, strict=True)
         ]
         source = smoke.prepare(folder / "data", flags.data_dir)
-        print(f"the images are those of {source}")
+        print(f"using images of {source}")
         place = _place(folder, flags.results or folder / "results")
         outcome = train_all(campaigns, flags.trials or 1, place, stopping)
         print(f"\n{outcome.text}")
@@ -147,7 +144,7 @@ def _smoke(flags: argparse.Namespace, stopping: Stopping) -> int:
 
 
 def _rows(flags: argparse.Namespace) -> list[paper.Row]:
-    """The rows asked for, in the table's order."""
+    """The requested rows, in the order of the table."""
     asked = {row for row, _ in flags.pairs}
     return [row for row in paper.rows(TABLES[flags.table]) if row in asked]
 

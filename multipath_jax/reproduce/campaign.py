@@ -1,4 +1,4 @@
-"""Training the trials of a row, and entering those that have come to their end in the ledger."""
+"""Training the trials of a row, and adding finished trials to the ledger."""
 
 import dataclasses
 import datetime
@@ -26,7 +26,7 @@ from multipath_jax.reproduce.ledger import Ledger, Line, identity
 from multipath_jax.reproduce.tables import Campaign
 from multipath_jax.training import setup
 from multipath_jax.training.hooks import read_metrics
-from multipath_jax.training.loop import Result, TrainingFailed
+from multipath_jax.training.run import Result, TrainingFailed
 from multipath_jax.trials import train_trials
 from multipath_jax.utils.stopping import Stopping
 
@@ -37,7 +37,13 @@ EVERY_EPOCH = config_lib.default_config().checkpoint_every
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """Where a trial stands that has not come to its end."""
+    """The progress of an unfinished trial.
+
+    Attributes:
+      seed: seed of the trial.
+      step: number of steps taken.
+      total: number of steps of the whole training.
+    """
 
     seed: int
     step: int
@@ -49,13 +55,18 @@ class Position:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where trials are trained and entered."""
+    """The output locations of the trials.
+
+    Attributes:
+      workdir: parent folder of all workdirs.
+      ledger: the ledger for finished trials.
+    """
 
     workdir: epath.Path
     ledger: Ledger
 
     def folder(self, campaign: Campaign) -> epath.Path:
-        """Of all trials of a campaign."""
+        """The parent folder of the trials of a campaign."""
         return self.workdir / campaign.folder
 
     def trial(self, campaign: Campaign, seed: int) -> epath.Path:
@@ -65,7 +76,12 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a command ended: its exit status, and where everything stands, in a line."""
+    """The outcome of a command.
+
+    Attributes:
+      status: exit status.
+      text: one line about the progress.
+    """
 
     status: int
     text: str
@@ -74,10 +90,16 @@ class Outcome:
 def train_all(
     campaigns: Sequence[Campaign], trials: int, place: Place, stopping: Stopping
 ) -> Outcome:
-    """Trains what is not done, one campaign after another; one that fails holds up no other.
+    """Trains all unfinished trials, campaign by campaign, and continues after failures.
+
+    Args:
+      campaigns: the campaigns.
+      trials: number of trials of each.
+      place: the output locations.
+      stopping: whether to stop.
 
     Raises:
-      UserError: before anything is trained, where possible.
+      UserError: a config is invalid; raised before anything is trained, if possible.
     """
     for campaign in campaigns:
         check(campaign, open_seeds(campaign, trials, place.ledger), place)
@@ -102,22 +124,23 @@ def train_all(
     if not left:
         return Outcome(0, stands)
     if stopping():
-        why = f"stopped by {stopping.signal.name}" if stopping.signal else "the minutes are spent"
+        signal = stopping.signal
+        why = f"stopped by {signal.name}" if signal else "the time limit is reached"
         return Outcome(
             stopping.exit_status or BUDGET_SPENT,
-            f"{stands}; {why}; the same command goes on{stopped}",
+            f"{stands}; {why}; rerun the command to resume{stopped}",
         )
     return Outcome(1, f"{stands}; failed: {'; '.join(failures)}")
 
 
 def open_seeds(campaign: Campaign, trials: int, ledger: Ledger) -> list[int]:
-    """The seeds below ``trials`` that the ledger does not have."""
+    """The seeds below ``trials`` that are not in the ledger."""
     done = {identity(line) for line in ledger.lines()}
     return [seed for seed in range(trials) if identity(campaign.trial(seed)) not in done]
 
 
 def check(campaign: Campaign, seeds: Sequence[int], place: Place) -> None:
-    """Raises UserError for what would fail later: an option, or a workdir of another recipe."""
+    """Raises UserError early, for an invalid option or a workdir with another config."""
     setup.make_model(campaign.config, campaign.row.num_classes)
     for seed in seeds:
         checkpoints.check_workdir(place.trial(campaign, seed), campaign.of_seed(seed))
@@ -126,17 +149,23 @@ def check(campaign: Campaign, seeds: Sequence[int], place: Place) -> None:
 def run(
     campaign: Campaign, trials: int, place: Place, should_stop: Callable[[], bool]
 ) -> Position | None:
-    """Trains the seeds below ``trials`` that are not done, and enters each in the ledger.
+    """Trains the unfinished trials of a campaign and adds each to the ledger.
+
+    Args:
+      campaign: the campaign.
+      trials: number of trials.
+      place: the output locations.
+      should_stop: whether to stop.
 
     Returns:
-      Where it stopped, if it was asked to; None if all is done.
+      The progress of the trial that was stopped; None if all trials are finished.
 
     Raises:
-      TrainingFailed: a loss is not finite; what came to its end before is in the ledger.
-      UserError: another process trains them.
+      TrainingFailed: a loss is not finite; trials that finished before are in the ledger.
+      UserError: another process trains the campaign.
     """
     with checkpoints.claimed(place.folder(campaign)):
-        # A kill may have come between the end of a trial and its line.
+        # The process may have been killed between the end of a trial and its entry.
         enter(campaign, open_seeds(campaign, trials, place.ledger), place)
         for seeds in _neighbours(open_seeds(campaign, trials, place.ledger)):
             print(f"\n== {campaign.name}, seeds {_listed(seeds)}", flush=True)
@@ -153,19 +182,19 @@ def run(
 def train_seeds(
     campaign: Campaign, seeds: Sequence[int], place: Place, should_stop: Callable[[], bool]
 ) -> list[Result]:
-    """Trains neighbouring seeds until their end, or until asked to stop."""
+    """Trains consecutive seeds until they finish or are stopped."""
     config = campaign.of_seed(seeds[0])
     config.trials = len(seeds)
     if campaign.column != tables.IMAGENET and jax.default_backend() != "cpu":
-        _look_up_seldom(config)
+        _evaluate_less_often(config)
     return train_trials(config, place.folder(campaign), should_stop)
 
 
-def _look_up_seldom(config: ConfigDict) -> None:
-    """Evaluates and saves twenty times in a run, unless told otherwise; after 5 epochs at least.
+def _evaluate_less_often(config: ConfigDict) -> None:
+    """Evaluates and saves twenty times per run, at intervals of at least 5 epochs, by default.
 
-    On an accelerator an epoch of CIFAR takes less than a second. An evaluation takes a twentieth of
-    that, and so may a checkpoint, which also follows every evaluation with a new lowest error.
+    On an accelerator, an epoch of CIFAR takes less than a second, and an evaluation or a checkpoint
+    about a twentieth of that.
     """
     whole = parse_duration("train_for", config.train_for)
     if whole.unit != "epochs":
@@ -176,7 +205,7 @@ def _look_up_seldom(config: ConfigDict) -> None:
 
 
 def _neighbours(seeds: Sequence[int]) -> list[list[int]]:
-    """``[0, 1, 3]`` as ``[[0, 1], [3]]``."""
+    """Groups consecutive seeds: ``[0, 1, 3]`` gives ``[[0, 1], [3]]``."""
     numbered = itertools.groupby(enumerate(seeds), key=lambda pair: pair[1] - pair[0])
     return [[seed for _, seed in group] for _, group in numbered]
 
@@ -185,11 +214,11 @@ def _listed(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds))
 
 
-# The ledger's lines
+# Lines of the ledger
 
 
 def enter(campaign: Campaign, seeds: Sequence[int], place: Place) -> None:
-    """Enters those trials in the ledger that have come to their end."""
+    """Adds the finished trials to the ledger."""
     for seed in seeds:
         workdir = place.trial(campaign, seed)
         if not is_finished(workdir):
@@ -199,13 +228,13 @@ def enter(campaign: Campaign, seeds: Sequence[int], place: Place) -> None:
             error, lowest = line["final_error"], line["best_error"]
             print(
                 f"{campaign.name}, seed {seed}: test error {error:.2f} % after the last epoch, "
-                f"{lowest:.2f} % after the best; entered in {place.ledger.path}",
+                f"{lowest:.2f} % after the best; added to {place.ledger.path}",
                 flush=True,
             )
 
 
 def is_finished(workdir: epath.Path) -> bool:
-    """Whether a run has written all that it was to write."""
+    """Whether the run in a workdir is finished."""
     lines, steps = read_metrics(workdir), checkpoints.steps_in(workdir)
     if not (lines and steps and lines[-1].get("test/error") is not None):
         return False
@@ -216,7 +245,7 @@ def is_finished(workdir: epath.Path) -> bool:
 
 
 def entry(campaign: Campaign, seed: int, workdir: epath.Path) -> Line:
-    """The ledger's line of a trial that has come to its end; the device is that of now."""
+    """The ledger's line of a finished trial; the device is the current one."""
     config = config_lib.read_config(workdir / checkpoints.CONFIG_FILE)
     flat, lines = config_lib.flatten(config), read_metrics(workdir)
     tested = [line for line in lines if line.get("test/error") is not None]
@@ -226,13 +255,13 @@ def entry(campaign: Campaign, seed: int, workdir: epath.Path) -> Line:
     ]
     size = size_of(config)
     row, column = campaign.row, campaign.column
-    # Without what changes no result, such as a folder of this machine.
-    told = {key: value for key, value in flat.items() if key not in config_lib.FREE_KEYS}
+    # Without the keys that do not change results, such as folders.
+    recipe = {key: value for key, value in flat.items() if key not in config_lib.FREE_KEYS}
     return {
         **campaign.trial(seed),
         "tables": sorted({other.table for other in paper.rows(model=row.model)}),
         "network": row.network,
-        "config": told,
+        "config": recipe,
         "params": size.params,
         "multiply_adds": size.multiply_adds,
         "epochs": lines[-1]["epoch"],
@@ -252,7 +281,7 @@ def entry(campaign: Campaign, seed: int, workdir: epath.Path) -> Line:
 
 
 def by_column(lines: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
-    """The errors of Table 4's columns, from every line of a ``metrics.jsonl`` that has them."""
+    """The errors of Table 4's columns in the lines of a ``metrics.jsonl``."""
     return {
         column: [line[name] for line in lines if line.get(name) is not None]
         for column, name in tables.MEASURES.items()
@@ -260,7 +289,7 @@ def by_column(lines: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
 
 
 def size_of(config: ConfigDict) -> Complexity:
-    """Of the network, for the images and classes that it is trained on."""
+    """The complexity of a config's network, for the images and classes of its data set."""
     builder = open_prepared(config.dataset.name, config.dataset.data_dir or None)
     features, crop = builder.info.features, config.dataset.crop
     model = setup.make_model(config, features["label"].num_classes)
@@ -269,7 +298,7 @@ def size_of(config: ConfigDict) -> Complexity:
 
 
 def images_per_second(lines: Sequence[dict[str, Any]], batch_size: int) -> float:
-    """Of the whole run, evaluation not counted, from the lines of its ``metrics.jsonl``."""
+    """The throughput of a whole run without evaluation, from the lines of ``metrics.jsonl``."""
     before, images, seconds = 0, 0, 0.0
     for line in lines:
         if line.get("images_per_second"):
@@ -280,7 +309,7 @@ def images_per_second(lines: Sequence[dict[str, Any]], batch_size: int) -> float
 
 
 def device() -> str:
-    """What the program runs on, in words."""
+    """A description of the devices."""
     kind = jax.devices()[0].device_kind
     if kind == "cpu":
         return f"{os.cpu_count()} CPU cores"

@@ -1,4 +1,4 @@
-"""The test error by epoch of networks with and without routing, from the ledger alone."""
+"""Figure of the test error by epoch of networks with and without routing, from the ledger."""
 
 import dataclasses
 import os
@@ -14,21 +14,21 @@ from multipath_jax.reproduce.ledger import Line
 from multipath_jax.utils import lettering
 
 ROUTED, UNROUTED = ("#D55E00", "-"), ("#0072B2", "--")  # Okabe and Ito's vermilion and blue
-MARKERS = "osD^vP*X<>phd"  # of the networks of one kind
+MARKERS = "osD^vP*X<>phd"  # for the networks of one kind
 TICKS = (2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 25, 30, 40, 50, 60, 80)
-PAPERS = 4  # matplotlib's number of a triangle whose tip is on the left
-APART = 0.05  # of a panel's height, between two names
+PAPERS = 4  # matplotlib's CARETLEFT
+APART = 0.05  # smallest distance between two labels, as a fraction of a panel's height
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """One network's trials by one recipe.
+    """The trials of one network by one recipe.
 
     Attributes:
-      network: its name in print.
-      routed: whether its paths are routed by the image.
-      paper: the paper's error, in percent; None where it is no match for ours.
-      trials: of each, the epochs of its evaluations and the errors, in percent.
+      network: name of the network as printed.
+      routed: whether its routing depends on the image.
+      paper: the paper's error in percent; None if it is not comparable.
+      trials: for each trial, the epochs of its evaluations and the errors in percent.
     """
 
     network: str
@@ -38,7 +38,7 @@ class Curve:
 
     @property
     def mean(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of the trials, at the epochs at which all were evaluated: at least the last."""
+        """Epochs at which all trials were evaluated, and their mean errors at these."""
         common = sorted(set.intersection(*(set(epochs) for epochs, _ in self.trials)))
         values = [[dict(zip(*trial, strict=True))[e] for e in common] for trial in self.trials]
         return np.array(common), np.mean(values, axis=0)
@@ -47,7 +47,7 @@ class Curve:
 def by_epoch(line: Line) -> tuple[list[float], list[float]]:
     """The epochs of a trial's evaluations, and its errors in percent.
 
-    Lines of an earlier day lack the epochs; theirs were evaluated after each.
+    Early lines of the ledger have no epochs; these trials were evaluated after every epoch.
     """
     errors = line.get("errors") or [line["final_error"]]
     spaced = [line["epochs"] * (n + 1) / len(errors) for n in range(len(errors))]
@@ -55,10 +55,10 @@ def by_epoch(line: Line) -> tuple[list[float], list[float]]:
 
 
 def draw(path: str | os.PathLike, panels: Mapping[str, Sequence[Curve]]) -> None:
-    """Draws the panels side by side, in the format that the name's ending says."""
-    # No pyplot: a figure of its own draws into files with Agg and asks for no display.
+    """Draws the panels side by side, in the format given by the suffix of the path."""
+    # Without pyplot, so that no display is needed.
     figure = Figure(figsize=(7.6 * len(panels), 5.4), layout="constrained")
-    ncols = 4 if len(panels) > 1 else 2  # one panel is narrower than all names in a row
+    ncols = 4 if len(panels) > 1 else 2  # one panel is too narrow for four columns
     figure.legend(handles=_legend(), loc="outside lower center", ncols=ncols, frameon=False)
     for axes, (title, curves) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
@@ -122,7 +122,7 @@ def _scales(axes: Axes, curves: Iterable[Curve], last: float) -> None:
 
 
 def _names(axes: Axes, ends: Sequence[tuple[float, str, str, str]]) -> None:
-    """At the right edge, each as near to its error as the others leave room."""
+    """Labels the curves at the right edge, moved apart so that labels do not overlap."""
     low, high = np.log(axes.get_ylim())
     ends = sorted(ends)
     heights = [(np.log(error) - low) / (high - low) for error, *_ in ends]
@@ -134,7 +134,7 @@ def _names(axes: Axes, ends: Sequence[tuple[float, str, str, str]]) -> None:
 
 
 def apart(heights: Sequence[float], distance: float = APART) -> list[float]:
-    """Rising numbers moved until any two are at least so far apart, as many up as down."""
+    """Moves increasing numbers until neighbours are at least ``distance`` apart."""
     up, down = [], []
     for height in heights:
         up.append(max([height, *(up[-1:] and [up[-1] + distance])]))

@@ -1,4 +1,4 @@
-"""The ledger: one JSON line for every trial that has come to its end."""
+"""The ledger: one JSON line for every finished trial."""
 
 import contextlib
 import fcntl
@@ -13,27 +13,27 @@ from multipath_jax.utils import filesystem, jsonl
 
 LEDGER_FILE = "ledger.jsonl"
 Line = dict[str, Any]
-NEEDED = {  # beside the keys of `identity`
+NEEDED = {  # in addition to the keys of `identity`
     *("best_error", "final_error", "params", "epochs", "wall_seconds", "dtype", "date"),
 }
 Identity = tuple[Any, ...]
 
 
 def identity(line: Line) -> Identity:
-    """What no two lines share (`protocol.Campaign.trial`)."""
+    """A hashable value that identifies the trial of a line (`tables.Campaign.trial`)."""
     names = ("recipe", "model", "column", "seed", "train_for")
     return *(line[name] for name in names), json.dumps(line["changed"], sort_keys=True)
 
 
 class Ledger:
-    """The file of a folder; several processes may write it at once."""
+    """The ledger file in a folder; several processes may write to it concurrently."""
 
     def __init__(self, folder: os.PathLike | str):
         self.path = filesystem.local("--results", folder) / LEDGER_FILE
-        self._said: set[bytes] = set()  # the lines of which it was said that they are no trials
+        self._reported: set[bytes] = set()  # invalid lines that have been reported
 
     def prepare(self) -> None:
-        """Makes the folder. Raises UserError where nothing can be written."""
+        """Creates the folder. Raises UserError if it cannot be written."""
         try:
             with self._locked():
                 pass
@@ -41,7 +41,7 @@ class Ledger:
             raise UserError(f"{self.path} cannot be written ({error.strerror})") from error
 
     def lines(self) -> list[Line]:
-        """The trials; what is no trial is passed over, said once, and stays (`jsonl.parse`).
+        """Reads the trials; invalid lines are skipped, and reported once (`jsonl.parse`).
 
         Raises:
           UserError: the file cannot be read.
@@ -55,22 +55,25 @@ class Ledger:
         return self._parse(text)
 
     def append(self, line: Line) -> bool:
-        """Adds a trial, on disk when this returns; False if it is there already.
+        """Adds a trial, and waits until it is on disk.
+
+        Returns:
+          Whether the trial was added; False if it is in the ledger already.
 
         Raises:
-          OSError: the disk is full; the file is as it was.
+          OSError: the disk is full; the file is unchanged.
         """
         with self._locked() as file:
             text = _read(file)
             if identity(line) in map(identity, self._parse(text)):
                 return False
             new = json.dumps(line, sort_keys=True).encode() + b"\n"
-            if text and not text.endswith(b"\n"):  # an editor left it out, or a kill cut it short
+            if text and not text.endswith(b"\n"):  # the last line is truncated
                 new = b"\n" + new
             try:
                 written = os.write(file, new)
                 if written < len(new):
-                    raise OSError(f"{self.path}: the disk took a part of the line only")
+                    raise OSError(f"{self.path}: only a part of the line was written")
             except OSError:
                 os.ftruncate(file, len(text))
                 raise
@@ -79,24 +82,28 @@ class Ledger:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[int]:
-        """The file, open to append, for this process alone."""
+        """Context manager: opens the file for appending, with an exclusive lock.
+
+        The lock is on the file itself and not, as with `filelock`, on one beside it: that would be
+        left in a folder under version control.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield file
         finally:
-            os.close(file)  # and with it the lock
+            os.close(file)  # also releases the lock
 
     def _parse(self, text: bytes) -> list[Line]:
         found = list(jsonl.parse(text, _is_trial))
         broken = {line for line, trial in found if trial is None}
-        for line in broken - self._said:
+        for line in broken - self._reported:
             print(
-                f"a line of {self.path} is no trial, and is left out: {line[:60]!r}",
+                f"a line of {self.path} is not a trial, and is ignored: {line[:60]!r}",
                 file=sys.stderr,
             )
-        self._said |= broken
+        self._reported |= broken
         return [trial for _, trial in found if trial is not None]
 
 
@@ -109,5 +116,5 @@ def _is_trial(line: Line) -> bool:
 
 
 def _read(file: int) -> bytes:
-    """All of an open file."""
+    """Reads a whole file from its descriptor."""
     return os.pread(file, os.fstat(file).st_size, 0)

@@ -1,4 +1,4 @@
-"""What ``--report`` writes: pictures beside the ledger, and a page."""
+"""The output of ``--report``: figures beside the ledger, and a page of the documentation."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,16 +16,16 @@ CAPTIONS = {
     TRADEOFF: "Test error over parameters (the paper's Fig. 7)",
 }
 CALLED = {tables.PROTOCOL: "protocol", tables.FAST: "fast recipe"}
-CELLS = ("best", "mean", "trials", "time of one, device")  # of each recipe
+CELLS = ("best", "mean", "trials", "time of one, device")  # columns for each recipe
 PAGE = """\
 # The paper's errors, and ours
 
 Test errors in %, written by `python -m multipath_jax.reproduce table2 --report` from
-`results/ledger.jsonl`. By the paper's protocol: 200 epochs, 350 of residual networks or where it is
-said. By the fast recipe of ours (`configs/cifar_fast.py`): {epochs} epochs. **best** is the lowest
-of the trials' errors after their last epochs, as the paper gives the best of three; **mean** is of
-the same errors, with the deviation of several. Shortened and altered trials are not counted; they
-stand apart, in the last section.
+`results/ledger.jsonl`. The paper's protocol has 200 epochs, for residual networks and where stated
+350. The fast recipe (`configs/cifar_fast.py`), which is not the paper's, has {epochs} epochs.
+**best** is the lowest of the trials' errors after the last epoch, as the paper gives the best of
+three; **mean** is the mean of the same errors, with their standard deviation. Shortened and altered
+trials are not counted; they are listed in the last section.
 
 {pictures}
 
@@ -33,7 +33,12 @@ stand apart, in the last section.
 
 
 def write(lines: Sequence[Line], results: Path, page_file: Path) -> list[Path]:
-    """Draws the pictures into ``results`` and writes the page, if the folder for it is there.
+    """Draws the figures into ``results`` and writes the page, if its folder exists.
+
+    Args:
+      lines: lines of the ledger.
+      results: folder for the figures.
+      page_file: the page to write.
 
     Returns:
       The files that were written.
@@ -55,13 +60,14 @@ def write(lines: Sequence[Line], results: Path, page_file: Path) -> list[Path]:
 
 
 def error_curves(lines: Iterable[Line]) -> dict[str, list[curves.Curve]]:
-    """A panel for every data set of CIFAR and recipe, or, until there is one, of shortened trials.
+    """The curves by panel: one for every CIFAR data set and recipe.
 
-    Left out are altered trials, and those that were evaluated once only.
+    If there are only shortened trials, these are used. Altered trials, and trials that were
+    evaluated only once, are not used.
     """
     panels: dict[Panel, dict[paper.Row, list[Line]]] = {}
     for line in lines:
-        # Table 4's columns are others than its run: of them no row has it.
+        # Runs of Table 4 are excluded: their name is not one of the table's columns.
         rows = [row for row in paper.rows(model=line["model"]) if line["column"] in row.errors]
         if not rows or tables.altering(line["changed"]) or len(curves.by_epoch(line)[0]) < 2:
             continue
@@ -73,7 +79,14 @@ def error_curves(lines: Iterable[Line]) -> dict[str, list[curves.Curve]]:
 
 
 class Panel(NamedTuple):
-    """What the trials of one panel share; ``recipe`` is its number in `tables.RECIPES`."""
+    """The key of a panel.
+
+    Attributes:
+      short: whether the trials were shortened.
+      recipe: index of the recipe in `tables.RECIPES`.
+      column: column of the tables.
+      epochs: number of epochs.
+    """
 
     short: bool
     recipe: int
@@ -82,13 +95,13 @@ class Panel(NamedTuple):
 
     @property
     def title(self) -> str:
-        """In words."""
+        """The title of the panel."""
         data = paper.COLUMNS[self.column].partition(",")[0]
         called = CALLED[tables.RECIPES[self.recipe]]
         return f"{data}, {called}{' shortened to' if self.short else ','} {self.epochs:g} epochs"
 
     def curves(self, rows: Mapping[paper.Row, Sequence[Line]]) -> list[curves.Curve]:
-        """Those of its networks."""
+        """The curves of its networks."""
         return [
             curves.Curve(
                 row.network,
@@ -104,10 +117,11 @@ class Panel(NamedTuple):
 
 
 def page(lines: Sequence[Line], pictures: Mapping[str, str]) -> str:
-    """All errors of the tables, the paper's, the protocol's and the fast recipe's, in Markdown.
+    """The page in Markdown: the paper's errors beside those of both recipes.
 
     Args:
-      pictures: the paths of those that there are, by name.
+      lines: lines of the ledger.
+      pictures: the paths of the existing figures, by name.
     """
     shown = [f"![{CAPTIONS[name]}]({pictures[name]})" for name in CAPTIONS if name in pictures]
     sections = [_table(lines, table) for table in (2, 3, 4)]
@@ -123,26 +137,26 @@ def _table(lines: Sequence[Line], table: int) -> str:
     pairs = [(row, column) for row in paper.rows(table) for column in row.errors]
     names = [name for name in CALLED if any(report.columns(row, name) for row, _ in pairs)]
     found = {name: [report.figures(lines, *pair, name) for pair in pairs] for name in names}
-    have = [f"{sum(map(bool, found[name]))} by the {CALLED[name]}" for name in names]
+    have = [f"{sum(map(bool, found[name]))} with the {CALLED[name]}" for name in names]
     heads = [f"{CALLED[name]}: {cell}" for name in names for cell in CELLS]
     rows = [["network", "data", "paper", *heads], ["---"] * (3 + len(heads))]
     for number, (row, column) in enumerate(pairs):
         ours = [cell for name in names for cell in _cells(found[name][number])]
         rows.append([row.network, paper.COLUMNS[column], f"{row.errors[column]:g}", *ours])
     written = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
-    head = f"## Table {table}\n\nOf {len(pairs)} errors we have {' and '.join(have)}."
+    head = f"## Table {table}\n\nErrors measured, of {len(pairs)}: {', '.join(have)}."
     return f"{head}\n\n{written}\n"
 
 
 def _others(lines: Sequence[Line], recipe: str) -> str:
-    """The trials that do not count, as ``--report`` prints them."""
+    """A section with the shortened and altered trials."""
     table = report.other_table(lines, paper.ROWS, recipe)
     head = f"## Shortened or altered trials, {CALLED[recipe]}"
     return f"{head}\n\n```text\n{table}\n```\n" if table else ""
 
 
 def _cells(found: report.Figures | None) -> list[str]:
-    """As in `CELLS`."""
+    """The cells of the columns `CELLS`."""
     if found is None:
         return [""] * len(CELLS)
     best, mean, deviation, _, trials, _, _, time, device = found.cells()

@@ -1,4 +1,4 @@
-"""The paper's Fig. 7: error over parameters, the paper's figures and ours."""
+"""Error against number of parameters, of the paper and ours (the paper's Fig. 7)."""
 
 import dataclasses
 import os
@@ -12,7 +12,7 @@ from matplotlib.transforms import Bbox, BboxBase
 
 from multipath_jax.utils import lettering
 
-# Okabe and Ito's colours, told apart by colour-blind eyes; the shapes say the same again.
+# The color-blind safe palette of Okabe and Ito, with a marker for each color.
 FAMILIES = {
     "single": ("#0072B2", "o", "plain, wide, deep, and ensembles"),
     "adaptive": ("#CC79A7", "D", "other adaptive or multi-path networks"),
@@ -22,7 +22,7 @@ FAMILIES = {
 ADAPTIVE = ("SE", "Cr-Stitch", "NDDR", "CapsNet", "Highway", "Hyper", "BlockDrop", "ConvNet-AIG",
             "SkipNet")  # fmt: skip
 TICKS = (0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10, 15)
-# Where a label may go: points to the right and up, and how it hangs there.
+# Possible positions of a label: offset to the right and up in points, and alignment.
 PLACES = [
     (8, 0, "left", "center"), (-8, 0, "right", "center"), (0, 7, "center", "bottom"),
     (0, -7, "center", "top"), (5, 5, "left", "bottom"), (5, -5, "left", "top"),
@@ -34,29 +34,34 @@ PLACES = [
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A network's error in percent over its parameters in millions.
+    """A network in the figure.
 
     Attributes:
-      spread: mean and deviation of our trials, of which ``error`` is the best; None is the paper's.
+      params: number of parameters in millions.
+      error: error in percent.
+      label: name of the network.
+      family: a key of `FAMILIES`.
+      trials: mean and standard deviation of our trials, of which ``error`` is the best; None for
+        the paper's errors.
     """
 
     params: float
     error: float
     label: str
     family: str
-    spread: tuple[float, float] | None = None
+    trials: tuple[float, float] | None = None
 
 
 def family_of(model: str) -> str:
-    """The key of `FAMILIES` by a network's name."""
+    """The key of `FAMILIES` for the name of a network."""
     if model.endswith(("-CP", "-CC")):
         return model[-2:]
     return "adaptive" if model.startswith(ADAPTIVE) else "single"
 
 
 def draw(path: os.PathLike, panels: Mapping[str, Sequence[Point]]) -> None:
-    """Draws the panels side by side, in the format that the name's ending says."""
-    # No pyplot: a figure of its own draws into files with Agg and asks for no display.
+    """Draws the panels side by side, in the format given by the suffix of the path."""
+    # Without pyplot, so that no display is needed.
     figure = Figure(figsize=(6.2 * len(panels), 6.2), layout="constrained")
     figure.legend(handles=_legend(), loc="outside lower center", ncols=3, frameon=False)
     for axes, (title, points) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
@@ -64,7 +69,7 @@ def draw(path: os.PathLike, panels: Mapping[str, Sequence[Point]]) -> None:
         _scales(axes, points)
         for point in points:
             _point(axes, point)
-    figure.draw_without_rendering()  # lays the axes out: labels are placed in pixels
+    figure.draw_without_rendering()  # computes the layout, since labels are placed in pixels
     for axes, points in zip(figure.axes, panels.values(), strict=True):
         _labels(axes, points)
     lettering.save(figure, path, 110)
@@ -75,15 +80,15 @@ def _legend() -> list[Line2D]:
         return Line2D([], [], color=color, marker=marker, label=label, linestyle="none", **more)
 
     families = [handle(*style) for style in FAMILIES.values()]
-    hollow = handle("#555555", "o", "hollow: the paper's", markerfacecolor="white")
-    ours = "filled: ours, the best trial; bar: mean ± deviation"
+    hollow = handle("#555555", "o", "hollow: the paper", markerfacecolor="white")
+    ours = "filled: our best trial; bar: mean ± standard deviation"
     return [*families, hollow, handle("#555555", "o", ours)]
 
 
 def _scales(axes: Axes, points: Sequence[Point]) -> None:
     params = [point.params for point in points]
     errors = [point.error for point in points]
-    errors += [sum(point.spread) for point in points if point.spread]
+    errors += [sum(point.trials) for point in points if point.trials]
     low, high = min(params) / 1.5, max(params) * 1.9
     axes.set_xscale("log")
     axes.set_xlim(low, high)
@@ -98,9 +103,9 @@ def _scales(axes: Axes, points: Sequence[Point]) -> None:
 
 def _point(axes: Axes, point: Point) -> None:
     color, marker, _ = FAMILIES[point.family]
-    ours = point.spread is not None
+    ours = point.trials is not None
     if ours:
-        mean, deviation = point.spread
+        mean, deviation = point.trials
         bar = {"fmt": "none", "ecolor": color, "capsize": 4, "elinewidth": 1.5}
         axes.errorbar(point.params, mean, deviation, **bar)
     axes.plot(
@@ -108,7 +113,7 @@ def _point(axes: Axes, point: Point) -> None:
         point.error,
         marker,
         color=color,
-        markersize=6 if ours else 9.5,  # where both are one, ours lies in the ring
+        markersize=6 if ours else 9.5,  # of equal points, ours is inside the ring
         markerfacecolor=color if ours else "none",
         markeredgewidth=1.3,
         zorder=3,
@@ -116,20 +121,20 @@ def _point(axes: Axes, point: Point) -> None:
 
 
 def _labels(axes: Axes, points: Sequence[Point]) -> None:
-    """Names each of the paper's points where there is room, the crowded ones first come."""
+    """Labels the paper's points, avoiding overlaps."""
     taken = [_around(*axes.transData.transform((point.params, point.error))) for point in points]
     for point in points:
-        if point.spread is None:
+        if point.trials is None:
             taken.append(_label(axes, point, taken))
 
 
 def _around(x: float, y: float) -> Bbox:
-    """The pixels of a marker."""
+    """The bounding box of a marker in pixels."""
     return Bbox.from_bounds(x - 6, y - 6, 12, 12)
 
 
 def _label(axes: Axes, point: Point, taken: Sequence[Bbox]) -> Bbox:
-    """Writes a label where it hides least; gives the pixels that it takes."""
+    """Draws a label where it overlaps least, and returns its bounding box in pixels."""
     tried = []
     for right, up, horizontal, vertical in PLACES:
         note = axes.annotate(
@@ -154,6 +159,6 @@ def _label(axes: Axes, point: Point, taken: Sequence[Bbox]) -> Bbox:
 
 
 def _overlap(one: BboxBase, other: BboxBase) -> float:
-    """Square pixels that two boxes share."""
+    """The area of the intersection of two boxes."""
     shared = Bbox.intersection(one, other)
     return shared.width * shared.height if shared else 0.0

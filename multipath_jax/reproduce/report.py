@@ -1,4 +1,4 @@
-"""Our figures beside the paper's: as text, and as the points of a picture."""
+"""Our errors beside the paper's, as text and as the points of a figure."""
 
 import dataclasses
 import statistics
@@ -9,30 +9,32 @@ from multipath_jax.models import paper
 from multipath_jax.reproduce import plot, tables
 from multipath_jax.reproduce.ledger import Line, identity
 from multipath_jax.utils.progress import duration
+from multipath_jax.utils.tables import aligned
 
 HEADINGS = (
     ("network", "data", "paper"),
     ("best", "mean", "dev", "lowest", "trials"),
     ("params (M)", "paper's", "multiply-adds (M)", "time", "on"),
 )
-MIRRORED = "with mirrors"  # beside them, for the fast recipe
+MIRRORED = "with mirrors"  # an additional column for the fast recipe
 LEGEND = """\
-Test errors in %. best: the lowest of the trials' errors after their last epochs (the paper gives
-the best of three trials on CIFAR; it does not say of which epoch); mean, dev: of the same errors,
-with the sample's standard deviation; lowest: of all evaluations of all trials. time: of one trial.
-open: no trial by the {} yet."""
+Test errors in %. best: the lowest of the trials' errors after the last epoch (the paper gives the
+best of three trials on CIFAR; it does not say after which epoch); mean, dev: mean and sample
+standard deviation of the same errors; lowest: the lowest of all evaluations of all trials. time:
+time of one trial. open: no trial by the {} yet."""
 FAST_LEGEND = """
-All were trained by our fast recipe (configs/cifar_fast.py) for {epochs} epochs, the paper's by the
-paper's protocol for 200, residual networks for 350. with mirrors: the mean error where an image
-and its mirror image are classified together; it is part of no other column."""
+Trained by the fast recipe (configs/cifar_fast.py) for {epochs} epochs; the paper's networks for 200
+epochs, residual networks for 350. with mirrors: the mean error if each image is classified together
+with its mirror image; no other column includes this."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """What the trials of one network in one column by one recipe gave.
+    """The results of the trials of one network in one column by one recipe.
 
     Attributes:
-      lines: theirs in the ledger, at least one.
+      lines: their lines in the ledger, at least one.
+      column: column of the tables.
     """
 
     lines: Sequence[Line]
@@ -40,42 +42,42 @@ class Figures:
 
     @property
     def errors(self) -> list[float]:
-        """After the last epochs, in percent."""
+        """The trials' errors after the last epoch, in percent."""
         return [_errors(line, self.column)[-1] for line in self.lines]
 
     @property
     def best(self) -> float:
-        """The paper's way: the best trial."""
+        """The error of the best trial, which the paper reports."""
         return min(self.errors)
 
     @property
     def mean(self) -> float:
-        """The honest way."""
+        """The mean error of the trials."""
         return statistics.fmean(self.errors)
 
     @property
     def deviation(self) -> float | None:
-        """The sample's standard deviation; None for one trial."""
+        """The sample standard deviation of the errors; None for one trial."""
         return statistics.stdev(self.errors) if len(self.errors) > 1 else None
 
     @property
     def lowest(self) -> float:
-        """Of all epochs of all trials."""
+        """The lowest error of all evaluations of all trials."""
         return min(min(_errors(line, self.column)) for line in self.lines)
 
     @property
     def params(self) -> float:
-        """In millions."""
+        """The number of parameters in millions."""
         return self.lines[0]["params"] / 1e6
 
     @property
     def mirrored(self) -> str:
-        """The mean error with mirror images, where all trials measured it."""
+        """The mean error with mirror images; "" unless all trials have measured it."""
         errors = [line.get("flip_error") for line in self.lines]
         return "" if None in errors else f"{statistics.fmean(errors):.2f}"
 
     def cells(self) -> list[str]:
-        """As in the last two groups of `HEADINGS`, the paper's parameters left out."""
+        """The cells of the last two groups of `HEADINGS`, without the paper's parameters."""
         deviation = "" if self.deviation is None else f"{self.deviation:.2f}"
         seconds = [line["wall_seconds"] for line in self.lines if line["wall_seconds"]]
         return [
@@ -92,21 +94,21 @@ class Figures:
 
 
 def _errors(line: Line, column: str) -> list[float]:
-    """Of one trial, that after the last epoch at the end, the lowest among them; maybe none."""
+    """Errors of one trial, including the lowest; the last one is that after the last epoch."""
     if column in tables.MEASURES:
         return line["by_column"].get(column, [])
     return [line["best_error"], line["final_error"]]
 
 
 def _trials(lines: Iterable[Line], row: paper.Row, column: str, recipe: str) -> list[Line]:
-    """Those that give a row's column by a recipe, also shortened or altered."""
+    """The trials for a row's column by a recipe, including shortened and altered ones."""
     run = (recipe, row.model, tables.run_of(column))
     found = [line for line in lines if (line["recipe"], line["model"], line["column"]) == run]
     return [line for line in found if _errors(line, column)]
 
 
 def counts(line: Line, row: paper.Row) -> bool:
-    """Whether a trial is one by the recipe that it names: as long, and not altered."""
+    """Whether a trial follows its recipe: neither shortened nor altered."""
     short = tables.is_shortened(row, line["column"], line["train_for"], line["recipe"])
     return not short and not tables.altering(line["changed"])
 
@@ -114,7 +116,11 @@ def counts(line: Line, row: paper.Row) -> bool:
 def figures(
     lines: Iterable[Line], row: paper.Row, column: str, recipe: str = tables.PROTOCOL
 ) -> Figures | None:
-    """By a recipe; of several types of computation that with most trials, then the latest."""
+    """The figures of a row's column by a recipe, or None if there are no trials.
+
+    If there are trials of several types of computation, the type with most trials is used, and
+    among these the latest.
+    """
     counting = [line for line in _trials(lines, row, column, recipe) if counts(line, row)]
     groups = _groups(((line["dtype"], line) for line in counting), column)
     return max(groups, key=lambda f: (len(f.lines), f.lines[-1]["date"]), default=None)
@@ -123,7 +129,7 @@ def figures(
 def others(
     lines: Iterable[Line], row: paper.Row, column: str, recipe: str = tables.PROTOCOL
 ) -> list[Figures]:
-    """The trials that do not count, those of one kind together."""
+    """The shortened and altered trials, grouped by kind."""
     rest = [line for line in _trials(lines, row, column, recipe) if not counts(line, row)]
     return _groups(((str(identity(line | {"seed": 0})), line) for line in rest), column)
 
@@ -139,7 +145,7 @@ def _groups(keyed: Iterable[tuple[str, Line]], column: str) -> list[Figures]:
 
 
 def text(lines: Sequence[Line], rows: Iterable[paper.Row], recipe: str = tables.PROTOCOL) -> str:
-    """The rows by a recipe, and beneath them the trials that do not count."""
+    """The report as text: the rows by a recipe, and the shortened and altered trials."""
     rows, fast = list(rows), recipe == tables.FAST
     whose = "the fast recipe's" if fast else "the protocol's"
     legend = LEGEND.format("fast recipe" if fast else "protocol")
@@ -152,7 +158,7 @@ def text(lines: Sequence[Line], rows: Iterable[paper.Row], recipe: str = tables.
 
 
 def columns(row: paper.Row, recipe: str) -> list[str]:
-    """The columns of a row that a recipe gives."""
+    """The columns of a row for which a recipe has runs."""
     return [column for column in row.errors if tables.run_of(column) in tables.runs(row, recipe)]
 
 
@@ -172,7 +178,7 @@ def _table(lines: Sequence[Line], rows: Sequence[paper.Row], recipe: str) -> str
 
 
 def other_table(lines: Sequence[Line], rows: Sequence[paper.Row], recipe: str) -> str:
-    """The trials of the rows that were shortened or altered; empty if there are none."""
+    """A table of the shortened and altered trials of the rows; "" if there are none."""
     cells = [["network", "data", "trained", *HEADINGS[1], "params (M)", *HEADINGS[2][2:]]]
     for row in rows:
         for column in columns(row, recipe):
@@ -183,7 +189,7 @@ def other_table(lines: Sequence[Line], rows: Sequence[paper.Row], recipe: str) -
 
 
 def _how(line: Line, row: paper.Row) -> str:
-    """In which way a trial is not one by its recipe."""
+    """A phrase that says how a trial was shortened or altered."""
     column, recipe, changed = line["column"], line["recipe"], line["changed"]
     parts = [f"{key}={changed[key]}" for key in tables.altering(changed)]
     if tables.is_shortened(row, column, line["train_for"], recipe):
@@ -192,23 +198,11 @@ def _how(line: Line, row: paper.Row) -> str:
     return ", ".join(parts)
 
 
-def aligned(cells: Sequence[Sequence[str]], left: Sequence[int]) -> str:
-    """Columns side by side, those numbered in ``left`` beginning at their left edge."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if index in left else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in cells
-    )
-
-
-# As a picture
+# As a figure
 
 
 def points(lines: Sequence[Line]) -> dict[str, list[plot.Point]]:
-    """Errors over parameters: a panel for every table and data set of CIFAR."""
+    """The points of the figure by panel, one for every table and CIFAR data set."""
     panels = {}
     for table, column in ((2, "cifar10"), (3, "cifar10"), (3, "cifar100")):
         panel = panels[f"Table {table}: {paper.COLUMNS[column]}"] = []
@@ -218,6 +212,6 @@ def points(lines: Sequence[Line]) -> dict[str, list[plot.Point]]:
             about = {"label": row.network, "family": plot.family_of(row.model)}
             panel.append(plot.Point(row.params, row.errors[column], **about))
             if found := figures(lines, row, column):
-                spread = (found.mean, found.deviation or 0.0)
-                panel.append(plot.Point(found.params, found.best, **about, spread=spread))
+                trials = (found.mean, found.deviation or 0.0)
+                panel.append(plot.Point(found.params, found.best, **about, trials=trials))
     return panels

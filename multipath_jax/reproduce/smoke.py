@@ -1,4 +1,4 @@
-"""A small data set of real images of CIFAR-10's shape, for the smoke run."""
+"""A small data set of real images in CIFAR-10's shape, for --smoke."""
 
 import contextlib
 import io
@@ -20,16 +20,17 @@ SIDE = 32
 
 
 def prepare(folder: os.PathLike | str, data_dir: str) -> str:
-    """Prepares the data set `sample` in ``folder``, unless it is there.
+    """Prepares the data set `sample` in a folder, unless it exists.
 
     Args:
-      data_dir: where CIFAR-10 may be; without it, the digits are enlarged.
+      folder: the folder.
+      data_dir: a TFDS data directory; if it has no CIFAR-10, enlarged digits are used.
 
     Returns:
-      The name of the data set that it is a sample of.
+      The name of the data set from which the images are.
 
     Raises:
-      UserError: nothing can be written there.
+      UserError: the folder cannot be written.
     """
     there = data_dir and (filesystem.path("--data_dir", data_dir) / "cifar10").is_dir()
     source = "cifar10" if there else "digits"
@@ -70,14 +71,14 @@ def _write(folder, splits: dict[str, Split], class_names: tuple[str, ...]) -> No
 
 
 def enlarge(image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "32 32 3"]:
-    """Each pixel as a square of pixels, a single channel as three."""
+    """Enlarges an image by repeating pixels and channels."""
     factor = SIDE // len(image)
     channels = 3 // image.shape[-1]
     return np.kron(image, np.ones((factor, factor, 1), np.uint8)).repeat(channels, axis=-1)
 
 
 def _png(image: UInt8[np.ndarray, "h w c"]) -> io.BytesIO:
-    """TFDS stores encoded bytes as they are, without TensorFlow."""
+    """Encodes an image as a PNG, which TFDS stores without TensorFlow."""
     encoded = io.BytesIO()
     Image.fromarray(image).save(encoded, format="png")
     encoded.seek(0)

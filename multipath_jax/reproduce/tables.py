@@ -1,8 +1,7 @@
-"""Which recipe a row of a table is trained by, and what of it was changed."""
+"""The recipes of the rows of the tables, and changes to them."""
 
 import copy
 import dataclasses
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -15,30 +14,31 @@ from multipath_jax.config import keys as config_lib
 from multipath_jax.config.schedule import parse_duration, parse_durations
 from multipath_jax.errors import UserError
 from multipath_jax.models import paper
+from multipath_jax.utils.names import nearest
 
-# The recipes: the paper's, and ours of fewer epochs (`recipes.fast`).
+# The recipes: the paper's, and one with fewer epochs (`recipes.fast`).
 PROTOCOL, FAST = "protocol", "fast"
 RECIPES = (PROTOCOL, FAST)
-# What a network is trained for: a column of Table 2 or 3, or all of Table 4's; its name in print.
+# The titles of the runs: one run for each column of Tables 2 and 3, one for all of Table 4.
 IMAGENET = "imagenet"
 RUNS = {name: paper.COLUMNS[name] for name in ("cifar10", "cifar10_350", "cifar100")} | {
     IMAGENET: "ImageNet"
 }
-# The columns of Table 4 as one run's `metrics.jsonl` calls them.
+# The keys in `metrics.jsonl` of the columns of Table 4.
 MEASURES = {
     "top1": "test/error",
     "top5": "test/top5_error",
     "top1_10crop": "test/ten_crop_error",
     "top5_10crop": "test/ten_crop_top5_error",
 }
-TRIALS = {2: 3, 3: 3, 4: 1}  # by table; the paper names none for Table 4
-# What a trial may choose and still be the protocol's: what changes no result, but for starting
-# from other weights, and the type of the computation.
+TRIALS = {2: 3, 3: 3, 4: 1}  # by table; the paper states none for Table 4
+# Keys that may differ from the recipe without altering a trial: the keys that do not change
+# results (except init_from), the seed, and the type of the computation.
 CHOSEN = {*config_lib.FREE_KEYS, "seed", "trials", "dtype"} - {"init_from"}
-# Keys of the config that a trial's line has by themselves, or not at all. The type is not one of
-# them: trials of other types of computation are other trials.
+# Keys that are not part of a trial's changes, being stored separately or not at all. The type is
+# part of them: trials with different types are different trials.
 APART = CHOSEN - {"dtype"} | {"train_for"}
-# Keys that a flag of its own sets.
+# Keys that are set by separate flags.
 FLAGS = {
     "model.name": "--rows",
     "train_for": "--epochs",
@@ -49,12 +49,13 @@ FLAGS = {
 
 @dataclasses.dataclass(frozen=True)
 class Campaign:
-    """The trials of one row in one column, or in all of Table 4's.
+    """The trials of one row for one of `RUNS`.
 
     Attributes:
-      column: one of `RUNS`.
-      config: the recipe, with the changes asked for; its seed is that of the first trial.
-      folder: of the trials' workdirs, within that of all campaigns.
+      row: the row of a table.
+      column: a key of `RUNS`.
+      config: the recipe with the requested changes.
+      folder: folder of the trials' workdirs, relative to that of all campaigns.
       recipe: one of `RECIPES`.
     """
 
@@ -66,15 +67,15 @@ class Campaign:
 
     @property
     def name(self) -> str:
-        """As it is called in print."""
+        """The title of the campaign."""
         how = "" if self.recipe == PROTOCOL else f", {self.recipe} recipe"
         return f"{self.row.network}, {RUNS[self.column]}{how}"
 
     def trial(self, seed: int) -> dict[str, Any]:
-        """Which trial one of them is, as in its line of the ledger: no two lines share it.
+        """The keys that identify a trial in the ledger.
 
-        That is the network, the data, the seed, the epochs, and what differs from the recipe by its
-        name, so that keys which the config gains later make no other trial of it.
+        These are the network, the data, the seed, the epochs, and the differences from the named
+        recipe, so that keys that are added to the config later do not change the identity.
         """
         return {
             "recipe": self.recipe,
@@ -93,7 +94,7 @@ class Campaign:
 
 
 def recipe(row: paper.Row, column: str, name: str = PROTOCOL) -> ConfigDict:
-    """The config by which a row's network is trained for one of `RUNS`; by default the paper's."""
+    """The config of a row for one of `RUNS`, by default the paper's."""
     if name == FAST:
         return recipes.fast(row.model, dataset=column)
     if column == IMAGENET:
@@ -104,12 +105,12 @@ def recipe(row: paper.Row, column: str, name: str = PROTOCOL) -> ConfigDict:
 
 
 def run_of(column: str) -> str:
-    """Which of `RUNS` gives a column of the tables."""
+    """The key of `RUNS` for a column of the tables."""
     return IMAGENET if column in MEASURES else column
 
 
 def runs(row: paper.Row, name: str = PROTOCOL) -> list[str]:
-    """What gives a row's columns, all of them by the protocol; our recipe is of CIFAR alone."""
+    """The runs for the columns of a row; the fast recipe is only for CIFAR."""
     found = dict.fromkeys(map(run_of, row.errors))
     return [run for run in found if name == PROTOCOL or run in recipes.DATASETS]
 
@@ -120,18 +121,19 @@ def runs(row: paper.Row, name: str = PROTOCOL) -> list[str]:
 def select(
     table: int, names: Sequence[str] = (), recipe: str = PROTOCOL
 ) -> list[tuple[paper.Row, str]]:
-    """Rows and their runs, CIFAR-10 at the protocol's own length before all else.
+    """Selects rows and their runs; those of the column cifar10 come first.
 
     Args:
-      names: of rows, by network or model, each with ``:run`` or for all its runs; none are
-        all rows. Rows come in this order, else in the table's.
-      recipe: one of `RECIPES`, by which they are to be trained.
+      table: 2, 3 or 4.
+      names: names of networks or models, with ``:run`` for a single run. If empty, all rows in the
+        order of the table.
+      recipe: one of `RECIPES`.
 
     Raises:
-      UserError: a row or a column that the table does not have, or that the recipe is not for.
+      UserError: the table has no such row or column, or the recipe does not apply.
     """
     if not any(runs(row, recipe) for row in paper.rows(table)):
-        raise UserError(f"--recipe={recipe} is for CIFAR, and table{table} is not")
+        raise UserError(f"--recipe={recipe} is only for CIFAR, not for table{table}")
     if names:
         found = [pair for name in names for pair in _named(table, name, recipe)]
     else:
@@ -140,7 +142,7 @@ def select(
 
 
 def _named(table: int, text: str, recipe: str) -> list[tuple[paper.Row, str]]:
-    """The runs of one row: ``NAME`` or ``NAME:column``."""
+    """The runs that ``NAME`` or ``NAME:column`` selects."""
     name, colon, column = text.partition(":")
     known = {key: row for row in paper.rows(table) for key in (row.model, row.network)}
     if name not in known:
@@ -155,8 +157,7 @@ def _unknown_row(table: int, name: str, known: Mapping[str, paper.Row]) -> str:
     elsewhere = [row.table for row in paper.ROWS if name in (row.model, row.network)]
     if elsewhere:
         return f"--rows: {name} is a row of table{elsewhere[0]}, not of table{table}"
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-    return f"--rows: table{table} has no row {name!r}; the nearest is {nearest}"
+    return f"--rows: table{table} has no row {name!r}; the nearest is {nearest(name, known)}"
 
 
 # How they are trained
@@ -169,15 +170,17 @@ def campaign(
     epochs: float | None = None,
     name: str = PROTOCOL,
 ) -> Campaign:
-    """The trials of a row in one of `RUNS`, by a recipe as changed.
+    """Makes the campaign of a row for one of `RUNS`.
 
     Args:
-      changes: text by key of the config.
-      epochs: fewer than the recipe's, if given.
-      name: of the recipe.
+      row: the row of a table.
+      column: a key of `RUNS`.
+      changes: values as text by config key.
+      epochs: if given, shorten the recipe to this many epochs.
+      name: one of `RECIPES`.
 
     Raises:
-      UserError: a change or a number of epochs that cannot be.
+      UserError: a change or the number of epochs is invalid.
     """
     config = recipe(row, column, name)
     folder = column if name == PROTOCOL else f"{name}/{column}"
@@ -192,23 +195,21 @@ def campaign(
     config_lib.validate(config)
     if config.dataset.holdout:
         raise UserError(
-            "--set dataset.holdout: these tables hold errors of test splits; hold images out with "
-            "multipath_jax.main"
+            "--set dataset.holdout: the tables have errors on test splits; use multipath_jax.main "
+            "to hold out images"
         )
     return Campaign(row, column, config, f"{folder}/{row.model}", name)
 
 
 def shorten(config: ConfigDict, epochs: float) -> None:
-    """Trains for so many epochs, the rate's warm-up and boundaries moved by the same factor.
+    """Sets the number of epochs, and scales the warm-up and the boundaries by the same factor.
 
     Raises:
-      UserError: none, or more than the recipe's.
+      UserError: the number is less than 0.01 or more than the recipe's.
     """
     whole = parse_duration("train_for", config.train_for).number
     if not 0.01 <= epochs <= whole:
-        raise UserError(
-            f"--epochs={epochs:g} must be from 0.01 to the recipe's {whole:g}; it shortens"
-        )
+        raise UserError(f"--epochs={epochs:g} must be from 0.01 to the recipe's {whole:g}")
     config.train_for = f"{epochs:g} epochs"
     for key in ("warmup", "boundaries"):
         durations = parse_durations(f"schedule.{key}", config.schedule[key])
@@ -217,7 +218,7 @@ def shorten(config: ConfigDict, epochs: float) -> None:
 
 
 def override(config: ConfigDict, changes: Mapping[str, str]) -> None:
-    """Sets keys from text. Raises UserError for a key or a value that cannot be."""
+    """Sets config keys from text. Raises UserError for unknown keys and invalid values."""
     for key, text in changes.items():
         config_lib.check_key(key)
         old = config_lib.flatten(config)[key]
@@ -230,14 +231,14 @@ def override(config: ConfigDict, changes: Mapping[str, str]) -> None:
 
 
 def parse_changes(items: Sequence[str]) -> dict[str, str]:
-    """``KEY=VALUE`` items as a dict. Raises UserError for another form, or a flag's own key."""
+    """Parses ``KEY=VALUE`` items. Raises UserError for other forms, and for keys in `FLAGS`."""
     changes = {}
     for item in items:
         key, equals, value = item.partition("=")
         if not equals:
             raise UserError(f"--set {item}: write KEY=VALUE, such as --set dtype=bfloat16")
         if key in FLAGS:
-            raise UserError(f"--set {key}: that is what {FLAGS[key]} is for")
+            raise UserError(f"--set {key}: use {FLAGS[key]} instead")
         changes[key] = value
     return changes
 
@@ -246,7 +247,7 @@ def parse_changes(items: Sequence[str]) -> dict[str, str]:
 
 
 def is_shortened(row: paper.Row, column: str, train_for: str, name: str = PROTOCOL) -> bool:
-    """Whether ``train_for`` is less than the recipe's; a number of steps is."""
+    """Whether ``train_for`` is less than the recipe's, or a number of steps."""
     asked = parse_duration("train_for", train_for)
     whole = parse_duration("train_for", recipe(row, column, name).train_for)
     return asked.unit != whole.unit or asked.number < whole.number
@@ -255,7 +256,7 @@ def is_shortened(row: paper.Row, column: str, train_for: str, name: str = PROTOC
 def changes_to(
     row: paper.Row, column: str, config: ConfigDict, name: str = PROTOCOL
 ) -> dict[str, Any]:
-    """What of a config is not the recipe's, beyond being shortened, by key."""
+    """The values of a config that differ from the recipe (after shortening), by key."""
     wanted = recipe(row, column, name)
     if is_shortened(row, column, config.train_for, name):
         asked = parse_duration("train_for", config.train_for)
@@ -266,7 +267,7 @@ def changes_to(
 
 
 def altering(changed: Mapping[str, Any]) -> list[str]:
-    """The keys among those changed that make it a trial by another recipe."""
+    """The changed keys that alter the recipe, sorted."""
     return sorted(key for key in changed if key not in CHOSEN)
 
 

@@ -1,4 +1,4 @@
-"""Gradient accumulation: the gradient of a batch from micro-batches, one after another."""
+"""Gradient accumulation over micro-batches."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,13 +9,13 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 
 class Pass(NamedTuple):
-    """What a pass over examples gives beside the gradient.
+    """The auxiliary outputs of a gradient function.
 
     Attributes:
-      collections: the network's after it, such as BatchNorm's statistics.
-      loss: all terms, mean over the examples.
-      wrong: of every example, whether it was; of a mixed one, to what part.
-      routing: means of scalars, by name.
+      collections: the network's updated collections, such as BatchNorm's statistics.
+      loss: mean loss over the examples, with auxiliary losses.
+      wrong: whether each example was misclassified, ``[b]``; for mixed labels, from 0 to 1.
+      routing: routing statistics by name.
     """
 
     collections: PyTree
@@ -29,14 +29,19 @@ Gradient = Callable[..., tuple[PyTree, Pass]]
 
 
 def accumulated(gradient: Gradient, count: int, unroll: bool) -> Gradient:
-    """The same function, but that it takes the examples in ``count`` parts of one size.
+    """Makes a gradient function process a batch in ``count`` micro-batches.
 
-    Gradient, loss and routing are means over the parts. BatchNorm normalizes each part by
-    statistics of its own, and its running statistics go from part to part.
+    Gradient, loss and routing are means over the micro-batches. BatchNorm normalizes each of them
+    by its own statistics and updates its running statistics once per micro-batch.
 
     Args:
-      unroll: leaves out the loop: for CPUs, where gradients of convolutions are slow in loops (see
-        `step.Runner`). A loop needs the memory of one part.
+      gradient: the gradient function of a batch.
+      count: number of micro-batches.
+      unroll: whether to unroll the loop: for CPUs, where gradients of convolutions are slow inside
+        loops (see `step.Runner`). A loop only needs the memory of one micro-batch.
+
+    Returns:
+      A function like ``gradient``.
     """
     if count == 1:
         return gradient
@@ -60,9 +65,9 @@ def accumulated(gradient: Gradient, count: int, unroll: bool) -> Gradient:
 
 
 def split(array: Array, count: int) -> Array:
-    """``[b ...] -> [count b/count ...]``.
+    """Splits a batch into micro-batches, ``[b ...] -> [count b/count ...]``.
 
-    Every count-th example goes to one part: on several devices each has its share of every part,
-    and nothing has to be sent.
+    A micro-batch has every count-th example, so that each device has a part of every micro-batch
+    and the split needs no communication.
     """
     return array.reshape(-1, count, *array.shape[1:]).swapaxes(0, 1)

@@ -1,4 +1,4 @@
-"""What is minimized: a loss of the outputs and labels, and what a network adds to it."""
+"""Loss functions: cross-entropy, mixed labels, auxiliary losses of a network."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -13,22 +13,22 @@ from multipath_jax.data import MixedLabels
 from multipath_jax.errors import UserError
 
 Labels = Int[Array, " b"] | MixedLabels
-# (outputs, labels [b]) -> the loss of every example [b].
+# (outputs, labels [b]) -> loss of each example [b].
 LossFn = Callable[[PyTree, Int[Array, " b"]], Float[Array, " b"]]
 
 
 def cross_entropy(
     logits: Float[Array, "b classes"], labels: Int[Array, " b"], label_smoothing: float = 0.0
 ) -> Float[Array, " b"]:
-    """The cross-entropy of every example.
+    """The softmax cross-entropy of each example.
 
     Args:
-      logits: before the softmax.
-      labels: the classes.
-      label_smoothing: the part of each label that is spread evenly over all classes.
+      logits: ``[b classes]``.
+      labels: ``[b]``.
+      label_smoothing: the part of each label that is distributed evenly over all classes.
 
     Returns:
-      float32, or float64 for float64 logits.
+      ``[b]``, in the type of the logits.
     """
     if not label_smoothing:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -37,7 +37,12 @@ def cross_entropy(
 
 
 def by_share(measure: Callable[[Array], Array], labels: Labels) -> Num[Array, " b"] | Array:
-    """What is measured with the labels; with mixed ones, the mean by their shares."""
+    """Evaluates ``measure(labels)``; for mixed labels, the mean weighted by their shares.
+
+    Args:
+      measure: a function of labels ``[b]``.
+      labels: ``[b]``, or mixed labels.
+    """
     if not isinstance(labels, MixedLabels):
         return measure(labels)
     share = labels.share
@@ -45,36 +50,36 @@ def by_share(measure: Callable[[Array], Array], labels: Labels) -> Num[Array, " 
 
 
 def make_loss_fn(own: bool, label_smoothing: float, mixed: bool, given: LossFn | None) -> LossFn:
-    """The loss of a run: the given one, or the cross-entropy.
+    """Selects the loss function of a run: the user's, or the cross-entropy.
 
     Args:
-      own: whether the network has a method `loss`, which then stands in for either.
+      own: whether the network has a method `loss`, which is used instead.
       label_smoothing: as in `cross_entropy`.
-      mixed: whether images and their labels are mixed.
-      given: the user's.
+      mixed: whether mixup or cutmix is used.
+      given: the user's loss function, if any.
 
     Raises:
-      UserError: labels are to be smoothed or mixed where there is no such cross-entropy.
+      UserError: label smoothing or mixing is enabled for a loss that does not support it.
     """
     if own and given is not None:
-        raise UserError("loss_fn: this network has a loss of its own; leave loss_fn out")
+        raise UserError("loss_fn: this network defines its own loss; remove loss_fn")
     if (own or given is not None) and label_smoothing:
-        whose = "this network has a loss of its own" if own else "loss_fn is given"
+        whose = "this network defines its own loss" if own else "loss_fn is given"
         raise UserError(
-            f"label_smoothing={label_smoothing} is the cross-entropy's, but {whose}; use "
+            f"label_smoothing={label_smoothing} needs the cross-entropy, but {whose}; use "
             "label_smoothing=0"
         )
     if own and mixed:
         raise UserError(
-            "mixup, cutmix: this network has a loss of its own in place of the cross-entropy; use "
-            "mixup=0 and cutmix=0"
+            "mixup, cutmix: need the cross-entropy or loss_fn, but this network defines its own "
+            "loss; use mixup=0 and cutmix=0"
         )
     return given or partial(cross_entropy, label_smoothing=label_smoothing)
 
 
 def auxiliary(recorded: Mapping) -> Float[Array, ""]:
-    """The sum of the scalars that a network records in its collection ``losses``."""
+    """The sum of the scalars that a network sows into its collection ``losses``."""
     terms = traverse_util.flatten_dict(recorded).values()
-    # What `sow` recorded is a tuple of the values of all calls.
+    # Unwraps sown values, which are tuples with one entry per call.
     values = [value for term in terms for value in (term if isinstance(term, tuple) else (term,))]
     return sum((jnp.sum(jnp.asarray(value)) for value in values), jnp.float32(0))

@@ -1,4 +1,4 @@
-"""What is measured on the device: losses, errors, routing, and the first step that went wrong."""
+"""Training metrics, accumulated on the device: loss, error, routing, first non-finite step."""
 
 import math
 
@@ -13,9 +13,14 @@ from multipath_jax.routing import load
 
 @flax.struct.dataclass
 class Means(metrics.Metric):
-    """Means over steps of named scalars, the names known only to the network."""
+    """Means over steps of named scalars.
 
-    # A dict of float32, and an int32; as trees, since shapes and shardings pass through here too.
+    Attributes:
+      totals: sums over steps, float32, by name.
+      count: number of steps, int32.
+    """
+
+    # Typed as trees, since shapes and shardings are stored here too.
     totals: PyTree
     count: PyTree
 
@@ -33,10 +38,15 @@ class Means(metrics.Metric):
 
 @flax.struct.dataclass
 class FirstFault(metrics.Metric):
-    """The first step whose loss was not finite. All zeros: none so far."""
+    """The first step whose loss was not finite.
 
-    seen: PyTree  # bool
-    step: PyTree  # int32, the number of the step, counted from one
+    Attributes:
+      seen: whether there was one, bool.
+      step: the number of the step, counted from 1, int32.
+    """
+
+    seen: PyTree
+    step: PyTree
 
     @classmethod
     def from_model_output(cls, *, loss: Array, step: Array, **_) -> "FirstFault":
@@ -47,13 +57,20 @@ class FirstFault(metrics.Metric):
         return FirstFault(self.seen | other.seen, step)
 
     def compute(self) -> int:
-        """The step, or 0."""
+        """The step, or 0 if there was none."""
         return int(self.step) if self.seen else 0
 
 
 @flax.struct.dataclass
 class TrainMetrics(metrics.Collection):
-    """Of the steps since the last log: mean loss (all terms) and error, mean routing statistics."""
+    """Means over the steps since the last log.
+
+    Attributes:
+      loss: mean loss, with auxiliary losses.
+      error: mean top-1 error, from 0 to 1.
+      routing: mean routing statistics (`routing_statistics`).
+      fault: the first step with a non-finite loss.
+    """
 
     loss: metrics.Average.from_output("loss")
     error: metrics.Average.from_output("wrong")
@@ -62,18 +79,23 @@ class TrainMetrics(metrics.Collection):
 
 
 def zeros_like(shapes: PyTree) -> PyTree:
-    """The neutral element of a collection's ``merge``, from the shapes of any of its values."""
+    """Zeros with the shapes of a metrics collection: the neutral element of its ``merge``."""
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def routing_statistics(intermediates: PyTree) -> dict[str, Float[Array, ""]]:
-    """Entropy and shares of every router that recorded its ``gates [m b n]`` (Eq. 3).
+    """Entropy and shares of every router that has sown its ``gates [m b n]`` (Eq. 3).
 
-    For a router at ``a/router_2/gates``: ``a/router_2/entropy``, the mean entropy of its gates over
-    that of even routing, log n (0 when n = 1); and ``a/router_2/share_j``, j = 1..n, the mean
-    probability with which an input path is sent to output path j. Of a discrete router both are
-    over the active inputs, and ``a/router_2/load_j`` is the share of their choices that fell on
-    output path j (D8).
+    For a router at ``a/router_2/gates``: ``a/router_2/entropy``, the mean entropy of its gates
+    divided by log n, that of uniform gates (0 if n = 1); and ``a/router_2/share_j``, j = 1..n, the
+    mean gate of output path j. For a discrete router both are means over the active inputs, and
+    ``a/router_2/load_j`` is the share of their choices of output path j (D8).
+
+    Args:
+      intermediates: the collection ``intermediates``.
+
+    Returns:
+      Scalars by name.
     """
     statistics = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(intermediates)[0]:
@@ -90,7 +112,7 @@ def routing_statistics(intermediates: PyTree) -> dict[str, Float[Array, ""]]:
 def _of_active(
     name: str, chosen: Bool[Array, "m b n"], statistics: dict[str, Float[Array, ""]]
 ) -> dict[str, Float[Array, ""]]:
-    """A router's statistics, which the zeros of inactive inputs entered, without those."""
+    """The statistics of a discrete router: means over active inputs, and the loads."""
     active = chosen.any(-1)
     own = {key: value for key, value in statistics.items() if key.rpartition("/")[0] == name}
     loads = load(chosen, active)

@@ -1,4 +1,4 @@
-"""The optimizer of a config: SGD (Section 6.2), or any other of optax's by its name."""
+"""The optimizer of a config: SGD (Section 6.2), or any optimizer of optax by name."""
 
 import fnmatch
 import inspect
@@ -19,18 +19,21 @@ from multipath_jax.utils.names import nearest
 def make_optimizer(
     config: ConfigDict, learning_rate: optax.Schedule
 ) -> optax.GradientTransformation:
-    """The optimizer that ``config.optimizer`` describes, with weight decay.
+    """Makes the optimizer that a config describes, with weight decay.
 
-    SGD has momentum (Section 6.2), or Nesterov's; its decay is added to the gradient before the
-    momentum: an L2 penalty, as in the paper's day. Others that take ``weight_decay`` decay as they
-    do themselves, such as AdamW; the rest as SGD does.
+    SGD has momentum (Section 6.2) or Nesterov momentum. Its weight decay is added to the gradient
+    before the momentum (an L2 penalty). Optimizers with an argument ``weight_decay``, such as
+    AdamW, use their own weight decay; the others use that of SGD.
 
     Args:
       config: the section ``optimizer`` of a config.
-      learning_rate: by step.
+      learning_rate: the learning rate schedule.
+
+    Returns:
+      An optax transformation.
 
     Raises:
-      UserError: optax has no optimizer of that name, or none with these options.
+      UserError: optax has no optimizer of that name, or it does not accept these options.
     """
     mask = partial(is_decayed, without=config.no_decay)
     if config.name == "sgd":
@@ -53,14 +56,14 @@ def make_optimizer(
     try:
         found = factory(learning_rate, **options)
     except (TypeError, ValueError) as error:
-        raise UserError(f"optimizer.name={config.name} cannot be made: {error}") from error
+        raise UserError(f"optimizer.name={config.name} fails: {error}") from error
     if own_decay or not config.weight_decay:
         return found
     return optax.chain(optax.add_decayed_weights(config.weight_decay, mask=mask), found)
 
 
 def _factory(name: str) -> Callable[..., Any]:
-    """The function of optax, or of its ``contrib``, that makes the optimizer of that name."""
+    """The function of optax, or of `optax.contrib`, that makes the optimizer."""
     modules = (optax, optax.contrib)
     for module in modules:
         if _is_optimizer(getattr(module, name, None)):
@@ -69,24 +72,27 @@ def _factory(name: str) -> Callable[..., Any]:
         key for module in modules for key in dir(module) if _is_optimizer(getattr(module, key))
     ]
     raise UserError(
-        f"optimizer.name={name!r} is no optimizer of optax; the nearest is {nearest(name, known)!r}"
+        f"optax has no optimizer {name!r} (optimizer.name); the nearest is {nearest(name, known)!r}"
     )
 
 
 def _is_optimizer(candidate: Any) -> bool:
-    """Whether it is a function whose first argument is the learning rate."""
+    """Whether an object is a function whose first argument is ``learning_rate``."""
     if not inspect.isfunction(candidate):
         return False
     return next(iter(inspect.signature(candidate).parameters), None) == "learning_rate"
 
 
 def is_decayed(params: PyTree, without: str) -> PyTree:
-    """For every parameter, whether weight decay applies.
+    """A mask of the parameters to which weight decay applies.
 
     Args:
-      params: the network's.
-      without: patterns, separated by commas, of those that are not decayed; each is compared to the
-        path of a parameter, such as ``router_1/gate/w1``, and to its last name.
+      params: the parameters of a network.
+      without: glob patterns for parameters without weight decay, separated by commas. Each is
+        matched against the path of a parameter, such as ``router_1/gate/w1``, and its last part.
+
+    Returns:
+      A tree of bools.
     """
     patterns = [pattern.strip() for pattern in without.split(",")]
 

@@ -1,4 +1,4 @@
-"""The parts that a config describes: data, network, optimizer, compiled step."""
+"""Builds data, model, optimizer and steps from a config."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
@@ -35,24 +35,24 @@ from multipath_jax.training.sources import Encoded, Resident, Source, Streamed
 from multipath_jax.training.step import Batch, Carry, Runner, make_prepare, make_train_step
 from multipath_jax.utils import progress
 
-# Called with the step and the metrics of a line of the log.
+# Called with the step and the metrics of a line of ``metrics.jsonl``.
 Hook = Callable[[int, dict[str, float]], Any]
 
 
 class Setup:
-    """Everything between the config and the loop, in memory; nothing is written.
+    """The data set, model, optimizer and compiled functions of a training run.
 
-    Nothing in it depends on the seed, so that the trials of one recipe share it.
+    Nothing depends on the seed, so the trials of a recipe share one setup. Nothing is written.
 
     Attributes:
-      mesh: of all devices.
-      dataset: in host memory, or encoded on the disk.
-      encoded: whether it is.
-      image_shape: of the images that the network sees.
+      mesh: the mesh of all devices.
+      dataset: the data set, in host memory or encoded.
+      encoded: whether the data set is encoded.
+      image_shape: height, width and channels after cropping.
       model: the network.
-      placement: of its variables on the mesh.
-      plan: the recipe in steps.
-      learning_rate: a function of the step; None where the optimizer is a user's.
+      placement: the network with the sharding of its variables.
+      plan: the durations of the config in steps.
+      learning_rate: the learning rate schedule; None if the optimizer was passed.
       train_step: the pure function ``(state, batch) -> (state, metrics)``.
     """
 
@@ -67,18 +67,19 @@ class Setup:
         optimizer: optax.GradientTransformation | None = None,
         hooks: Sequence[Hook] = (),
     ):
-        """Reads the data set and makes the network; nothing is computed yet.
+        """Reads the data set and builds the network; nothing is compiled or computed yet.
 
         Args:
-          dataset: instead of the one that the config names.
-          on: other devices than all of this machine.
-          loss_fn: instead of the cross-entropy.
-          model: instead of the one that the config names.
-          optimizer: instead of the config's, and of its learning rates.
-          hooks: called whenever a run has metrics.
+          config: the whole config.
+          dataset: used instead of the config's data set.
+          on: the devices to use; None: all devices.
+          loss_fn: used instead of the cross-entropy; ``(outputs, labels) -> losses [b]``.
+          model: used instead of the config's network.
+          optimizer: used instead of the config's optimizer and learning rate schedule.
+          hooks: called whenever a run logs metrics.
 
         Raises:
-          UserError: the config does not fit the data, the network or the devices.
+          UserError: the config is invalid, or does not fit the data, the network or the devices.
         """
         validate(config)
         self.config = config
@@ -90,7 +91,7 @@ class Setup:
         per_epoch = batches_per_epoch(self.train_size, config.batch_size)
         self.plan = schedule.make_plan(config, per_epoch)
         self.model = model or make_model(config, self.dataset.num_classes, self.plan.total)
-        self.image_shape = seen_shape(self.dataset, config.dataset.crop)
+        self.image_shape = cropped_shape(self.dataset, config.dataset.crop)
         placement.check(self.model, config.model.name, config.mesh.path, self.image_shape)
         self.placement = placement.Placement(self.model, self.mesh)
         self.learning_rate = None if optimizer else schedule.learning_rate(config, self.plan)
@@ -126,7 +127,7 @@ class Setup:
 
     @cached_property
     def description(self) -> Description:
-        """Of the data set, as it is kept beside the checkpoints."""
+        """The metadata of the data set, which is stored beside the checkpoints."""
         return describe(self.dataset, self.image_shape)
 
     @cached_property
@@ -136,7 +137,7 @@ class Setup:
 
     @cached_property
     def evaluate_fully(self) -> Evaluator:
-        """The same at the end of a run: on more views as well, if the config wishes so."""
+        """`evaluate` for the end of a run: also on ten crops or mirror images, if configured."""
         config = self.config
         views = Views(config.dataset.crop, config.dataset.ten_crop, config.dataset.eval_flip)
         return self._make_evaluator(views) if views.ten or views.flip else self.evaluate
@@ -147,7 +148,7 @@ class Setup:
 
     @cached_property
     def source(self) -> Source:
-        """Of the training batches."""
+        """The source of training batches."""
         train, size = self.dataset.train, self.config.batch_size
         if self.encoded:
             return Encoded(train, size, self.mesh, self.config.dataset.workers)
@@ -155,7 +156,7 @@ class Setup:
 
     @cached_property
     def runner(self) -> Runner:
-        """Runs many steps; compiled once, whatever runs it serves."""
+        """Runs many steps; compiled once for all trials."""
         where = self.placement.sharding(self.abstract_carry)
         auto = not devices.on_cpu(self.mesh)
         loop = {"loop": True, "step": False, "auto": auto}[self.config.dispatch]
@@ -174,14 +175,14 @@ class Setup:
         return self._once(create, self.placement.sharding(shapes))
 
     def _once(self, function, sharding=None):
-        """Compiled for one or a few calls, its results on all devices unless told otherwise."""
+        """Jits a function that is called only a few times; results are replicated by default."""
         options = quick_compilation(self.mesh)
         where = self.everywhere if sharding is None else sharding
         return jax.jit(function, out_shardings=where, compiler_options=options)
 
     @cached_property
     def abstract_carry(self) -> Carry:
-        """The shapes of a run's carry and where it lies; nothing is compiled or computed."""
+        """The shapes and shardings of a run's carry; nothing is compiled or computed."""
         fresh = jax.eval_shape(self._create, jnp.uint32(0))
         size, image_shape = self.config.batch_size, self.dataset.image_shape
         images = jax.ShapeDtypeStruct((size, *image_shape), self.dataset.dtype)
@@ -191,11 +192,11 @@ class Setup:
         return devices.placed(carry, self.placement.sharding(carry))
 
     def fresh_carry(self, seed: int) -> Carry:
-        """The state of a run before its first step, and no metrics."""
+        """The initial state of a run and empty metrics."""
         return Carry(self._create(jnp.uint32(seed)), self.no_metrics())
 
     def no_metrics(self) -> TrainMetrics:
-        """The metrics of no steps; new arrays each time, for they are donated."""
+        """Empty metrics; new arrays on every call, since they are donated."""
         return self._zeros()
 
     @cached_property
@@ -203,7 +204,7 @@ class Setup:
         return self._once(partial(zeros_like, self.abstract_carry.metrics))
 
     def is_finite(self, current: state.TrainState) -> bool:
-        """Whether every number of the state is finite."""
+        """Whether all floating-point values of the state are finite."""
         return bool(self._all_finite(current))
 
     @cached_property
@@ -217,26 +218,26 @@ def _read(config: ConfigDict) -> Dataset:
 
 
 def read_dataset(config: ConfigDict) -> Dataset:
-    """The data set of a config's part ``dataset``. Raises UserError."""
-    with processes.first_alone("dataset"):  # it may have to be prepared
+    """Reads the data set of the section ``dataset`` of a config. Raises UserError."""
+    with processes.first_alone("dataset"):  # process 0 may have to prepare it
         data_dir = config.data_dir or None
         if config.size:
             return open_encoded(config.name, data_dir, config.size, config.source, config.holdout)
         return load_dataset(config.name, data_dir, config.holdout)
 
 
-def seen_shape(dataset: Dataset, crop: int) -> tuple[int, int, int]:
-    """The shape of an image as the network sees it. Raises UserError for too large a crop."""
+def cropped_shape(dataset: Dataset, crop: int) -> tuple[int, int, int]:
+    """The shape of an image after cropping. Raises UserError if the crop is too large."""
     height, width, channels = dataset.image_shape
     if crop > min(height, width):
         raise UserError(
-            f"dataset.crop={crop} is more than the images have, {height}x{width} pixels; "
+            f"dataset.crop={crop} is larger than the images of {height}x{width} pixels; "
             f"choose at most {min(height, width)}"
         )
     return (crop, crop, channels) if crop else dataset.image_shape
 
 
-# Options of discrete routing that are given as parts of training, and those in steps that they are.
+# Options of discrete routing as fractions of the training, and the same options in steps.
 SHARES = {"soft_share": "soft_steps", "cooling_share": "cooling_steps"}
 
 
@@ -244,19 +245,22 @@ def make_model(config: ConfigDict, num_classes: int, steps: int = 0) -> nn.Modul
     """The network of a config.
 
     Args:
-      config: of the run.
+      config: the whole config.
       num_classes: width of the output.
-      steps: of the whole training, for options that are given as parts of it; 0 where it is over.
+      steps: number of training steps, for options that are fractions of it; 0 after training.
+
+    Returns:
+      The network.
 
     Raises:
-      UserError: an unknown name or option.
+      UserError: the name or an option is unknown, or an option has an invalid value.
     """
     options = parse_options("model.options", config.model.options)
     for share, name in SHARES.items():
         if share in options:
             options[name] = _part(share, options.pop(share), steps * config.accumulate)
     if "num_classes" in options:
-        raise UserError("model.options: num_classes is not a choice; the data set decides it")
+        raise UserError("model.options: num_classes is given by the data set; remove it")
     if options.get("execution", "unrolled") not in get_args(Execution):
         raise UserError(
             f"model.options: execution={options['execution']} is none of "
@@ -270,5 +274,5 @@ def make_model(config: ConfigDict, num_classes: int, steps: int = 0) -> nn.Modul
 
 def _part(name: str, share: Any, steps: int) -> int:
     if not (isinstance(share, int | float) and 0 <= share <= 1):
-        raise UserError(f"model.options: {name}={share} is no part of training, from 0 to 1")
+        raise UserError(f"model.options: {name}={share} must be between 0 and 1")
     return round(share * steps)

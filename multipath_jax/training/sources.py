@@ -1,7 +1,7 @@
-"""Where the batches of training come from: the devices' memory, the host's, or encoded files.
+"""Sources of training batches: device memory, host memory, or encoded files.
 
-Every source gives the same examples in the same order for the same key, so that a run may change
-from one in memory to the other and resume at any step.
+`Resident` and `Streamed` give the same batches for the same key, so a run can switch between them.
+All sources can start at any step, to resume a run.
 """
 
 import contextlib
@@ -30,43 +30,48 @@ from multipath_jax.parallel.devices import from_rows, own_rows, replicated, spli
 from multipath_jax.training.state import ORDER, stream
 from multipath_jax.training.step import Batch
 
-AHEAD = 2  # batches that are on their way to the devices, besides the one in use
+AHEAD = 2  # number of batches that are transferred to the devices ahead of their use
 
 
 @runtime_checkable
 class Source(Protocol):
-    """The training split, batch by batch.
+    """A source of training batches.
 
     Attributes:
-      steps_per_epoch: whole batches in an epoch.
-      same_all_epoch: whether `batches` gives the same arrays for all steps of an epoch, so that
-        many steps may be one dispatch.
+      steps_per_epoch: number of whole batches per epoch.
+      same_all_epoch: whether `batches` yields the same arrays for all steps of an epoch, so that
+        many steps can be one dispatch.
     """
 
     steps_per_epoch: int
     same_all_epoch: bool
 
     def batches(self, rng: UInt32[Array, "..."], epoch: int, first_step: int) -> Iterator[PyTree]:
-        """What the program of a step is given, step after step to the end of the epoch.
+        """Yields the inputs of the compiled step, for all steps to the end of an epoch.
 
         Args:
-          rng: the raw data of the run's key.
-          epoch: from zero.
-          first_step: within the epoch, from zero.
+          rng: raw data of the run's key.
+          epoch: number of the epoch, from zero.
+          first_step: first step within the epoch, from zero.
         """
 
     def batch(self, given: PyTree, step: int | Int[Array, ""]) -> Batch:
-        """The batch of a step (counted over all epochs) from what the program is given; traced."""
+        """The batch of a step, computed inside the compiled step.
+
+        Args:
+          given: an item of `batches`.
+          step: number of the step, counted over all epochs.
+        """
 
     def like(self) -> PyTree:
-        """Shapes of what the program of a step is given, to compile for."""
+        """The shapes of an item of `batches`, for compilation."""
 
     def close(self) -> None:
-        """Ends what runs between two calls."""
+        """Ends worker processes, if there are any."""
 
 
 class Resident:
-    """A split in the memory of the devices, of which each has all: the step cuts its own batch."""
+    """A split that is replicated in the memory of all devices; batches are gathered in the step."""
 
     same_all_epoch = True
 
@@ -98,7 +103,7 @@ class Resident:
 
 
 class _FromHost:
-    """What sources share whose batches are sent to the devices one by one."""
+    """Base of sources that transfer batches to the devices one by one."""
 
     same_all_epoch = False
 
@@ -122,10 +127,10 @@ class _FromHost:
 
 
 class Streamed(_FromHost):
-    """A split in the memory of the host, for sets that no device has room for.
+    """A split in host memory, for data sets that exceed the memory of a device.
 
-    Each batch is sent while the device is busy with the one before. Of several processes, each
-    sends its own part.
+    Each batch is transferred while the devices compute the previous step. Each process transfers
+    its own part of a batch.
     """
 
     def __init__(self, split: Split, batch_size: int, mesh: Mesh):
@@ -141,22 +146,29 @@ class Streamed(_FromHost):
             )
 
     def _send(self, array: np.ndarray, chosen: np.ndarray) -> Array:
-        """The chosen examples on the devices; every process reads only those of its own."""
+        """Transfers the chosen examples; every process reads only its own part."""
         shape = (len(chosen), *array.shape[1:])
         return jax.make_array_from_callback(shape, self._where, lambda part: array[chosen[part[0]]])
 
 
 class Encoded(_FromHost):
-    """Pictures on the disk, which other processes decode and which are sent ahead."""
+    """An encoded split; worker processes decode batches, which are transferred ahead of use."""
 
     def __init__(self, split: EncodedSplit, batch_size: int, mesh: Mesh, workers: int):
-        """``workers``: processes that decode."""
+        """Prepares the source; processes start with the first batch.
+
+        Args:
+          split: the split.
+          batch_size: over all devices.
+          mesh: the devices.
+          workers: number of decoding processes; 0: a thread of this process.
+        """
         super().__init__(split, batch_size, mesh)
         self._workers, self._rows = workers, own_rows(self._where, batch_size)
-        self._opened = contextlib.ExitStack()  # what the loader needs
+        self._opened = contextlib.ExitStack()  # the context of the loader
         self._loader: Iterator[Decoded] = iter(())
         self._ahead: deque[Batch] = deque()
-        self._position: tuple[int, int] | None = None  # of the next batch: the seed, and the step
+        self._position: tuple[int, int] | None = None  # seed and step of the next batch
 
     def batches(self, rng: UInt32[Array, "..."], epoch: int, first_step: int) -> Iterator[Batch]:
         seed = int(_seed(rng))
@@ -172,29 +184,29 @@ class Encoded(_FromHost):
         return self._ahead.popleft()
 
     def _open(self, seed: int, step: int) -> None:
-        """Starts to decode what follows from a step on."""
-        from multipath_jax.data.loader import training_batches  # Grain: a third of a second
+        """Starts to decode batches from a step on."""
+        from multipath_jax.data.loader import training_batches  # importing Grain takes 0.3 s
 
         self.close()
         loader = training_batches(self._split, seed, self._size, self._workers, step, self._rows)
         self._loader = self._opened.enter_context(loader)
 
     def _receive(self) -> Batch:
-        """The next batch, on its way to the devices."""
+        """Starts the transfer of the next batch."""
         decoded = next(self._loader)
         arrays = (decoded.images, decoded.labels)
         sent = (from_rows(array, self._rows, self._size, self._where) for array in arrays)
         return Batch(*sent)
 
     def close(self) -> None:
-        """Ends the processes that decode; another call starts new ones."""
+        """Ends the worker processes; the next batch starts new ones."""
         self._position = None
         self._ahead.clear()
         self._opened.close()
 
 
 class _Orders:
-    """The order of n examples in an epoch, int32 ``[n]``, drawn once an epoch."""
+    """Computes the order of n examples in an epoch, int32 ``[n]``, and caches the last one."""
 
     def __init__(self, count: int, where: jax.sharding.Sharding):
         def draw(rng: UInt32[Array, "..."], epoch: Int[Array, ""]) -> Array:
@@ -212,5 +224,5 @@ class _Orders:
 
 @jax.jit
 def _seed(rng: UInt32[Array, "..."]) -> UInt32[Array, ""]:
-    """Of the orders of all epochs, for a loader that draws them itself."""
+    """The seed of the order of all epochs, for a loader that shuffles by itself."""
     return jax.random.bits(stream(rng, ORDER), dtype=jnp.uint32)

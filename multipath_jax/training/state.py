@@ -1,4 +1,4 @@
-"""All that a run needs to go on: parameters, statistics, momentum, step and key."""
+"""The training state: parameters, statistics, optimizer state, step and random key."""
 
 import flax
 import flax.linen as nn
@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Key, PyTree, UInt32
 
-# Collections that a network writes anew in every call; nothing of them is kept.
+# Collections that a network writes in every call and that are not part of the state.
 RECORDS = ("intermediates", "losses")
 
-# The streams of randomness that a run's key is split into.
+# Numbers of the random streams, which are folded into the key of a run.
 INIT, ORDER, AUGMENT, GATES, MIX = range(5)
 
 
@@ -18,12 +18,13 @@ class TrainState(flax.struct.PyTreeNode):
     """The state of training.
 
     Attributes:
-      step: int32 ``[]``, the steps taken; the data's position and every random key follow from it.
+      step: number of steps taken, int32 ``[]``; it determines the position in the data and all
+        random keys.
       params: the network's parameters.
-      collections: its other collections by name, such as ``batch_stats``; but for `RECORDS`.
-      opt_state: the optimizer's, momentum included.
-      rng: the raw data of the run's key, never advanced: streams are folded into it.
-      average: the moving average of the variables, if one is kept (see `moving_average`).
+      collections: its other collections by name, such as ``batch_stats``, except `RECORDS`.
+      opt_state: the optimizer state.
+      rng: raw data of the run's random key, which is constant: streams and steps are folded in.
+      average: the moving average of the variables; None if it is not used.
     """
 
     step: PyTree
@@ -35,26 +36,26 @@ class TrainState(flax.struct.PyTreeNode):
 
     @property
     def variables(self) -> dict[str, PyTree]:
-        """What ``model.apply`` takes."""
+        """The variables for ``model.apply``."""
         return {"params": self.params, **self.collections}
 
     def with_variables(self, variables: dict[str, PyTree]) -> "TrainState":
-        """The same with other variables."""
+        """A copy with other variables."""
         collections = {name: tree for name, tree in variables.items() if name != "params"}
         return self.replace(params=variables["params"], collections=collections)
 
     @property
     def weights(self) -> dict[str, PyTree]:
-        """What is evaluated: the variables, or their average if one is kept."""
+        """The variables to evaluate: their moving average, if it is used."""
         return self.variables if self.average is None else self.average
 
     def step_key(self, number: int) -> Key[Array, ""]:
-        """The key of one stream of randomness for the coming step."""
+        """The key of a random stream for the next step."""
         return jax.random.fold_in(stream(self.rng, number), self.step)
 
 
 def stream(rng: UInt32[Array, "..."], number: int) -> Key[Array, ""]:
-    """The key of one stream of randomness of a run, from the raw data of the run's key."""
+    """The key of a random stream, from the raw data of the run's key."""
     return jax.random.fold_in(jax.random.wrap_key_data(rng), number)
 
 
@@ -65,10 +66,14 @@ def create_state(
     seed: int | UInt32[Array, ""],
     averaged: bool = False,
 ) -> TrainState:
-    """A fresh state, for images of that height, width and number of channels.
+    """Initializes the training state.
 
     Args:
-      averaged: whether it keeps a moving average of the variables, zero so far.
+      model: the network.
+      optimizer: an optax transformation.
+      image_shape: height, width and channels.
+      seed: seed of the run's random key.
+      averaged: whether to keep a moving average of the variables; it starts at zero.
     """
     key = jax.random.key(seed)
     images = jnp.zeros((1, *image_shape))
@@ -88,16 +93,22 @@ def create_state(
 
 
 def moving_average(state: TrainState, decay: float) -> PyTree:
-    """The average of the variables after one more step, of which ``state`` has all the rest.
+    """Updates the moving average of the variables after a step.
 
-    Of BatchNorm's statistics too: those of the last few batches are of other weights than the
-    average's. The decay of the n-th step is (n - 1) / (n + 8) where that is less than ``decay``, so
-    that what came first, the random start above all, is discounted early on.
+    BatchNorm's statistics are averaged too, to match the averaged weights. In step n the decay is
+    min(decay, (n - 1) / (n + 8)): it ramps up, which discounts the initialization.
+
+    Args:
+      state: the state after the step, with the previous average.
+      decay: the largest decay.
+
+    Returns:
+      The new average.
     """
     share = jnp.maximum(1 - decay, 9 / (state.step + 8))
 
     def average(new: Array, old: Array) -> Array:
-        """Counters and keys are taken over as they are."""
+        """Integers, such as counters and keys, are copied."""
         inexact = jnp.issubdtype(new.dtype, jnp.inexact)
         return optax.incremental_update(new, old, share) if inexact else new
 
@@ -105,6 +116,6 @@ def moving_average(state: TrainState, decay: float) -> PyTree:
 
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
-    """Whether every number in the tree is finite."""
+    """Whether all floating-point values in a tree are finite."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()

@@ -1,4 +1,4 @@
-"""One training step, and many of them over data that lie on the device."""
+"""The training step, and the compiled loop over many steps."""
 
 import itertools
 from collections.abc import Callable
@@ -36,20 +36,30 @@ from multipath_jax.training.state import (
 
 
 class Batch(NamedTuple):
-    """Images as they are stored, and their labels."""
+    """A training batch.
+
+    Attributes:
+      images: images as stored, ``[b h w c]``.
+      labels: ``[b]``.
+    """
 
     images: Num[Array, "b h w c"]
     labels: Int[Array, " b"]
 
 
 class Carry(NamedTuple):
-    """What goes from step to step: the state, and the metrics since the last log."""
+    """The carry of the training loop.
+
+    Attributes:
+      state: the `TrainState`.
+      metrics: the metrics accumulated since the last log.
+    """
 
     state: PyTree
     metrics: PyTree
 
     def items(self) -> dict[str, PyTree]:
-        """The two parts of a checkpoint: what evaluation needs, and what else training does."""
+        """The items of a checkpoint: ``weights`` for evaluation, ``training`` for the rest."""
         state = self.state
         progress = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
         if state.average is not None:
@@ -57,7 +67,7 @@ class Carry(NamedTuple):
         return {"weights": state.weights, "training": {"state": progress, "metrics": self.metrics}}
 
     def with_items(self, items: dict[str, PyTree]) -> "Carry":
-        """The carry of these two parts, of the structure of this one."""
+        """A copy with the arrays of the items of a checkpoint."""
         weights, progress = items["weights"], dict(items["training"]["state"])
         average = weights if "variables" in progress else None
         state = self.state.with_variables(progress.pop("variables", weights))
@@ -81,15 +91,22 @@ def make_prepare(
     erase: float = 0.0,
     trivial: bool = False,
 ) -> Prepare:
-    """The function ``(state, images [b h w c]) -> [b s s c]`` of the training images.
+    """Makes the function that augments and normalizes training images.
 
-    Section 6.2: shifted by up to ``shift`` pixels each way and mirrored; normalized per channel.
-    Section 6.4: a random crop of ``crop`` pixels a side (0: the whole image), and mirrored.
+    Section 6.2: random shifts and mirror images. Section 6.4: random crops and mirror images.
 
     Args:
-      alternate: the steps of an epoch, to mirror every image in every other; 0: at random.
-      shift_mode, cutout, erase: as in `augment`.
+      dataset: gives the mean and standard deviation for the normalization.
+      shift: largest shift in pixels; 0: none.
+      flip: whether to mirror images.
+      crop: side of random crops in pixels; 0: none.
+      shift_mode, cutout, erase: as ``shift_mode``, ``cutout_side`` and ``erase`` in `augment`.
+      alternate: number of steps per epoch, to mirror every image in every other epoch; 0: mirror at
+        random.
       trivial: whether to apply `trivial_augment`.
+
+    Returns:
+      A function ``(state, images [b h w c]) -> [b s s c]``.
     """
 
     def prepare(state: TrainState, images: Num[Array, "b h w c"]) -> Float[Array, "b s s c"]:
@@ -128,25 +145,31 @@ def make_train_step(
     accumulate: int = 1,
     unroll: bool = True,
 ) -> Step:
-    """The pure function ``(state, batch) -> (state, metrics)`` of one step of training.
+    """Makes the training step, a pure function ``(state, batch) -> (state, metrics)``.
 
-    It is jitted, so that it is traced once, wherever it is compiled into. What is minimized is the
-    mean of the examples' losses, plus the scalars that the network records in its collection
-    ``losses``. A network with a method ``loss(images, labels, train) -> (outputs, losses [b])``
-    computes the examples' losses itself.
+    The objective is the mean of the examples' losses plus the scalars that the network sows into
+    its collection ``losses``. A network with a method
+    ``loss(images, labels, train) -> (outputs, losses [b])`` computes the examples' losses itself.
 
     Args:
-      loss_fn: ``(outputs, labels) -> losses [b]``, for a network without such a method.
-      mixup, cutmix: as in `mix`; with 0 and 0 nothing is mixed.
-      ema: the decay of the state's moving average, if it keeps one.
-      accumulate, unroll: the micro-batches of a step, and how they run (`accumulated`).
+      model: the network.
+      optimizer: an optax transformation.
+      prepare: augments and normalizes images (`make_prepare`).
+      loss_fn: ``(outputs, labels) -> losses [b]``, for a network without a method `loss`.
+      mixup, cutmix: as in `mix`.
+      ema: decay of the moving average, if the state has one.
+      accumulate: number of micro-batches per step (`accumulated`).
+      unroll: whether to unroll the loop over micro-batches.
+
+    Returns:
+      The step. It is jitted, so that it is traced only once, also inside of other functions.
     """
 
     def forward(variables, images, labels, key):
         options = {
             "train": True,
             "mutable": [*(name for name in variables if name != "params"), *RECORDS],
-            # Flax takes the stream `params` where a network asks for one that is not here.
+            # Flax uses the stream `params` for streams that are not given, such as `dropout`.
             "rngs": {"gates": key, "params": key},
         }
         if has_own_loss(model):
@@ -192,24 +215,23 @@ def make_train_step(
 
 
 class Runner:
-    """Runs many steps of one epoch with one call, and donates the carry that it is given.
+    """Runs many steps of one epoch per call; donates the carry.
 
-    Where the program is compiled for an accelerator, steps over data on the devices are one
-    dispatch, a loop on the device whose length is an argument, so that one program serves every
-    length and no result depends on where a dispatch begins. Else they are dispatched one by one,
-    without waiting. On a CPU always: XLA compiles the weight gradient of a convolution inside a
-    loop to naive code, 50 times slower (its pass ConvCanonicalization looks at a module's entry
-    computation only; jaxlib 0.10.2).
+    With ``loop``, the steps are one dispatch: a loop on the device whose length is an argument, so
+    that one program serves all lengths and results do not depend on the division into dispatches.
+    Without it, steps are dispatched asynchronously one by one. On CPUs loops are not used: XLA
+    compiles the kernel gradient of a convolution inside a loop to code that is 50 times slower
+    (its ConvCanonicalization pass only handles the entry computation; jaxlib 0.10.2).
     """
 
     def __init__(self, train_step: Step, source: Any, sharding: PyTree, loop: bool):
-        """Nothing is compiled yet.
+        """Jits the functions; nothing is compiled yet.
 
         Args:
-          train_step: as `make_train_step` gives it.
-          source: of the batches, a `sources.Source`.
-          sharding: of the carry, or of each of its leaves.
-          loop: whether many steps may be one dispatch.
+          train_step: the step (`make_train_step`).
+          source: the source of batches, a `sources.Source`.
+          sharding: sharding of the carry, or a tree of shardings for its leaves.
+          loop: whether to run many steps per dispatch, if the source allows it.
         """
         self.loop = loop and source.same_all_epoch
         self.source = source
@@ -227,7 +249,7 @@ class Runner:
         self._function = jax.jit(function, donate_argnums=0, out_shardings=sharding)
 
     def compile(self, carry: Carry) -> Cost | None:
-        """Compiles for a carry like this, without running; None if that was done before."""
+        """Compiles for the shapes of a carry and returns the cost; None if compiled before."""
         if self.compiled:
             return None
         self.compiled = True
@@ -236,7 +258,7 @@ class Runner:
         return cost
 
     def __call__(self, carry: Carry, step: int, count: int) -> Carry:
-        """The carry after ``count`` more steps from ``step`` on, which are of one epoch."""
+        """Runs ``count`` steps from ``step`` on, which must be in one epoch."""
         epoch, first = divmod(step, self.source.steps_per_epoch)
         batches = self.source.batches(carry.state.rng, epoch, first)
         if self.loop:

@@ -1,4 +1,4 @@
-"""Convolutions on the CPU: the XLA switch that makes training there about twice as fast."""
+"""An XLA flag for convolutions on CPUs that makes training about twice as fast."""
 
 import importlib.util
 import mmap
@@ -10,28 +10,28 @@ from importlib import metadata
 import jax
 import jaxlib
 
-# jaxlib 0.10 hands single float32 convolutions to YNNPACK, whose gradients with respect to the
+# jaxlib 0.10 uses YNNPACK for single float32 convolutions, whose gradients with respect to the
 # kernel take up to eight times as long as those of XLA's own library (docs/performance.md).
 SWITCH = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 
 
 def use_fast_convolutions() -> None:
-    """Lets XLA compile single float32 convolutions on the CPU without YNNPACK.
+    """Makes XLA compile single float32 convolutions on CPUs without YNNPACK.
 
-    Call it before JAX first computes anything, since XLA reads its flags once; calling it again
-    changes nothing. All programs of this package do. It adds `SWITCH` to the environment variable
-    ``XLA_FLAGS``, from which processes started later take it too, but only where JAX will compute
-    on CPUs, ``XLA_FLAGS`` is not set, and this jaxlib knows the switch (an unknown one would end
-    the process).
+    Must be called before JAX computes anything, since XLA reads its flags once; repeated calls have
+    no effect. All programs of this package call it. It sets the environment variable ``XLA_FLAGS``
+    to `SWITCH`, also for child processes, if JAX will use CPUs, ``XLA_FLAGS`` is not set, and this
+    jaxlib knows the flag (an unknown flag would end the process).
     """
     if "XLA_FLAGS" not in os.environ and _on_cpu() and _is_known():
         os.environ["XLA_FLAGS"] = SWITCH
 
 
 def convolutions_in_use() -> str | None:
-    """One line that says how convolutions on the CPU are compiled.
+    """A line that says how convolutions on CPUs are compiled, for logs.
 
-    None where `SWITCH` has no place: on accelerators, and with a jaxlib that does not know it.
+    Returns:
+      The line; None on accelerators, or if this jaxlib does not know `SWITCH`.
     """
     if not _on_cpu() or not _is_known():
         return None
@@ -41,7 +41,7 @@ def convolutions_in_use() -> str | None:
 
 
 def _on_cpu() -> bool:
-    """Whether JAX will compute on CPUs, as far as that can be told before it starts."""
+    """Whether JAX will use CPUs, determined without initializing it."""
     if jax.config.jax_platforms:
         return jax.config.jax_platforms.split(",")[0] == "cpu"
     namespace = importlib.util.find_spec("jax_plugins")
@@ -51,7 +51,7 @@ def _on_cpu() -> bool:
 
 
 def _is_known() -> bool:
-    """Whether the names of the flag and of its value stand in jaxlib's library."""
+    """Whether the names of the flag and of its value are in jaxlib's shared library."""
     names = (b"xla_cpu_experimental_ynn_fusion_type", b"INDIVIDUAL_CONVOLUTION")
     for library in pathlib.Path(jaxlib.__file__).parent.glob("*jax_common*"):
         with (

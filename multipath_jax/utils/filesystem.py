@@ -1,4 +1,4 @@
-"""Paths as users write them, and files that are written whole or not at all."""
+"""Paths from users, and atomic writing of files."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from etils import epath
 
 from multipath_jax.errors import Failure, UserError
 
-BUCKETS = ("gs", "s3", "az")  # the addresses that are paths to etils, which TFDS and JAX use
+BUCKETS = ("gs", "s3", "az")  # the URL schemes that etils.epath supports, which TFDS and JAX use
 
 
 def path(name: str, text: str | os.PathLike) -> epath.Path:
@@ -50,53 +50,64 @@ def local(name: str, text: str | os.PathLike) -> pathlib.Path:
     """A path on this machine, relative or not. Raises UserError as `path`, and for addresses."""
     text = os.fspath(text)
     if is_address(text):
-        raise UserError(f"{name}={text}: only paths on this machine will do here")
+        raise UserError(f"{name}={text}: must be a path on this machine")
     expanded = os.path.expanduser(text)
     if expanded.startswith("~"):
-        raise UserError(f"{name}={text}: there is no such home folder; write the path from / on")
+        raise UserError(f"{name}={text}: there is no such home folder; use an absolute path")
     whole = pathlib.Path(os.path.abspath(expanded))
     for part in (whole, *whole.parents):
         if os.path.islink(part) and not os.path.exists(part):
             target = os.readlink(part)
-            raise UserError(f"{name}={text}: {part} is a link to {target}, which is not there")
+            raise UserError(f"{name}={text}: {part} is a broken link to {target}; fix or remove it")
     return pathlib.Path(expanded)
 
 
 def is_address(text: str | os.PathLike) -> bool:
-    """Whether it is an address, such as gs://bucket/run, rather than a path."""
+    """Whether a text is a URL, such as gs://bucket/run, rather than a path."""
     return "://" in os.fspath(text)
 
 
 def output_file(name: str, text: str | os.PathLike, replace: bool = False) -> pathlib.Path:
-    """The path of a file to be written later, with `replacing`.
+    """Checks the path of a file that will be written later, with `replacing`.
 
     Args:
-      replace: whether it may be there already.
+      name: the flag that has this value, for errors.
+      text: the path.
+      replace: whether the file may exist already.
+
+    Returns:
+      The path.
 
     Raises:
-      UserError: as `local`; it is there, or a folder, or nothing can be written beside it.
+      UserError: as `local`; or the path exists, is a folder, or its folder cannot be written.
     """
     found = local(name, text)
     if found.is_dir():
-        raise UserError(f"{name}: {found} is there already, and a folder; name a file in it")
+        raise UserError(f"{name}: {found} is an existing folder; give the name of a file in it")
     if found.exists() and not replace:
-        raise UserError(f"{name}: {found} is there already; remove it, or choose another name")
+        raise UserError(f"{name}: {found} exists already; remove it, or choose another name")
     if not _is_special(found):
         try:
             tempfile.TemporaryFile(dir=found.parent).close()
         except OSError as error:
             raise UserError(
-                f"{name}: {found.parent} is no folder that can be written ({reason(error)}); "
-                "choose another"
+                f"{name}: {found.parent} is not a writable folder ({reason(error)}); choose another"
             ) from error
     return found
 
 
 def output_folder(name: str, text: str | os.PathLike) -> pathlib.PurePath:
-    """The path of a folder, made if need be, or the address of one in a bucket.
+    """Creates an output folder; in a bucket, folders need not be created.
+
+    Args:
+      name: the flag that has this value, for errors.
+      text: the path, or an address in a bucket.
+
+    Returns:
+      The path.
 
     Raises:
-      UserError: as `path`; it cannot be written.
+      UserError: as `path`; or the folder cannot be written.
     """
     if is_address(text):
         return path(name, text)
@@ -112,38 +123,55 @@ def output_folder(name: str, text: str | os.PathLike) -> pathlib.PurePath:
 
 
 @contextlib.contextmanager
-def replacing(target: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """A name to write to, of the same suffix; what is written there then becomes ``target``.
+def whole(target: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Context manager: yields a temporary path, which is renamed to ``target`` at the end.
+
+    Args:
+      target: the file to write; an existing file is replaced atomically.
 
     Raises:
-      Failure: it could not be written; the file that was there before is kept.
+      OSError: the file could not be written; an existing file is kept.
     """
     target = pathlib.Path(os.path.realpath(target))
-    # Beside it, for only in its own file system a file is moved at once; not over a device.
+    # In the same folder, since renaming is atomic only within a file system. Devices are written
+    # directly.
     new = target if _is_special(target) else target.with_name(f".new.{os.getpid()}.{target.name}")
     try:
         yield new
         if new != target:
             new.replace(target)
-    except OSError as error:
-        raise Failure(f"{target} could not be written ({reason(error)})") from error
     finally:
         if new != target:
             new.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def replacing(target: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """As `whole`, for a file that a user asked for.
+
+    Raises:
+      Failure: the file could not be written; an existing file is kept.
+    """
+    try:
+        with whole(target) as new:
+            yield new
+    except OSError as error:
+        path = os.path.realpath(target)
+        raise Failure(f"{path} could not be written ({reason(error)})") from error
+
+
 def _is_special(path: pathlib.Path) -> bool:
-    """Whether it is a device or a pipe, such as /dev/stdout."""
+    """Whether a path is a device or a pipe, such as /dev/stdout."""
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def described(error: OSError) -> str:
-    """The file, if it is known, and why the system refused."""
+    """The message of an OSError: the file, if it is known, and the reason."""
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if name is not None]
     return ": ".join([*names, reason(error)])
 
 
 def reason(error: OSError) -> str:
-    """Why the system refused, in a few words."""
+    """The reason of an OSError, such as "Permission denied"."""
     text = error.strerror or next(iter(str(error).splitlines()), "") or type(error).__name__
     return re.sub(r"^\[Errno -?\d+\] ", "", text)

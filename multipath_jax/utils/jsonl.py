@@ -1,4 +1,4 @@
-"""Files of one JSON object a line: what is whole is read, what is not is passed over and kept."""
+"""Reading JSON Lines files, tolerating broken lines."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -8,16 +8,17 @@ from typing import Any
 def parse(
     text: bytes, is_entry: Callable[[dict[str, Any]], bool]
 ) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
-    """The lines of a file that are not blank, each with the object that it holds.
+    """Parses the lines of a file that are not blank.
 
-    A line that a kill cut short, that an editor or a merge spoiled, or that ``is_entry`` does not
-    recognize holds None: readers pass over it, and writers keep it.
+    The object of a broken line (truncated by a kill, damaged by an editor or a merge), or of one
+    that ``is_entry`` rejects, is None. Readers skip such lines, and writers keep them.
 
     Args:
-      is_entry: whether an object is one of those that the file is of.
+      text: the content of the file.
+      is_entry: whether an object is a valid entry.
 
     Yields:
-      The bytes of a line, without its end, and its object.
+      The bytes of a line, without its newline, and its object or None.
     """
     for line in text.split(b"\n"):
         if line.strip():
@@ -27,6 +28,6 @@ def parse(
 def _entry(line: bytes, is_entry: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
     try:
         found = json.loads(line)
-    except (ValueError, RecursionError):  # broken, not UTF-8, or too deep
+    except (ValueError, RecursionError):  # invalid JSON, not UTF-8, or nested too deeply
         return None
     return found if isinstance(found, dict) and is_entry(found) else None

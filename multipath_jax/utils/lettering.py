@@ -1,4 +1,4 @@
-"""Names of a user's in matplotlib's figures: drawn as they are written, whatever they are."""
+"""Drawing users' names in matplotlib figures literally, in any script."""
 
 import functools
 import os
@@ -17,7 +17,7 @@ from multipath_jax.utils.storage import replacing
 
 
 def as_written(*names: str) -> dict[str, Any]:
-    """Properties of the text that shows these names: no mathematics, and fonts that have them."""
+    """Text properties for names: no math mode, and fonts that have their characters."""
     characters = frozenset("".join(names))
     return {"parse_math": False, "fontfamily": list(_families(characters))}
 
@@ -25,7 +25,7 @@ def as_written(*names: str) -> dict[str, Any]:
 def legend(
     parent: Axes | Figure, handles: Iterable[Artist], names: Iterable[str], **options: Any
 ) -> Legend:
-    """A legend of all these names; matplotlib's own leaves out those that begin with ``_``."""
+    """A legend with these names, including those that start with ``_``, which matplotlib skips."""
     names = list(names)
     made = parent.legend(list(handles), names, **options)
     for text in made.get_texts():
@@ -34,9 +34,14 @@ def legend(
 
 
 def save(figure: Figure, path: str | os.PathLike, dpi: int) -> None:
-    """Writes the figure, in the format that the name's ending says; replaces an older one.
+    """Writes a figure in the format given by the suffix of the path; replaces an existing file.
 
-    Characters that no installed font has are drawn as boxes, without a warning for each.
+    Characters that are in no installed font are drawn as boxes, without warnings.
+
+    Args:
+      figure: the figure.
+      path: file to write.
+      dpi: resolution in dots per inch.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
@@ -46,7 +51,7 @@ def save(figure: Figure, path: str | os.PathLike, dpi: int) -> None:
 
 @functools.lru_cache
 def _families(characters: frozenset[str]) -> tuple[str, ...]:
-    """The default family, and of the installed ones those that have what it lacks."""
+    """The default font family, and installed ones with the characters that it lacks."""
     default = matplotlib.rcParams["font.family"]
     missing = characters - _had_by(font_manager.findfont(font_manager.FontProperties()), characters)
     found = []
@@ -60,19 +65,19 @@ def _families(characters: frozenset[str]) -> tuple[str, ...]:
 
 
 def _installed() -> Iterator[tuple[str, str]]:
-    """Names and files of the fonts, upright and of ordinary weight ones first."""
+    """Yields names and files of the installed fonts, upright and normal weight first."""
     entries = sorted(
         font_manager.fontManager.ttflist,
         key=lambda e: (e.style != "normal", e.weight != 400, e.name, e.fname),
     )
-    # Matplotlib's last resort has a box for every character.
+    # Matplotlib's fallback font "Last Resort" has a box for every character.
     return ((e.name, e.fname) for e in entries if not e.name.startswith("Last Resort"))
 
 
 def _had_by(path: str, characters: frozenset[str]) -> frozenset[str]:
-    """Those of the characters that a font has."""
+    """The characters that are in a font."""
     try:
         font = font_manager.get_font(path)
-    except (OSError, RuntimeError):  # one that cannot be read
+    except (OSError, RuntimeError):  # the font cannot be read
         return frozenset()
     return frozenset(c for c in characters if font.get_char_index(ord(c)))

@@ -1,20 +1,19 @@
-"""Names: those that users gave, made fit to be shown, and the nearest of those that are known."""
+"""Printing names that users chose, and finding the nearest of a set of known names."""
 
 import difflib
 import unicodedata
 from collections.abc import Iterable
 
 
-def shown(name: str) -> str:
-    r"""A name on one line, of characters that any output takes.
+def printable(name: str) -> str:
+    r"""Escapes control characters and bytes that are not UTF-8 (surrogates) in a name.
 
-    Bytes that are not UTF-8, which Python keeps as surrogates, and control characters are escaped:
-    a file that Latin-1 called ``café`` is shown as ``caf\xe9``.
+    A file that is named ``café`` in Latin-1 is printed as ``caf\xe9``.
     """
-    return "".join(map(_shown, name))
+    return "".join(map(_escaped, name))
 
 
-def _shown(character: str) -> str:
+def _escaped(character: str) -> str:
     category = unicodedata.category(character)
     if category == "Cs":
         code = ord(character)
@@ -22,6 +21,16 @@ def _shown(character: str) -> str:
     return character.encode("unicode_escape").decode() if category == "Cc" else character
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Of the known names, which are one or more, the one that is most like ``name``."""
-    return difflib.get_close_matches(name, list(known), n=1, cutoff=0)[0]
+def nearest(name: str, known: Iterable[str], count: int = 1, alike: float = 0.0) -> str:
+    """The known names that are most similar to ``name``, for an error message.
+
+    Args:
+      name: the unknown name.
+      known: the known names.
+      count: the largest number of names.
+      alike: the least similarity, from 0 to 1 (`difflib.SequenceMatcher.ratio`).
+
+    Returns:
+      The names separated by commas, the most similar first; ``""`` if none is similar enough.
+    """
+    return ", ".join(difflib.get_close_matches(name, list(known), n=count, cutoff=alike))

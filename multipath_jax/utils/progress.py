@@ -1,4 +1,4 @@
-"""Lines that say that a program is at work, where the output is no terminal, which has a bar."""
+"""Progress lines for long operations, if the output is not a terminal (which has a bar)."""
 
 import contextlib
 import sys
@@ -8,13 +8,13 @@ from collections.abc import Iterator
 
 import jax
 
-SILENCE = 25.0  # seconds without a line, at most: with a second for a call of steps, 30 is kept
-SOON = 1.0  # what takes less is not worth a line
+SILENCE = 25.0  # longest time without a line, in seconds
+SOON = 1.0  # operations shorter than this, in seconds, print no line
 _last_line = time.monotonic()
 
 
 def on_terminal() -> bool:
-    """Whether there is a bar: it is drawn on stderr, and lines are printed to stdout."""
+    """Whether stdout and stderr are terminals, so that a progress bar is drawn instead."""
     return sys.stdout.isatty() and sys.stderr.isatty()
 
 
@@ -26,22 +26,22 @@ def say(text: str) -> None:
 
 
 def is_due() -> bool:
-    """Whether there was no line for so long."""
+    """Whether no line has been printed for `SILENCE` seconds."""
     return _silent() >= SILENCE
 
 
 def _silent() -> float:
-    """The seconds since the last line."""
+    """Seconds since the last line."""
     return time.monotonic() - _last_line
 
 
 @contextlib.contextmanager
 def at_work(what: str, announce: bool = False) -> Iterator[None]:
-    """While the body takes its time, a line at least every so often that it still does.
+    """Context manager: prints a line every `SILENCE` seconds while the body runs.
 
     Args:
-      what: it does, such as "compiling the training step".
-      announce: whether to say so soon after it began.
+      what: the operation, such as "compiling the training step".
+      announce: whether to print a line already after `SOON` seconds.
     """
     if on_terminal() or jax.process_index() != 0:
         yield
@@ -58,7 +58,7 @@ def at_work(what: str, announce: bool = False) -> Iterator[None]:
 
 def _remind(what: str, announce: bool, ended: threading.Event) -> None:
     begun = time.monotonic()
-    with contextlib.suppress(OSError):  # which the body meets too, and can tell of
+    with contextlib.suppress(OSError):  # if stdout fails, the main thread will report it
         if ended.wait(SOON):
             return
         if announce:
@@ -69,7 +69,7 @@ def _remind(what: str, announce: bool, ended: threading.Event) -> None:
 
 
 def duration(seconds: float) -> str:
-    """``1:02:03`` or ``2:03``."""
+    """Formats seconds as ``1:02:03`` or ``2:03``."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -6,7 +6,6 @@ fsspec, which has the same words for gs://, s3:// and others.
 """
 
 import contextlib
-import fcntl
 import glob
 import json
 import os
@@ -19,8 +18,9 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, TextIO
+from typing import Any
 
+import filelock
 import fsspec
 from etils import epath
 
@@ -53,9 +53,8 @@ def read(path: str | os.PathLike) -> bytes:
 def write(path: str | os.PathLike, content: bytes) -> None:
     """Writes a file, or writes it anew: whole or not at all. Raises OSError."""
     if not is_address(path):
-        new = pathlib.Path(path).with_suffix(".new")
-        new.write_bytes(content)
-        new.replace(path)
+        with filesystem.whole(path) as new:
+            new.write_bytes(content)
         return
     _check_claims(path)
     with _bucket(path) as (files, key):
@@ -343,26 +342,34 @@ def _scratch() -> tuple[Folder, Callable[[], None]]:
     """
     parent = pathlib.Path(tempfile.gettempdir())
     for path in parent.glob(f"{SCRATCH}*.lock"):
-        with contextlib.suppress(OSError), open(path) as lock:  # somebody's, or in use
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(OSError), lock(path):  # in use, or somebody's
             shutil.rmtree(path.with_suffix(""), ignore_errors=True)
             path.unlink()
-    descriptor, path = tempfile.mkstemp(".lock", SCRATCH)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    folder = Folder(path.removesuffix(".lock"))
+    folder = Folder(parent / f"{SCRATCH}{uuid.uuid4().hex}")
+    own = lock(f"{folder}.lock")
+    own.acquire()
     folder.mkdir(mode=0o700)
-    remove = weakref.finalize(folder, _remove, os.fspath(folder), path, descriptor)
-    return folder, remove
+    return folder, weakref.finalize(folder, _remove, os.fspath(folder), own)
 
 
-def _remove(folder: str, lock: str, descriptor: int) -> None:
+def _remove(folder: str, own: filelock.BaseFileLock) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):
-        os.unlink(lock)
-    os.close(descriptor)
+        os.unlink(own.lock_file)
+    own.release()
 
 
 # One run at a time
+
+
+def lock(path: str | os.PathLike) -> filelock.BaseFileLock:
+    """A lock for one process at a time, as a context; to enter it raises OSError, and Timeout, one
+    of these, where another process has it.
+
+    The system drops it when the process ends, however that may be: so there is no fallback to a
+    file whose existence is the lock.
+    """
+    return filelock.FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
 
 
 @contextlib.contextmanager
@@ -385,7 +392,7 @@ def claimed(workdir: epath.Path, say: Callable[[str], None]) -> Iterator[None]:
             if is_address(workdir):
                 stack.enter_context(Claim(workdir, say))
             else:
-                _lock(stack.enter_context(open(workdir / LOCK_FILE, "a+")), workdir)
+                _enter_lock(stack, workdir)
         except OSError as error:
             raise UserError(
                 f"workdir {workdir} cannot be written ({filesystem.reason(error)})"
@@ -393,16 +400,14 @@ def claimed(workdir: epath.Path, say: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
-def _lock(lock: TextIO, workdir: epath.Path) -> None:
+def _enter_lock(stack: contextlib.ExitStack, workdir: epath.Path) -> None:
+    """The file of the lock says who has it."""
+    path = pathlib.Path(workdir / LOCK_FILE)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.seek(0)
-        raise _in_use(workdir, lock.read().strip() or "another process") from error
-    lock.seek(0)
-    lock.truncate()
-    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    lock.flush()
+        stack.enter_context(lock(path))
+    except filelock.Timeout as error:
+        raise _in_use(workdir, path.read_text().strip() or "another process") from error
+    path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
 
 
 def _in_use(workdir: epath.Path, owner: str) -> UserError:

@@ -43,14 +43,14 @@ def parts(monkeypatch):
     ("flag", "message"),
     [
         ("--quik", "unrecognized arguments: --quik"),
-        ("--only=overhaed", "there is no part 'overhaed'; did you mean overhead?"),
-        ("--only=", "--only names no part"),
+        ("--only=overhaed", "there is no part 'overhaed'; there are overhead, "),
+        ("--only=", "--only is empty"),
         (
             "--json=/nowhere/at/all.json",
-            "/nowhere/at is no folder that can be written",
+            "/nowhere/at is not a writable folder",
         ),
-        ("--plot=/", "--plot: / is there already, and a folder"),
-        ("--plot=gs://a/b.png", "only paths on this machine"),
+        ("--plot=/", "--plot: / is an existing folder"),
+        ("--plot=gs://a/b.png", "must be a path on this machine"),
         ("--minutes=0", "--minutes=0 must be positive"),
         ("--minutes=nan", "--minutes=nan must be positive"),
         ("--plot=picture.xyz", "picture.xyz"),
@@ -92,7 +92,7 @@ def test_the_json_file_holds_the_machine_and_every_row(parts, tmp_path, capsys):
     }
     assert picture.read_bytes().startswith(b"\x89PNG")
     table = capsys.readouterr().out
-    assert "1.04 (1.00 to 1.10)" in table
+    assert "1.04  (1.00 to 1.10)" in table
     assert "[<= 1.05 MISSED]" in table
     assert "b 1,234 ms, b peak unknown MB" in table
     assert "not measured: nobody was there" in table
@@ -147,7 +147,7 @@ def test_what_there_was_no_time_for_is_named(minutes, tmp_path, capsys):
     rows = json.loads(path.read_text())["rows"]
     measured = [row["subject"] for row in rows if row["ratio"]]
     assert measured == ["one, row 1", "one, row 2", "two, row 1"]
-    told = "the minutes are spent; not measured: first: two; first: three; last: one; last: two"
+    told = "the time limit is reached; not measured: first: two; first: three; last: one; last: two"
     assert told in capsys.readouterr().out
     assert {row["note"] for row in rows if not row["ratio"]} == {f"not measured: {OutOfTime()}"}
     assert benchmark.main(["--minutes=1"]) == 0

@@ -59,7 +59,7 @@ def test_the_fastest_is_named_and_what_cannot_run_stops_nothing(monkeypatch):
 def test_those_that_there_is_no_time_for_are_named(monkeypatch):
     rows = measured(monkeypatch, {"fast": 0.5, "late": OutOfTime(), "later": OutOfTime()})
     assert [row.ratio is None for row in rows] == [False, True, True]
-    assert rows[-1].note == "not measured: the minutes are spent; fastest: fast"
+    assert rows[-1].note == "not measured: the time limit is reached; fastest: fast"
 
 
 def test_flags_are_added_and_replace_those_of_the_same_name(monkeypatch):

@@ -57,7 +57,7 @@ def test_time_that_is_over_ends_the_rounds_or_says_so():
     over = iter([False] * 5 + [True])
     times = interleave(recorder.contestants, rounds=20, is_over=lambda: next(over))
     assert len(times.seconds["a"]) == len(times.seconds["b"]) == 5
-    with pytest.raises(OutOfTime, match="the minutes are spent"):
+    with pytest.raises(OutOfTime, match="the time limit is reached"):
         interleave(recorder.contestants, rounds=20, is_over=lambda: True)
 
 

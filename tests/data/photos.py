@@ -8,7 +8,7 @@ import toy_datasets
 from PIL import Image
 
 NAMES = ("red", "green", "blue", "yellow", "pink", "grey")
-COLOURS = np.array(
+COLORS = np.array(
     [[200, 40, 40], [40, 200, 40], [40, 40, 200], [200, 200, 40], [220, 120, 160], [120, 120, 120]]
 )
 FEATURES = {
@@ -22,7 +22,7 @@ def jpeg(seed: int, label: int, width: int = 40, height: int = 30) -> bytes:
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     waves = 40 * np.sin(x / rng.uniform(2, 9) + y / rng.uniform(2, 9) + rng.uniform(0, 6))
-    pixels = COLOURS[label] + waves[..., None] + rng.normal(0, 5, (height, width, 1))
+    pixels = COLORS[label] + waves[..., None] + rng.normal(0, 5, (height, width, 1))
     stream = io.BytesIO()
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(stream, "jpeg", quality=95)
     return stream.getvalue()

@@ -24,12 +24,12 @@ def test_records_are_read_from_a_bucket(bucket, data_dir, monkeypatch):
     [
         (
             "digits",
-            r"gs://bucket/tfds holds no data set 'digits'; prepare it with: python -c .*'tfds'.*"
+            r"gs://bucket/tfds has no data set 'digits'; prepare it with: python -c .*'tfds'.*"
             r" && gcloud storage cp --recursive tfds/digits gs://bucket/tfds/$",
         ),
         (
             "cifar10",
-            r"gs://bucket/tfds holds no data set 'cifar10'; prepare it with: .*cifar10.*\"tfds\".*"
+            r"gs://bucket/tfds has no data set 'cifar10'; prepare it with: .*cifar10.*\"tfds\".*"
             r" && gcloud storage cp --recursive tfds/cifar10 gs://bucket/tfds/$",
         ),
         (
@@ -46,7 +46,7 @@ def test_a_set_that_is_not_in_the_bucket_says_how_it_gets_there(bucket, name, me
 
 
 def test_other_buckets_and_their_errors_are_one_line(bucket, monkeypatch):
-    with pytest.raises(UserError, match="array_record reads from this machine and from gs:// only"):
+    with pytest.raises(UserError, match="array_record reads only local files and gs://"):
         load_dataset("digits", "s3://bucket/tfds")
 
     def refuse(*_, **__):

@@ -147,7 +147,7 @@ def test_damaged_image(tmp_path, image):
     folder = _prepare(tmp_path, rows)
     message = _error(tmp_path)
     assert message.startswith(f"record 2 of 'train' in {folder} cannot be read (")
-    assert message.endswith(f"remove it with `rm -r {folder}` and start again")
+    assert message.endswith(f"remove it with `rm -r {folder}` and rerun the command")
 
 
 def _flip_a_byte(path):
@@ -171,4 +171,4 @@ def test_damaged_file(tmp_path, damage):
     damage(next(folder.glob("toy-train*")))
     message = _error(tmp_path)
     assert message.startswith(f"a record from 0 to 599 of 'train' in {folder} cannot be read (")
-    assert message.endswith(f"remove it with `rm -r {folder}` and start again")
+    assert message.endswith(f"remove it with `rm -r {folder}` and rerun the command")

@@ -37,15 +37,15 @@ NAMES = tuple(f"class {number}" for number in range(1000))
     [
         ("class_names", ("cat", "wolf"), "class names: dog -> wolf"),
         ("class_names", ("ant", "cat", "dog"), "classes added: ant"),
-        ("class_names", ("cat",), "classes gone: dog"),
+        ("class_names", ("cat",), "classes removed: dog"),
         ("class_names", ("cat", "dog", "a\nb"), r"classes added: a\nb"),
         ("class_names", ("dog", "cat"), "order of the classes: cat, dog -> dog, cat"),
         ("dtype", "float32", "type of the pixels: uint8 -> float32"),
         ("stored_shape", (32, 24, 3), "shape of the images: 32x32x3 -> 32x24x3"),
         ("train", Examples(1204, "cc"), "1,203 -> 1,204 training images"),
-        ("train", Examples(1203, "cc"), "other training images: aa -> cc"),
-        ("test", Examples(121, "cc"), "120 -> 121 test images"),
-        ("test", Examples(120, "cc"), "other test images: bb -> cc"),
+        ("train", Examples(1203, "cc"), "different training images: aa -> cc"),
+        ("test", Examples(121, "cc"), "120 -> 121 evaluation images"),
+        ("test", Examples(120, "cc"), "different evaluation images: bb -> cc"),
         (
             "mean",
             np.float32([0.1, 0.25, 0.3]),
@@ -106,8 +106,8 @@ def test_encoded_sets_are_told_apart_by_their_version(tmp_path):
         path.write_bytes(path.read_bytes().replace(b'"1.0.0"', b'"2.0.0"'))
     newer = describe(open_encoded("photos", tmp_path, 16))
     assert differences(described, newer) == {
-        "train": "other training images: photos/1.0.0 -> photos/2.0.0",
-        "test": "other test images: photos/1.0.0 -> photos/2.0.0",
+        "train": "different training images: photos/1.0.0 -> photos/2.0.0",
+        "test": "different evaluation images: photos/1.0.0 -> photos/2.0.0",
     }
 
 

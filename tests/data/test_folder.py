@@ -87,7 +87,7 @@ def test_splits_are_known_in_any_case(tmp_path, train, test):
 def test_one_split_under_two_names(tmp_path):
     for name in ("train", "Train", "test"):
         _write(tmp_path / name, dog=3, cat=4)
-    assert f"{tmp_path} holds Train and train, which are one split" in _error(tmp_path)
+    assert f"{tmp_path} has both Train and train, which name the same split" in _error(tmp_path)
 
 
 @pytest.mark.parametrize("inside", ["", "unknown"])
@@ -110,8 +110,8 @@ def test_images_without_labels_alone_are_nothing_to_test_on(tmp_path):
     _write(tmp_path / "train", cat=3, dog=3)
     _write(tmp_path, test=2)
     message = _error(tmp_path)
-    assert f"{tmp_path / 'test'} holds no class folders, so its images have no labels" in message
-    assert f"name {tmp_path / 'train'} itself" in message
+    assert f"{tmp_path / 'test'} has no class folders, so its images have no labels" in message
+    assert f"use {tmp_path / 'train'} as the source" in message
 
 
 @pytest.fixture
@@ -148,8 +148,8 @@ IN_MIXED = [
 ]
 LEFT_OUT = {
     "hidden folders": 2,
-    "links that lead nowhere": 2,
-    "links to a folder they lie in": 1,
+    "broken links": 2,
+    "links to a parent folder": 1,
     "hidden images": 1,
     ".txt files": 1,
     ".heic files": 1,
@@ -171,10 +171,7 @@ def test_one_rule_for_training_and_prediction(mixed):
     words = builder.notes[-1].removeprefix("left out: ")
     # Eight of nine reasons, the most frequent first; those equal in number as they were met.
     assert words.endswith(", and more")
-    assert (
-        "hidden folders (2), links that lead nowhere (2), images outside of class folders (1)"
-        in (words)
-    )
+    assert "hidden folders (2), broken links (2), images outside of class folders (1)" in (words)
 
 
 def test_a_folder_linked_twice_is_read_twice(mixed):
@@ -253,12 +250,12 @@ def test_no_such_folder(tmp_path):
 
 def test_images_without_class_folders(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"")
-    assert f"{tmp_path} holds no class folders" in _error(tmp_path)
+    assert f"{tmp_path} has no class folders" in _error(tmp_path)
 
 
 def test_a_single_class(tmp_path):
     _write(tmp_path, cat=3)
-    assert "holds a single class folder, cat; at least two" in _error(tmp_path)
+    assert "has a single class folder, cat; at least two" in _error(tmp_path)
 
 
 @pytest.mark.parametrize("where", ["", "train", "test"])
@@ -272,7 +269,7 @@ def test_an_empty_class_folder(tmp_path, where):
     for path in folder.iterdir():
         path.unlink()
     (folder / "notes.txt").write_text("")
-    assert f"the class folder {folder} holds no image" in _error(tmp_path)
+    assert f"the class folder {folder} has no images" in _error(tmp_path)
 
 
 def test_a_class_may_go_untested(tmp_path):
@@ -296,4 +293,4 @@ def test_a_split_is_missing(tmp_path, splits):
 
 def test_nothing_to_test_on(tmp_path):
     _write(tmp_path, cat=1, dog=1)
-    assert f"{tmp_path} holds no image to test on" in _error(tmp_path)
+    assert f"{tmp_path} has no test images" in _error(tmp_path)

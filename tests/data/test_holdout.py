@@ -37,7 +37,7 @@ def test_which_ones_is_always_the_same_and_no_pattern():
 
 @pytest.mark.parametrize("count", [9, 10])
 def test_something_must_be_left_to_train_on(count):
-    with pytest.raises(UserError, match=f"dataset.holdout={count} leaves none of the 9"):
+    with pytest.raises(UserError, match=f"holdout={count} leaves none of the 9"):
         held_out_indices(np.zeros(9, np.int32), count)
 
 
@@ -106,5 +106,5 @@ def test_a_record_that_cannot_be_read_is_not_held_out(tmp_path, monkeypatch):
     monkeypatch.setattr("multipath_jax.data.datasets._sampled_statistics", lambda split: even)
     found = open_encoded("photos", tmp_path, 16, holdout=6)
     assert len(found.test.load(np.arange(6)).labels) == 6
-    with pytest.raises(UserError, match=r"dataset.holdout=11 leaves none of the 11"):
+    with pytest.raises(UserError, match=r"holdout=11 leaves none of the 11"):
         open_encoded("photos", tmp_path, 16, holdout=11)

@@ -145,7 +145,7 @@ def test_where_it_is_missing_the_command_is_given(tmp_path, name, flag):
 
 
 def test_a_config_that_there_is_not(data_dir):
-    with pytest.raises(UserError, match="holds no 'imagenet256/half', only full; choose"):
+    with pytest.raises(UserError, match="has no 'imagenet256/half', only full; choose"):
         open_prepared("imagenet256/half", data_dir)
 
 

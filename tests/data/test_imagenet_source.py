@@ -126,31 +126,29 @@ def test_the_first_classes_by_sorted_wnid(kind, request):
 
 
 def test_more_classes_than_there_are(folder):
-    assert f"{folder} holds 3 classes, but 100 are asked for" in _error(folder, 100)
+    assert f"{folder} has 3 classes, but 100 are required" in _error(folder, 100)
 
 
 @pytest.mark.parametrize("name", ["train", "val"])
 def test_half_is_missing(folder, name):
     (folder / name).rename(folder / "elsewhere")
     message = _error(folder)
-    assert (
-        "holds no " + {"train": "training", "val": "validation"}[name] + " images; put" in message
-    )
+    assert "has no " + {"train": "training", "val": "validation"}[name] + " images; put" in message
 
 
 def test_no_such_folder(tmp_path):
-    assert f"{tmp_path / 'none'} holds no training images; put" in _error(tmp_path / "none")
+    assert f"{tmp_path / 'none'} has no training images; put" in _error(tmp_path / "none")
 
 
 def test_empty_class_folder(folder):
     for path in (folder / "train" / WNIDS[1]).iterdir():
         path.unlink()
-    assert f"the class folder {folder / 'train' / WNIDS[1]} holds no image" in _error(folder)
+    assert f"the class folder {folder / 'train' / WNIDS[1]} has no images" in _error(folder)
 
 
 def test_a_folder_that_is_no_wnid(folder):
     (folder / "train" / "cats").mkdir()
-    assert f"'cats' in {folder / 'train'} is not named by a WNID" in _error(folder)
+    assert f"'cats' in {folder / 'train'} is not a WNID" in _error(folder)
 
 
 def test_hidden_files_and_folders_are_passed_over(folder):
@@ -162,9 +160,7 @@ def test_hidden_files_and_folders_are_passed_over(folder):
 
 def test_a_class_that_is_only_validated(folder):
     (folder / "val" / "n09999999").mkdir()
-    assert "has validation images of the class n09999999, but there are no training" in _error(
-        folder
-    )
+    assert "has validation images of the class n09999999, which has no training" in _error(folder)
 
 
 def test_unlabelled(folder):
@@ -177,11 +173,11 @@ def test_labels_that_do_not_fit(folder):
     flatten_val(folder)
     path = folder / "val_labels.txt"
     _write_named_labels(path, dict(list(labels.items())[1:]))
-    assert f"{path} holds no label for ILSVRC2012_val_00000000.JPEG" in _error(folder)
+    assert f"{path} has no label for ILSVRC2012_val_00000000.JPEG" in _error(folder)
     _write_ordered_labels(path, dict(list(labels.items())[1:]))
-    assert f"{path} holds 5 labels for 6 images" in _error(folder)
+    assert f"{path} has 5 labels for 6 images" in _error(folder)
     path.write_text("490\n361\n")
-    assert f"line 1 of {path} names no WNID: '490'" in _error(folder)
+    assert f"line 1 of {path} has no WNID: '490'" in _error(folder)
     path.write_text("")
     assert "0 labels for 6 images" in _error(folder)
     path.write_bytes(b"\xff\xfe\x00")
@@ -257,7 +253,7 @@ def test_links_in_a_tar_file_are_counted(folder, tars):
 def test_a_link_to_nothing_is_named(tars, name):
     (tars / name).rename(tars.parent / name)
     (tars / name).symlink_to(tars / "elsewhere" / name)
-    assert f"{tars / name} is a link to nothing; mend or remove it" in _error(tars)
+    assert f"{tars / name} is a broken link; fix or remove it" in _error(tars)
 
 
 def test_a_class_folder_may_hold_folders(folder):

@@ -194,7 +194,7 @@ def test_draft_shows_the_same_picture():
     ids=["empty", "text", "three bytes of a JPEG", "PPM"],
 )
 def test_no_image(encoded):
-    assert _reason(encoded).startswith("not an image of a known kind (JPEG, PNG")
+    assert _reason(encoded).startswith("not an image of a known format (JPEG, PNG")
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "gif", "bmp", "webp", "tiff"])

@@ -141,7 +141,7 @@ def test_a_folder_of_class_folders_is_a_data_set_as_it_is(tmp_path):
         row = rows[6 + photos.NAMES.index(dataset.class_names[label])]
         np.testing.assert_array_equal(pixels, images.square(images.decode(row["image"]), SIZE))
     (tmp_path / "red" / "12.jpg").write_bytes(b"not an image")
-    with pytest.raises(UserError, match=r"image \d+, .*red/12.jpg, cannot be read .* mend or"):
+    with pytest.raises(UserError, match=r"image \d+, .*red/12.jpg, cannot be read .* fix or"):
         open_encoded("", None, SIZE, source=tmp_path)
 
 
@@ -236,7 +236,9 @@ def test_an_error_in_a_worker_is_that_error_here(tmp_path, monkeypatch):
     split = damaged(tmp_path, bad).train
     with (
         training_batches(split, 3, BATCH, workers=1) as batches,
-        pytest.raises(UserError, match=r"^record \d+ of 'train' .* \(not an image of a known kind"),
+        pytest.raises(
+            UserError, match=r"^record \d+ of 'train' .* \(not an image of a known format"
+        ),
     ):
         list(batches)
     assert not multiprocessing.active_children()

@@ -135,7 +135,7 @@ def test_the_shards_of_another_source_are_not_thrown_away(source, tmp_path):
     data = _work(tmp_path / "data") / "data"
     before = _inodes(data)
     other = write_imagenet(tmp_path / "other", WNIDS[1:])
-    with pytest.raises(UserError, match=f"the finished shards in {data} are of another source"):
+    with pytest.raises(UserError, match=f"the finished shards in {data} are from another source"):
         _prepare(other, tmp_path / "data")
     assert _inodes(data) == before
     _prepare(source, tmp_path / "data")
@@ -151,7 +151,7 @@ def test_stops_at_an_unreadable_image_and_goes_on_once_it_is_replaced(source, tm
     path = _bad(source)
     with pytest.raises(UserError) as caught:
         _prepare(source, tmp_path / "data", workers=2)
-    assert str(caught.value).startswith(f"{path} cannot be read (not an image of a known kind")
+    assert str(caught.value).startswith(f"{path} cannot be read (not an image of a known format")
     assert "--on_bad=skip" in str(caught.value)
     assert not (tmp_path / "data" / "imagenet256" / "full" / "1.0.0").exists()
     path.write_bytes(photo(3))
@@ -218,7 +218,7 @@ def test_a_full_disk(source, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, hard))  # no file may grow beyond
     try:
-        with pytest.raises(UserError, match=r"cannot be written .*make room"):
+        with pytest.raises(UserError, match=r"cannot be written .*free disk space"):
             _prepare(source, tmp_path / "data")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -69,14 +69,14 @@ def test_a_preparation_that_was_aborted_is_not_an_unknown_name(tmp_path, left):
     (tmp_path / "mine" / left).mkdir(parents=True)
     for name in ("mine", "mine:1.0.0"):
         message = _error(name, tmp_path)
-        assert message.startswith(f"{tmp_path / 'mine'} holds no finished data set")
+        assert message.startswith(f"{tmp_path / 'mine'} has no complete data set")
         assert f"finish it with: `tfds build --data_dir={tmp_path}`" in message
 
 
 def test_the_aborted_preparation_of_a_known_set_is_given_its_command(tmp_path, no_tensorflow):
     for name in ("mnist/incomplete.ABCDEF_3.0.1", "imagenet256/subset100/incomplete.1.0.0"):
         (tmp_path / name).mkdir(parents=True)
-    assert "did not come to its end; finish it with: pip install" in _error("mnist", tmp_path)
+    assert "was interrupted; finish it with: pip install" in _error("mnist", tmp_path)
     for name in ("imagenet256", "imagenet256/subset100"):
         assert "finish it with: python -m multipath_jax.prepare imagenet" in _error(name, tmp_path)
 
@@ -84,20 +84,20 @@ def test_the_aborted_preparation_of_a_known_set_is_given_its_command(tmp_path, n
 def test_a_finished_config_does_not_hide_an_aborted_one(tmp_path):
     (tmp_path / "mine" / "whole" / "1.0.0").mkdir(parents=True)
     (tmp_path / "mine" / "half" / "incomplete.ABCDEF_1.0.0").mkdir(parents=True)
-    assert "mine/half' did not come to its end" in _error("mine/half", tmp_path)
-    assert "holds no 'mine/other', only whole; choose" in _error("mine/other", tmp_path)
+    assert "mine/half' was interrupted" in _error("mine/half", tmp_path)
+    assert "has no 'mine/other', only whole; choose" in _error("mine/other", tmp_path)
 
 
 def test_another_version_names_those_there(toy):
     (toy.parent / "incomplete.ABCDEF_2.0.0").mkdir()  # left by an interruption
-    assert "holds no 'toy:2.0.0', only 1.0.0;" in _error("toy:2.0.0", toy.parents[1])
+    assert "has no 'toy:2.0.0', only 1.0.0;" in _error("toy:2.0.0", toy.parents[1])
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar100"])
 def test_without_tensorflow_the_command_is_given(tmp_path, no_tensorflow, name):
     missing = tmp_path / "not there"
     message = _error(name, missing)
-    assert f"{missing} holds no data set {name!r}" in message
+    assert f"{missing} has no data set {name!r}" in message
     command = message.split("prepare it with: ")[1]
     assert command.startswith("pip install tensorflow && python -c ")
     statements = shlex.split(command)[-1]
@@ -152,7 +152,7 @@ def test_data_directory_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr(prepared.digits, "prepare_digits", refuse)
     message = _error("digits", tmp_path)
     assert message.startswith(
-        f"digits cannot be written to {tmp_path} (Permission denied); make room"
+        f"digits cannot be written to {tmp_path} (Permission denied); free disk space"
     )
 
 
@@ -182,7 +182,7 @@ def test_what_cannot_be_looked_at_is_named(toy, monkeypatch):
 
     monkeypatch.setattr(prepared, "_check_complete", refuse)
     message = _error("toy", toy.parents[1])
-    assert message.startswith(f"{toy.parent} cannot be read (Permission denied); mend that, or")
+    assert message.startswith(f"{toy.parent} cannot be read (Permission denied); fix that, or")
 
 
 def test_tfrecord_only(toy):
@@ -192,7 +192,7 @@ def test_tfrecord_only(toy):
     info = toy / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
     message = _error("toy", toy.parents[1])
-    assert f"{toy} holds tfrecord files, not array_record;" in message
+    assert f"{toy} has tfrecord files, not array_record;" in message
     assert (
         f"tfds convert_format --dataset_version_dir={toy} --out_file_format=array_record" in message
     )
@@ -211,7 +211,7 @@ def test_array_record_beside_tfrecord_is_read(toy):
 def test_description_missing(toy, file):
     (toy / file).unlink()
     message = _error("toy", toy.parents[1])
-    assert message == f"{toy} has no {file}; remove it with `rm -r {toy}` and start again"
+    assert message == f"{toy} has no {file}; remove it with `rm -r {toy}` and rerun the command"
 
 
 @pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])

@@ -48,5 +48,7 @@ def test_too_little_shared_memory_is_said_beforehand(monkeypatch):
     monkeypatch.setattr(ring_lib.os.path, "isdir", lambda _: True)
     usage = ring_lib.shutil._ntuple_diskusage(64_000_000, 0, 64_000_000)
     monkeypatch.setattr(ring_lib.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(UserError, match=r"200 MB for this batch, and /dev/shm has 64 MB free; use"):
+    with pytest.raises(
+        UserError, match=r"200 MB of shared memory, but /dev/shm has 64 MB free; use"
+    ):
         Ring((100_000_000,), blocks=2)

@@ -6,17 +6,17 @@ import functools
 
 import numpy as np
 import pytest
-import subjects
+import small_networks
 
 from multipath_jax.figures import ablation
 from multipath_jax.gates import observe
 
-IMAGES, LABELS = subjects.images(30), subjects.labels(30)
+IMAGES, LABELS = small_networks.images(30), small_networks.labels(30)
 
 
 @functools.cache
 def observed(kind):
-    trained = subjects.network(kind)
+    trained = small_networks.network(kind)
     return trained, observe(trained, IMAGES)
 
 
@@ -72,7 +72,7 @@ def test_only_the_marked_routers_are_replaced():
 
 @pytest.mark.parametrize("kind", ["CC", "CP"])
 def test_gates_that_do_not_depend_on_the_image_are_worth_nothing(kind):
-    trained = subjects.network(kind, gain=0.0)  # all gates are even
+    trained = small_networks.network(kind, gain=0.0)  # all gates are even
     outcomes = ablation.ablate(trained, IMAGES, LABELS, observe(trained, IMAGES))
     assert len(outcomes) == 1 + 3 * 3
     assert [outcome.change for outcome in outcomes] == [0] * 10

@@ -27,25 +27,31 @@ def test_classes_are_names_first_and_numbers_else():
 
 def test_images_are_numbers_ranges_and_files():
     assert selectors.images("0,7,20-22,a/7.png", 23) == [0, 7, 20, 21, 22, pathlib.Path("a/7.png")]
-    assert selectors.of_the_split("x.png,3")
-    assert not selectors.of_the_split("x.png")
+    assert selectors.needs_test_split("x.png,3")
+    assert not selectors.needs_test_split("x.png")
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: selectors.gates("2:1", OUTLINE), "'2:1' is no gate; 2:1-2 is"),
-        (lambda: selectors.gates("3:1-1", OUTLINE), "of router 3; there are 1 to 2"),
-        (lambda: selectors.gates("0:1-1", OUTLINE), "of router 0; there are 1 to 2"),
+        (lambda: selectors.gates("2:1", OUTLINE), "'2:1' is not a gate; write 2:1-2"),
+        (
+            lambda: selectors.gates("3:1-1", OUTLINE),
+            "does not exist; the network has the routers 1 to 2",
+        ),
+        (
+            lambda: selectors.gates("0:1-1", OUTLINE),
+            "does not exist; the network has the routers 1 to 2",
+        ),
         (lambda: selectors.gates("1:2-1", OUTLINE), "router 1 has the inputs 1 to 1"),
         (lambda: selectors.gates("2:1-4", OUTLINE), "the outputs 1 to 3"),
         (lambda: selectors.gates("2:0-1", OUTLINE), "does not exist"),
-        (lambda: selectors.gates("1:1-1,,", OUTLINE), "has an empty place"),
+        (lambda: selectors.gates("1:1-1,,", OUTLINE), "has an empty item"),
         (lambda: selectors.classes("shp", NAMES), "no class 'shp'; the nearest are ship"),
         (lambda: selectors.classes("3", NAMES), "numbers are 0 to 2"),
-        (lambda: selectors.classes("", NAMES), "has an empty place"),
-        (lambda: selectors.images("5", 5), "5 is none of the test images, 0 to 4"),
-        (lambda: selectors.images("3-2", 5), "3-2 is none of the test images"),
+        (lambda: selectors.classes("", NAMES), "has an empty item"),
+        (lambda: selectors.images("5", 5), "5 is not in the test images 0 to 4"),
+        (lambda: selectors.images("3-2", 5), "3-2 is not in the test images"),
         (
             lambda: selectors.layers("stage_3", ["stage_1/conv", "dense"]),
             "nearest are stage_1/conv",
@@ -57,7 +63,7 @@ def test_what_is_not_there_is_refused_with_what_is(make, message):
         make()
 
 
-def test_the_liveliest_gates_are_one_of_each_vector_and_in_order():
+def test_the_most_variable_gates_are_one_of_each_vector_and_in_order():
     rng = np.random.default_rng(0)
 
     def router(name, scales):  # [m n] deviations
@@ -68,14 +74,14 @@ def test_the_liveliest_gates_are_one_of_each_vector_and_in_order():
 
     routers = router("a", [[0.1, 0.3]]), router("b", [[0.9, 0.8], [0.2, 0.5]])
     found = Observation(routers, np.zeros((50, 3)))
-    assert selectors.liveliest_gates(found, 2) == [GateIndex(2, 1, 1), GateIndex(2, 2, 2)]
-    assert selectors.liveliest_gates(found)[0] == GateIndex(1, 1, 2)
-    assert len(selectors.liveliest_gates(found)) == 3
+    assert selectors.most_variable_gates(found, 2) == [GateIndex(2, 1, 1), GateIndex(2, 2, 2)]
+    assert selectors.most_variable_gates(found)[0] == GateIndex(1, 1, 2)
+    assert len(selectors.most_variable_gates(found)) == 3
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 20])
-def test_spread_keeps_both_ends(count):
-    found = selectors.spread(range(count), 4)
+def test_evenly_spaced_keeps_both_ends(count):
+    found = selectors.evenly_spaced(range(count), 4)
     assert found == sorted(set(found))
     assert (found[0], found[-1]) == (0, count - 1)
     assert len(found) == min(4, count)

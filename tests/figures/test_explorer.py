@@ -5,7 +5,7 @@ import io
 
 import numpy as np
 import pytest
-import subjects
+import small_networks
 from PIL import Image
 
 from multipath_jax.data.datasets import Split
@@ -38,19 +38,21 @@ def thumbnail(sheets, number):
 
 @pytest.fixture(scope="module")
 def packed():
-    images, labels = subjects.images(11), subjects.labels(11)
-    trained = subjects.network(paths=3)
+    images, labels = small_networks.images(11), small_networks.labels(11)
+    trained = small_networks.network(paths=3)
     observation = observe(trained, images)
     explored = explorer.Explored(
-        outline(trained, (8, 8, 2)), observation, Split(images, labels), subjects.CLASSES
+        outline(trained, (8, 8, 2)), observation, Split(images, labels), small_networks.CLASSES
     )
     return explorer.pack(explored, 4), observation
 
 
-def test_images_are_spread_over_the_split(packed):
+def test_images_are_evenly_spaced_over_the_split(packed):
     images = packed[0]["images"]
     assert (images["total"], images["numbers"]) == (11, [0, 3, 7, 10])
-    np.testing.assert_array_equal(integers(images["labels"]), subjects.labels(11)[[0, 3, 7, 10]])
+    np.testing.assert_array_equal(
+        integers(images["labels"]), small_networks.labels(11)[[0, 3, 7, 10]]
+    )
 
 
 def test_gates_are_kept_to_half_a_step(packed):

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-import subjects
+import small_networks
 from command_line import refusal
 from etils import epath
 from matplotlib.figure import Figure
@@ -33,8 +33,15 @@ NUMBERS = {"weights", "clusters", "ablation"}
 
 def loaded(workdir, trained, name):
     """A run as `load_run` gives it; its workdir holds nothing."""
-    split = Split(subjects.images(30)[..., :1], subjects.labels(30))
-    dataset = Dataset("random", split, split, subjects.CLASSES, subjects.MEAN[:1], subjects.STD[:1])
+    split = Split(small_networks.images(30)[..., :1], small_networks.labels(30))
+    dataset = Dataset(
+        "random",
+        split,
+        split,
+        small_networks.CLASSES,
+        small_networks.MEAN[:1],
+        small_networks.STD[:1],
+    )
     config = default_config()
     config.model.name, config.compilation_cache = name, ""
     run = LoadedRun(
@@ -52,14 +59,14 @@ def quick_tradeoff(monkeypatch):
 
 @pytest.fixture
 def routed(monkeypatch, tmp_path):
-    run = loaded(tmp_path, subjects.network(channels=1), "Small-2-CC")
+    run = loaded(tmp_path, small_networks.network(channels=1), "Small-2-CC")
     monkeypatch.setattr(figures, "load_run", lambda workdir, checkpoint: run)
     return tmp_path
 
 
 @pytest.fixture
 def unrouted(monkeypatch, tmp_path):
-    run = loaded(tmp_path, subjects.without_routers(channels=1), "Small")
+    run = loaded(tmp_path, small_networks.without_routers(channels=1), "Small")
     monkeypatch.setattr(figures, "load_run", lambda workdir, checkpoint: run)
     return tmp_path
 
@@ -118,7 +125,11 @@ def test_images_that_were_held_out_are_called_so(routed, capsys, monkeypatch):
     monkeypatch.setattr(Figure, "savefig", saved)
     run("--only=routes,maximize,ablation", "--steps=1", "--html")
     assert not [text for text in written if re.search(r"\btest\b", text)]
-    for words in ("held-out image 0: ", "the best held-out image", "change of the held-out error"):
+    for words in (
+        "held-out image 0: ",
+        "highest of a held-out image",
+        "change of the held-out error",
+    ):
         assert any(words in text for text in written), words
     page = (routed / "figures" / "report.html").read_text()
     assert "Routes of the held-out images" in page
@@ -127,7 +138,7 @@ def test_images_that_were_held_out_are_called_so(routed, capsys, monkeypatch):
     assert json.loads(data)["explorer"]["images"]["kind"] == "held-out"
     capsys.readouterr()
     said = refusal(figures, ["--workdir=RUN", "--images=30"], capsys, monkeypatch)
-    assert "30 is none of the held-out images, 0 to 29" in said
+    assert "30 is not in the held-out images 0 to 29" in said
 
 
 def test_pictures_of_ones_own_need_no_data(routed, monkeypatch):
@@ -152,18 +163,18 @@ def test_a_network_without_routers_has_what_it_can_have(unrouted, capsys):
     [
         (["--only=rutes"], "no figure 'rutes'; choose routes"),
         (["--only="], "no figure ''"),
-        (["--gates=9:1-1"], "of router 9; there are 1 to 2"),
-        (["--gates=all"], "'all' is no gate; 2:1-2 is"),
+        (["--gates=9:1-1"], "does not exist; the network has the routers 1 to 2"),
+        (["--gates=all"], "'all' is not a gate; write 2:1-2"),
         (["--classes=dog"], "no class 'dog'"),
-        (["--images=30"], "30 is none of the test images, 0 to 29"),
+        (["--images=30"], "30 is not in the test images 0 to 29"),
         (["--images=nowhere.png"], "nowhere.png cannot be read (No such file"),
-        (["--layers=stage_9"], "'stage_9' is no layer"),
+        (["--layers=stage_9"], "'stage_9' is not a layer"),
         (["--limit=0"], "--limit=0 must be at least 1"),
         (["--html_images=0"], "--html_images=0 must be at least 1"),
         (["--steps=few"], "invalid int value: 'few'"),
         (["--out=FILE/figures"], "cannot be written"),
         (["--out=/proc"], "--out: /proc cannot be written"),
-        (["--out=dangling"], "is a link to gone, which is not there"),
+        (["--out=dangling"], "is a broken link to gone; fix or remove it"),
         (["--out=hf://b/figures"], "no access to hf://"),
         (["--images=~nobody_here/x.png"], "no such home folder"),
         (["--frames=3"], "unrecognized arguments"),

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-import subjects
+import small_networks
 
 from multipath_jax.figures import maximize
 from multipath_jax.figures.selectors import GateIndex
@@ -14,11 +14,11 @@ ASCENT = maximize.Ascent(steps=20)
 
 @pytest.fixture(scope="module")
 def made():
-    return maximize.synthesize(subjects.network(), GATES, (8, 8, 2), ASCENT)
+    return maximize.synthesize(small_networks.network(), GATES, (8, 8, 2), ASCENT)
 
 
 def test_the_ascent_raises_every_score_above_any_random_image(made):
-    found = observe(subjects.network(), subjects.images(50))
+    found = observe(small_networks.network(), small_networks.images(50))
     assert (made.after > made.before).all()
     for gate, score in zip(GATES, made.after, strict=True):
         scores = found.routers[gate.router - 1].relevance[gate.input - 1, :, gate.output - 1]
@@ -26,7 +26,7 @@ def test_the_ascent_raises_every_score_above_any_random_image(made):
 
 
 def test_the_scores_are_those_of_the_images_as_they_are_stored(made):
-    found = observe(subjects.network(), made.images)
+    found = observe(small_networks.network(), made.images)
     for number, gate in enumerate(GATES):
         relevance = found.routers[gate.router - 1].relevance
         score = relevance[gate.input - 1, number, gate.output - 1]
@@ -34,7 +34,7 @@ def test_the_scores_are_those_of_the_images_as_they_are_stored(made):
 
 
 def test_the_same_seed_makes_the_same_images_and_another_seed_others(made):
-    network = subjects.network()
+    network = small_networks.network()
     again = maximize.synthesize(network, GATES, (8, 8, 2), ASCENT)
     np.testing.assert_array_equal(again.images, made.images)
     other = maximize.synthesize(network, GATES, (8, 8, 2), maximize.Ascent(steps=20, seed=1))
@@ -42,7 +42,7 @@ def test_the_same_seed_makes_the_same_images_and_another_seed_others(made):
 
 
 def test_a_penalty_keeps_the_image_near_the_mean_colour(made):
-    network = subjects.network()
+    network = small_networks.network()
     faint = maximize.synthesize(network, GATES, (8, 8, 2), maximize.Ascent(steps=20, penalty=1e6))
     sizes = [np.square(network.prepare(one.images)).mean() for one in (faint, made)]
     assert sizes[0] < sizes[1] / 4
@@ -55,7 +55,7 @@ def test_extremes_come_in_order():
 
 
 def test_fewer_images_than_shown_are_all_shown(made):
-    found = observe(subjects.network(), subjects.images(4))
+    found = observe(small_networks.network(), small_networks.images(4))
     maxima = maximize.maxima(found, GATES, made)
     assert [len(one.highest) for one in maxima] == [4, 4, 4]
     gates = found.routers[1].gates

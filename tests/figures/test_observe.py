@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-import subjects
+import small_networks
 
 from multipath_jax.gates import observe, outline
 from multipath_jax.layers import CrossConnect, OneToMany
@@ -14,7 +14,7 @@ from multipath_jax.layers import CrossConnect, OneToMany
 
 @pytest.mark.parametrize("kind", ["CC", "CP"])
 def test_the_outline_is_that_of_the_layers_in_their_order(kind):
-    found = outline(subjects.network(kind), (8, 8, 2))
+    found = outline(small_networks.network(kind), (8, 8, 2))
     assert found.routers == ("router_1", "router_2")
     assert found.gates == ((1, 2), (2, 2))
     assert found.stacks == (("stem",), ("stage_1",), ("dense_1",))
@@ -37,17 +37,17 @@ def test_routers_within_modules_are_found_in_the_order_of_their_calls():
             x = OneToMany(2, name="alone")(nn.relu(x)).mean((0, 2, 3))
             return nn.Dense(3, name="head")(x)
 
-    trained = subjects.initialized(Outer(), channels=2)
+    trained = small_networks.initialized(Outer(), channels=2)
     found = outline(trained, (8, 8, 2))
     assert found.routers == ("inner/z_first", "inner/a_second", "alone")
     assert found.stacks == (("conv",), (), (), ("head",))
-    routers = observe(trained, subjects.images()).routers
+    routers = observe(trained, small_networks.images()).routers
     assert [router.gates.shape for router in routers] == [(1, 11, 2), (2, 11, 3), (1, 11, 2)]
 
 
 @pytest.mark.parametrize("batch_size", [4, 250])
 def test_every_image_is_observed_once_at_any_batch_size(batch_size):
-    trained, images = subjects.network(paths=3), subjects.images()
+    trained, images = small_networks.network(paths=3), small_networks.images()
     found = observe(trained, images, batch_size)
     apply = jax.jit(partial(trained.model.apply, train=False, mutable=["intermediates"]))
     logits, recorded = apply(trained.variables, trained.prepare(images))
@@ -65,12 +65,12 @@ def test_every_image_is_observed_once_at_any_batch_size(batch_size):
 
 
 def test_vectors_have_the_gates_of_an_image_in_a_row():
-    router = observe(subjects.network(paths=3), subjects.images()).routers[1]
+    router = observe(small_networks.network(paths=3), small_networks.images()).routers[1]
     assert router.vectors.shape == (11, 9)
     np.testing.assert_array_equal(router.vectors[4, 5], router.gates[1, 4, 2])
 
 
 def test_a_network_without_routers_gives_logits_only():
-    found = observe(subjects.without_routers(), subjects.images())
+    found = observe(small_networks.without_routers(), small_networks.images())
     assert found.routers == ()
     assert found.logits.shape == (11, 3)

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-import subjects
+import small_networks
 from etils import epath
 
 from multipath_jax.config.keys import default_config
@@ -20,7 +20,7 @@ from multipath_jax.runs import LoadedRun
 from multipath_jax.training.hooks import METRICS_FILE
 
 CLASSES = ("ant", "<b>bee</b> & {{data}}", "</script><script>document.title = 'broken'</script>")
-IMAGES, LABELS = subjects.images(60), subjects.labels(60)
+IMAGES, LABELS = small_networks.images(60), small_networks.labels(60)
 BINS = 20
 # The page keeps numbers in steps of 1/65,535 and prints gates to 3 places, distances to 4.
 GATE, DISTANCE = 0.0006, 0.0002
@@ -73,7 +73,7 @@ def as_run(trained, workdir):
     config.model.name, config.dataset.name = "Tiny", "<noise>"
     shape, none = (8, 8, 2), Examples(0, "")
     description = Description(
-        "noise", CLASSES, shape, shape, "uint8", subjects.MEAN, subjects.STD, none, none
+        "noise", CLASSES, shape, shape, "uint8", small_networks.MEAN, small_networks.STD, none, none
     )
     lines = (json.dumps(measured(epoch)) + "\n" for epoch in range(1, 5))
     (workdir / METRICS_FILE).write_text("".join(lines))
@@ -82,7 +82,7 @@ def as_run(trained, workdir):
 
 @pytest.fixture(scope="module")
 def observation():
-    return observe(subjects.network(), IMAGES)
+    return observe(small_networks.network(), IMAGES)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def write(tmp_path_factory, observation):
     """Writes a page of the network with so many of the images; gives its address."""
 
     def page(count=60):
-        folder, trained = tmp_path_factory.mktemp("run"), subjects.network()
+        folder, trained = tmp_path_factory.mktemp("run"), small_networks.network()
         run = as_run(trained, folder)
         explored = Explored(
             outline(trained, (8, 8, 2)), observation, Split(IMAGES, LABELS), CLASSES
@@ -314,7 +314,7 @@ def test_facts_and_curves(page):
 
 
 def test_facts_of_a_run_on_held_out_images_and_beyond_the_paper(tmp_path):
-    run = as_run(subjects.without_routers(), tmp_path)
+    run = as_run(small_networks.without_routers(), tmp_path)
     run.config.update_from_flattened_dict(
         {
             "dataset.holdout": 50,
@@ -363,7 +363,7 @@ def test_fewer_images_than_the_split_has(browser, write):
 
 
 def test_a_network_without_routers_has_no_explorer(browser, tmp_path):
-    run = as_run(subjects.without_routers(), tmp_path)
+    run = as_run(small_networks.without_routers(), tmp_path)
     write_page(tmp_path / "report.html", run, None, [])
     page = Page(browser, (tmp_path / "report.html").as_uri())
     assert page.one("#explorer").text.endswith("This network has no routers.")

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-import subjects
+import small_networks
 from command_line import refusal
 from matplotlib.figure import Figure
 from test_figures_main import loaded
@@ -40,7 +40,7 @@ def test_routes_are_counted_by_class():
         made_up([0] * 10 + [1] * 10, [0] * 8 + [1] * 2 + [0] * 9 + [1]), labels, NAMES
     )
     assert found.possible == 4
-    rows = [(row.name, row.images, row.routes, row.carry_most) for row in found.taken]
+    rows = [(row.name, row.images, row.routes, row.most) for row in found.taken]
     # 9, 8, 2 and 1 images: 19 of 20 take three routes, and 18 is 90 %.
     assert rows == [("all", 20, 4, 3), ("ant", 10, 2, 2), ("cat", 10, 2, 1)]
     whole, first, second = found.information
@@ -96,9 +96,9 @@ def test_routes_draw_only_what_is_active():
 
 @pytest.fixture
 def discrete(monkeypatch, tmp_path):
-    soft = subjects.network(channels=1).model
+    soft = small_networks.network(channels=1).model
     layers = (x.clone(k=1) if isinstance(x, CrossConnect) else x for x in soft.layers)
-    trained = subjects.initialized(MultiPath(tuple(layers)), 1)
+    trained = small_networks.initialized(MultiPath(tuple(layers)), 1)
     run = loaded(tmp_path, trained, "Small-2-CC")
     monkeypatch.setattr(figures, "load_run", lambda workdir, checkpoint: run)
     return tmp_path
@@ -114,8 +114,8 @@ def test_the_program_draws_a_discrete_network(discrete, capsys, monkeypatch):
 
 
 def test_a_soft_network_has_no_paths_to_count(monkeypatch, tmp_path, capsys):
-    run = loaded(tmp_path, subjects.network(channels=1), "Small-2-CC")
+    run = loaded(tmp_path, small_networks.network(channels=1), "Small-2-CC")
     monkeypatch.setattr(figures, "load_run", lambda workdir, checkpoint: run)
-    assert observe(run, subjects.images(3)[..., :1]).routers[0].chosen is None
+    assert observe(run, small_networks.images(3)[..., :1]).routers[0].chosen is None
     said = refusal(figures, ["--workdir=RUN", "--only=paths"], capsys, monkeypatch)
     assert "no figure paths: Small-2-CC is not discrete" in said

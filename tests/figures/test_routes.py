@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-import subjects
+import small_networks
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -51,18 +51,18 @@ def test_routes_of_any_network_fit_the_width_of_a_page(tmp_path, found):
 
 
 def test_captions_say_what_the_network_takes_the_image_for():
-    trained, images = subjects.network(channels=1), subjects.images(3)[..., :1]
-    found = routes.trace(trained, images, ["a", "b", "c"], subjects.CLASSES)
+    trained, images = small_networks.network(channels=1), small_networks.images(3)[..., :1]
+    found = routes.trace(trained, images, ["a", "b", "c"], small_networks.CLASSES)
     best = found.observation.logits.argmax(axis=1)
     for name, number, caption in zip("abc", best, found.captions, strict=True):
-        assert caption.startswith(f"{name}; taken for {subjects.CLASSES[number]} (")
+        assert caption.startswith(f"{name}; predicted {small_networks.CLASSES[number]} (")
 
 
 def test_captions_of_any_kind_are_drawn_as_they_are(tmp_path):
-    trained, images = subjects.network(channels=1), subjects.images(1)[..., :1]
+    trained, images = small_networks.network(channels=1), small_networks.images(1)[..., :1]
     name = os.fsdecode(b"$a$ caf\xe9 \xe7\x8c\xab.png")
     found = routes.trace(trained, images, [name], ("$x$", "_", "猫"))
-    assert found.captions[0].startswith(r"$a$ caf\xe9 猫.png; taken for ")
+    assert found.captions[0].startswith(r"$a$ caf\xe9 猫.png; predicted ")
     routes.draw(tmp_path / "routes.png", found)
     axes = Figure().subplots()
     routes._Strip(axes, routes._Plan(found), found, 0).draw()

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-import subjects
+import small_networks
 
 from multipath_jax.figures import weights
 from multipath_jax.gates import outline
@@ -30,19 +30,19 @@ def test_the_distance_is_that_of_kolmogorov_and_smirnov():
     ],
 )
 def test_layers_of_parallel_paths_are_found_in_order(kind, expected):
-    trained = subjects.network(kind)
+    trained = small_networks.network(kind)
     found = weights.parallel_layers(trained.variables["params"], outline(trained, (8, 8, 2)))
     assert found == expected
 
 
 def test_one_path_has_nothing_to_compare():
-    trained = subjects.without_routers()
+    trained = small_networks.without_routers()
     found = weights.parallel_layers(trained.variables["params"], outline(trained, (8, 8, 2)))
     assert found == []
 
 
 def test_three_paths_have_three_distances_each_from_its_own_kernels():
-    trained, name = subjects.network(paths=3), "stage_1/conv_1/conv"
+    trained, name = small_networks.network(paths=3), "stage_1/conv_1/conv"
     kernel = np.array(trained.variables["params"]["stage_1"]["conv_1"]["conv"]["kernel"])
     kernel[1] *= 3
     kernel[2] = kernel[0]
@@ -59,7 +59,7 @@ def test_three_paths_have_three_distances_each_from_its_own_kernels():
 
 
 def test_an_untrained_network_is_as_far_from_itself_as_it_says():
-    fresh = subjects.network(seed=5)
+    fresh = small_networks.network(seed=5)
     (found,) = weights.layer_weights(fresh, ["stage_1/conv_1/conv"], (8, 8, 2), seed=5)
     assert found.untrained == pytest.approx(found.distance, abs=1e-6)
     (other,) = weights.layer_weights(fresh, ["stage_1/conv_1/conv"], (8, 8, 2), seed=6)

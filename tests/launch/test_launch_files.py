@@ -9,11 +9,11 @@ import tomllib
 import types
 from pathlib import Path
 
-import pytest
 import fakes
+import pytest
 import yaml
-from jax._src.clusters import k8s_cluster
 from fakes import LAUNCH, ROOT, Fakes, wait_until
+from jax._src.clusters import k8s_cluster
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 

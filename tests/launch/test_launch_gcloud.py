@@ -7,8 +7,8 @@ import shlex
 import shutil
 import subprocess
 
-import pytest
 import fakes
+import pytest
 from fakes import LAUNCH, ROOT, Fakes
 
 FLAGS = ["--", "--config=cifar:BaseCNN-2-CC", "--workdir=gs://my-bucket/runs/cifar"]
@@ -198,12 +198,12 @@ def test_data_is_copied_to_the_bucket(programs, tmp_path, parts):
         (["data"], "from where to where?"),
         (["data", "gs://b"], "gs://b is not like gs://BUCKET/FOLDER"),
         (["data", "s3://b/d"], "s3://b/d is not like gs://BUCKET/FOLDER"),
-        (["nowhere", "gs://b/d"], "nowhere is no folder"),
+        (["nowhere", "gs://b/d"], "nowhere is not a folder"),
         (
             ["empty", "gs://b/d"],
-            "empty holds no prepared data set: python -m multipath_jax.prepare",
+            "empty has no prepared data set: python -m multipath_jax.prepare",
         ),
-        (["--delete", "data", "gs://b/d"], "what is '--delete'?"),
+        (["--delete", "data", "gs://b/d"], "unknown argument '--delete'"),
         (["data", "gs://b/d"], "gcloud is not installed"),
     ],
 )

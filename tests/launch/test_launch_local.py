@@ -3,8 +3,8 @@
 import signal
 import time
 
-import pytest
 import fakes
+import pytest
 from fakes import LAUNCH, Fakes, alive, wait_until
 
 SCRIPT = LAUNCH / "local.sh"
@@ -153,9 +153,9 @@ def test_help_is_the_header(programs):
         ([], "how many processes?"),
         (["0"], "N=0: a whole number from 1"),
         (["2x"], "N=2x: a whole number from 1"),
-        (["-1"], "what is '-1'?"),
+        (["-1"], "unknown argument '-1'"),
         (["2", "3"], "how many processes, 2 or 3?"),
-        (["2", "--config=x"], "what is '--config=x'?"),
+        (["2", "--config=x"], "unknown argument '--config=x'"),
         (["2", "--devices-per-process=0"], "--devices-per-process=0: a whole number"),
         (["2", "--gpus-per-process=two"], "--gpus-per-process=two: a whole number"),
         (["2", "--grace=-1"], "--grace=-1: a whole number"),

@@ -4,8 +4,8 @@ import os
 import re
 import signal
 
-import pytest
 import fakes
+import pytest
 from fakes import LAUNCH, Fakes, wait_until
 
 SCRIPT = LAUNCH / "slurm.sbatch"

@@ -54,5 +54,5 @@ def test_kernels_begin_with_the_variance_of_he_normal():
 
 
 def test_channels_that_no_tiles_fill_are_refused():
-    with pytest.raises(ValueError, match="4 to 6 channels, not multiples of 16"):
+    with pytest.raises(ValueError, match="4 input and 6 output channels must be multiples of 16"):
         HyperConv(6, KernelGenerator()).init(jax.random.key(0), X)

@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from multipath_jax import layers
-from multipath_jax.layers import spread
+from multipath_jax.layers import sharding
 
 PATHS, BATCH = 2, 4
 KEY = jax.random.key(0)
@@ -86,7 +86,7 @@ def in_a_shard_map(how, layer, variables, x):
     out = ((batch_spec(y), PartitionSpec()), (PartitionSpec(), batch_spec(x)))
 
     def local(variables, x):
-        with spread.over_devices("data", None):
+        with sharding.over_devices("data", None):
             return run(layer, variables, x)
 
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))

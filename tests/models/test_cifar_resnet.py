@@ -126,12 +126,12 @@ def test_any_depth_of_the_right_form_exists():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("ResNet21", r"ResNet21: the depth is 6k\+2 .* such as 20"),
+        ("ResNet21", r"ResNet21: the depth must be 6k\+2 .* such as 20"),
         ("ResNet2", r"such as 8"),
         ("ResNet33-2-CC", r"6k\+2"),
-        ("WRN-41-2", r"WRN-41-2: the depth is 6k\+4 .* such as 40"),
-        ("SEResNet111", r"SEResNet111: the depth is 6k\+2"),
-        ("ResNet20-0-CC", "paths and classes start at one"),
+        ("WRN-41-2", r"WRN-41-2: the depth must be 6k\+4 .* such as 40"),
+        ("SEResNet111", r"SEResNet111: the depth must be 6k\+2"),
+        ("ResNet20-0-CC", "needs at least 1 path and 1 class"),
         ("ResNet164-2-CC", "no network"),
         ("ResNet50-2-CP", "no network"),
     ],

@@ -42,10 +42,10 @@ def network(k, stem=False, **choice):
     ("k", "choice"),
     [
         (1, {}),
-        (1, {"kept": "factor"}),
+        pytest.param(1, {"kept": "factor"}, marks=pytest.mark.slow),
         (2, {"estimator": "gumbel"}),
-        (None, {}),
-        (2, {"soft_steps": 1}),
+        pytest.param(None, {}, marks=pytest.mark.slow),
+        pytest.param(2, {"soft_steps": 1}, marks=pytest.mark.slow),
     ],
 )
 def test_gathered_is_masked(k, choice):
@@ -62,7 +62,7 @@ def test_gathered_is_masked(k, choice):
         assert 13 * k <= sum(gathered.work.loads[1]) <= 13 * N
 
 
-@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("k", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_one_image_and_none(k):
     model, variables = network(k)
     gathered = Gathered(model, variables)
@@ -110,5 +110,5 @@ def test_programs_are_compiled_once():
 
 def test_other_routers_are_refused():
     model = MultiPath((Share(2, name="share"), DenseLayer(3, name="dense")))
-    with pytest.raises(UserError, match="routers are all cross-connections"):
+    with pytest.raises(UserError, match="routers are all CrossConnect"):
         Gathered(model, {})

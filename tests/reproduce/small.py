@@ -1,4 +1,8 @@
-"""`multipath_jax.reproduce` as a program, with a network of the tests in place of every other."""
+"""`multipath_jax.reproduce` as a program, with a network of the tests in place of the paper's.
+
+Campaigns train the rows of the paper's tables, by name: the table of networks has the small one
+under such names.
+"""
 
 import pathlib
 import sys
@@ -7,10 +11,14 @@ sys.path.append(str(pathlib.Path(__file__).parents[1] / "training"))
 
 import tiny
 
+from multipath_jax.models import registry
+from multipath_jax.models.family import Family
+
+FAMILIES = (Family("BaseCNN|WideCNN", tiny.Tiny, ()), *registry.FAMILIES)
+
 if __name__ == "__main__":
     from multipath_jax.reproduce.__main__ import main
-    from multipath_jax.training import setup
     from multipath_jax.utils import cli
 
-    setup.create_model = tiny.create_model
+    registry.FAMILIES = FAMILIES
     cli.run(main)

@@ -9,22 +9,23 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import small
 from etils import epath
-from small import tiny
 from workdirs import lines
 
 from multipath_jax import checkpoints
 from multipath_jax.errors import Failure, UserError
-from multipath_jax.models import paper
+from multipath_jax.models import paper, registry
 from multipath_jax.reproduce import campaign as campaign_lib
 from multipath_jax.reproduce import tables
 from multipath_jax.reproduce.__main__ import main
 from multipath_jax.reproduce.ledger import Ledger
-from multipath_jax.training import loop, setup
 from multipath_jax.training.hooks import METRICS_FILE
+from multipath_jax.training.run import Result
+from multipath_jax.trials import train_trials
 from multipath_jax.utils.stopping import Stopping
 
 CLOCK = {"wall_seconds", "images_per_second", "date"}  # what differs from run to run
@@ -37,14 +38,17 @@ TOTAL = 66  # six epochs of eleven batches of 128
 @pytest.fixture(scope="module", autouse=True)
 def tiny_model():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setup, "create_model", tiny.create_model)
+        patch.setattr(registry, "FAMILIES", small.FAMILIES)
         yield
 
 
-@pytest.fixture
-def three_steps(monkeypatch):
-    """A run looks up after every three steps."""
-    monkeypatch.setattr(loop.Pace, "steps", lambda _, limit: min(limit, 3))
+train_by_threes = partial(train_trials, steps_per_call=3)
+
+
+def signalled(number, *arguments):
+    """A run to which a signal comes before its first three steps."""
+    signal.raise_signal(number)
+    return train_by_threes(*arguments)
 
 
 def command(folder, data_dir, *more, rows="BaseCNN", trials=1):
@@ -167,7 +171,7 @@ def test_only_the_seeds_that_are_open_are_trained(undisturbed, data_dir, tmp_pat
 
     def train_trials(config, workdir, should_stop):
         asked.append((config.seed, config.trials, os.fspath(workdir)))
-        return [loop.Result(TOTAL, TOTAL, {}, None, [])] * config.trials
+        return [Result(TOTAL, TOTAL, {}, None, [])] * config.trials
 
     monkeypatch.setattr(campaign_lib, "train_trials", train_trials)
     main(command(folder, data_dir, trials=3))
@@ -175,11 +179,11 @@ def test_only_the_seeds_that_are_open_are_trained(undisturbed, data_dir, tmp_pat
     assert asked == [(1, 2, os.fspath(workdir.parent))]
 
 
-@pytest.mark.usefixtures("three_steps")
 @pytest.mark.slow
 def test_spent_minutes_stop_at_a_checkpoint_and_the_same_command_goes_on(
     undisturbed, data_dir, tmp_path, monkeypatch, capsys
 ):
+    monkeypatch.setattr(campaign_lib, "train_trials", train_by_threes)
     for lookups in (6, 3):
         asked = itertools.count()
         with monkeypatch.context() as patch:
@@ -187,7 +191,9 @@ def test_spent_minutes_stop_at_a_checkpoint_and_the_same_command_goes_on(
             patch.setattr(Stopping, "budget_spent", spent)
             assert main(command(tmp_path, data_dir, "--minutes=60")) == 3
         last = capsys.readouterr().out.splitlines()[-1]
-        assert last.startswith("0 of 1 trials are done; the minutes are spent; the same command")
+        assert last.startswith(
+            "0 of 1 trials are done; the time limit is reached; rerun the command"
+        )
         assert ledger(tmp_path) == []
     assert "BaseCNN, CIFAR-10, seed 0, at step " in last
     assert last.endswith(f" of {TOTAL}")
@@ -198,16 +204,14 @@ def test_spent_minutes_stop_at_a_checkpoint_and_the_same_command_goes_on(
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_stop_at_a_checkpoint(data_dir, tmp_path, monkeypatch, capsys, number, status):
-    def steps(_, limit):
-        signal.raise_signal(number)
-        return 3
-
-    monkeypatch.setattr(loop.Pace, "steps", steps)
+    monkeypatch.setattr(campaign_lib, "train_trials", partial(signalled, number))
     assert main(command(tmp_path, data_dir)) == status
     printed = capsys.readouterr().out
     assert "stopped at step 3" in printed
     name = signal.Signals(number).name
-    assert f"stopped by {name}; the same command goes on with BaseCNN" in printed.splitlines()[-1]
+    assert (
+        f"stopped by {name}; rerun the command to resume with BaseCNN" in printed.splitlines()[-1]
+    )
 
 
 @pytest.mark.slow
@@ -243,7 +247,9 @@ def test_a_ledger_without_room_is_one_line(undisturbed, data_dir, tmp_path, monk
     (folder / "results" / "ledger.jsonl").unlink()
     with monkeypatch.context() as patch:
         patch.setattr("os.write", lambda *_: 3)  # bytes of the line
-        with pytest.raises(Failure, match="part of the line only; the same command goes on when"):
+        with pytest.raises(
+            Failure, match="only a part of the line was written; free disk space and rerun"
+        ):
             main(command(folder, data_dir))
     assert ledger(folder) == []
     assert main(command(folder, data_dir)) == 0
@@ -323,14 +329,10 @@ def test_a_trial_by_our_recipe_goes_on_after_a_signal_and_is_entered_apart(
     shutil.copytree(undisturbed, folder)
     ours = command(folder, data_dir, "--recipe=fast", "--set=dataset.alternate_flip=False")
 
-    def steps(_, limit):
-        signal.raise_signal(signal.SIGTERM)
-        return 3
-
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Pace, "steps", steps)
+        patch.setattr(campaign_lib, "train_trials", partial(signalled, signal.SIGTERM))
         assert main(ours) == 143
-    assert "goes on with BaseCNN, CIFAR-10, fast recipe" in capsys.readouterr().out
+    assert "resume with BaseCNN, CIFAR-10, fast recipe" in capsys.readouterr().out
     assert len(ledger(folder)) == 1
     assert main(ours) == 0
     before, line = ledger(folder)

@@ -145,7 +145,7 @@ def test_what_is_no_trial_is_named_once_passed_over_and_kept(ledger, capsys, spo
     assert ledger.lines() == [first]
     assert ledger.append(second)
     assert ledger.lines() == [first, second]
-    assert capsys.readouterr().err.count("is no trial, and is left out") == 1
+    assert capsys.readouterr().err.count("is not a trial, and is ignored") == 1
     assert spoilt in ledger.path.read_bytes().splitlines()
     assert Ledger(ledger.path.parent / "none").lines() == []
 
@@ -155,4 +155,4 @@ def test_a_trial_without_its_error_is_none(ledger, capsys):
     del broken["final_error"]
     ledger.append(broken)
     assert ledger.lines() == []
-    assert "is no trial" in capsys.readouterr().err
+    assert "is not a trial" in capsys.readouterr().err

@@ -86,8 +86,8 @@ def test_the_page_has_both_recipes_beside_the_paper(tmp_path, monkeypatch):
     assert written[1].read_bytes().startswith(b"\x89PNG")
     text = page.read_text()
     assert "](../results/errors.png)" in text
-    assert "Of 26 errors we have 1 by the protocol and 1 by the fast recipe." in text
-    assert "Of 34 errors we have 0 by the protocol.\n" in text.partition("## Table 4")[2]
+    assert "Errors measured, of 26: 1 with the protocol, 1 with the fast recipe." in text
+    assert "Errors measured, of 34: 0 with the protocol.\n" in text.partition("## Table 4")[2]
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line[:1] == "|"]
     (base,) = [cells for cells in rows if cells[:2] == ["BaseCNN", "CIFAR-10"]]
     assert base[2:7] == ["9.26", "9.00", "10.00 ± 1.41", "2", "1:30, a device, float32"]

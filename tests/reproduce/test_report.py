@@ -166,9 +166,9 @@ def test_the_picture_has_the_papers_points_and_ours():
         "Table 3: CIFAR-100",
     ]
     assert [len(panel) for panel in panels.values()] == [21, 19, 15]
-    (ours,) = [point for point in panels["Table 2: CIFAR-10"] if point.spread]
+    (ours,) = [point for point in panels["Table 2: CIFAR-10"] if point.trials]
     assert (ours.label, ours.params, ours.error) == ("BaseCNN", 1.234567, 9.0)
-    assert ours.spread == (9.25, pytest.approx(0.25))
+    assert ours.trials == (9.25, pytest.approx(0.25))
     looks = [style[:2] for style in FAMILIES.values()]
     assert all(len(set(column)) == len(FAMILIES) for column in zip(*looks, strict=True))
 

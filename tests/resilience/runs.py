@@ -9,6 +9,7 @@ import time
 ROOT = pathlib.Path(__file__).parents[2]
 
 RECIPE = {
+    "model.name": "Tiny",
     "dataset.shift": 1,
     "schedule.boundaries": "",
     "schedule.learning_rate": 0.3,
@@ -20,7 +21,7 @@ RECIPE = {
 
 
 class Program:
-    """`multipath_jax.main` with `tiny.Tiny` as its network."""
+    """`multipath_jax.main`, which knows `tiny.Tiny` by name."""
 
     def __init__(
         self, data_dir, workdir, environment=None, flags=(), seconds_a_step=None, **changes

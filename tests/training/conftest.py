@@ -6,13 +6,15 @@ import pytest
 import tiny
 from etils import epath
 
-from multipath_jax.training import setup
+from multipath_jax.models import registry
 
 
-@pytest.fixture
-def tiny_model(monkeypatch):
-    """Every name of a network is that of `tiny.Tiny`."""
-    monkeypatch.setattr(setup, "create_model", tiny.create_model)
+@pytest.fixture(scope="module")
+def tiny_by_name():
+    """The table of networks has `tiny.Tiny`, for trials and programs, which are given a name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "FAMILIES", tiny.FAMILIES)
+        yield
 
 
 @pytest.fixture

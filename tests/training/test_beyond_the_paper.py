@@ -14,10 +14,7 @@ from multipath_jax import checkpoints as ckpt
 from multipath_jax import main
 from multipath_jax.errors import UserError
 from multipath_jax.trainer import train
-from multipath_jax.training import loop
 from multipath_jax.training.setup import Setup
-
-pytestmark = pytest.mark.usefixtures("tiny_model")
 
 TOTAL = 10
 BEYOND = {
@@ -47,22 +44,20 @@ def recipe(data_dir, **changes):
 @pytest.fixture(scope="module")
 def undisturbed(data_dir, tmp_path_factory):
     """A run from start to end: its workdir, config and result."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("multipath_jax.training.setup.create_model", tiny.create_model)
-        workdir = epath.Path(tmp_path_factory.mktemp("undisturbed"))
-        config = recipe(data_dir, **BEYOND)
-        return workdir, config, train(config, workdir)
+    workdir = epath.Path(tmp_path_factory.mktemp("undisturbed"))
+    config = recipe(data_dir, **BEYOND)
+    return workdir, config, tiny.train(config, workdir)
 
 
-def test_a_run_that_stops_and_goes_on_is_the_same_run(undisturbed, workdir, monkeypatch):
+def test_a_run_that_stops_and_goes_on_is_the_same_run(undisturbed, workdir):
     """Stopped within the warm-up; the average is not yet that of the end."""
     whole, config, _ = undisturbed
-    monkeypatch.setattr(loop.Pace, "steps", lambda _, limit: min(limit, 3))
     calls = iter([False] * 2 + [True])
-    stopped = train(config, workdir, should_stop=lambda: next(calls))
+    stopped = tiny.train(config, workdir, should_stop=lambda: next(calls), steps_per_call=3)
     assert stopped.step == 3
-    train(config, workdir)
-    jax.tree.map(np.testing.assert_array_equal, final(workdir, config), final(whole, config))
+    tiny.train(config, workdir)
+    setup = tiny.make_setup(config)
+    jax.tree.map(np.testing.assert_array_equal, final(workdir, setup), final(whole, setup))
     assert lines(workdir) == lines(whole)
 
 
@@ -74,7 +69,8 @@ def test_a_run_begins_with_the_warm_up_and_ends_at_the_foot_of_the_cosine(undist
 
 def test_the_average_is_what_is_evaluated_kept_and_started_from(undisturbed):
     workdir, config, result = undisturbed
-    setup, state = Setup(config), final(workdir, config).state
+    setup = tiny.make_setup(config)
+    state = final(workdir, setup).state
     measured = setup.evaluate(state.average)
     assert result.test.items() >= measured.items()
     assert result.test.keys() - measured == {"flip_error", "flip_top5_error"}
@@ -89,8 +85,8 @@ def test_the_average_is_what_is_evaluated_kept_and_started_from(undisturbed):
     jax.tree.map(np.testing.assert_array_equal, started, best)
 
 
-def test_a_run_on_held_out_images_says_so_everywhere(data_dir, workdir, capsys):
-    config = recipe(data_dir, **{"dataset.holdout": 142})
+def test_a_run_on_held_out_images_says_so_everywhere(tiny_by_name, data_dir, workdir, capsys):
+    config = recipe(data_dir, **tiny.NAMED, **{"dataset.holdout": 142})
     result = train(config, workdir)
     assert result.evaluated == "held_out"
     setup = Setup(config)
@@ -114,7 +110,7 @@ def test_a_run_on_held_out_images_says_so_everywhere(data_dir, workdir, capsys):
     ("changes", "message"),
     [
         ({"accumulate": 3}, "among 3 micro-batches on 2 devices; use a multiple of 6"),
-        ({"schedule.kind": "cosine", "schedule.boundaries": "5 steps"}, "has no boundaries"),
+        ({"schedule.kind": "cosine", "schedule.boundaries": "5 steps"}, "takes no boundaries"),
         ({"schedule.warmup": "10 steps"}, "must end before"),
         ({"dataset.holdout": 1442}, "leaves none of the 1442 training images"),
     ],
@@ -123,16 +119,13 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     changes, message, data_dir, workdir
 ):
     with pytest.raises(UserError, match=message):
-        train(recipe(data_dir, **changes), workdir)
+        tiny.train(recipe(data_dir, **changes), workdir)
     assert not workdir.exists()
 
 
 @pytest.mark.parametrize("key", ["label_smoothing", "mixup", "cutmix"])
-def test_labels_of_a_network_with_another_loss_stay_as_they_are(
-    key, data_dir, workdir, monkeypatch
-):
-    monkeypatch.undo()  # of `tiny_model`
+def test_labels_of_a_network_with_another_loss_stay_as_they_are(key, data_dir, workdir):
     changes = {"model.name": "BaseCNN-Ensemble", key: 0.1}
-    with pytest.raises(UserError, match="has a loss of its own"):
+    with pytest.raises(UserError, match="defines its own loss"):
         train(recipe(data_dir, **changes), workdir)
     assert not workdir.exists()

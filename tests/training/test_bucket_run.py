@@ -15,16 +15,15 @@ from multipath_jax import checkpoints as ckpt
 from multipath_jax import export, predict
 from multipath_jax.figures import __main__ as figures
 from multipath_jax.runs import load_run
-from multipath_jax.trainer import train
 from multipath_jax.utils import filesystem, storage
 
 CHANGES = {"train_for": "6 steps", "schedule.boundaries": "", "checkpoint_every": "2 steps"}
 
 
 @pytest.fixture
-def run(bucket, data_dir, tiny_model):
+def run(bucket, data_dir):
     workdir = f"{bucket}/run"
-    train(tiny.tiny_config(data_dir, **CHANGES), workdir)
+    tiny.train(tiny.tiny_config(data_dir, **CHANGES), workdir)
     return workdir
 
 
@@ -33,25 +32,24 @@ def local_copy(address, folder):
     return folder
 
 
-@pytest.mark.usefixtures("tiny_model")
 def test_it_goes_on_restarts_and_is_evaluated(bucket, data_dir, tmp_path, capsys):
     config, workdir = tiny.tiny_config(data_dir, **CHANGES), f"{bucket}/run"
     looked = iter([False, True])
-    assert train(config, workdir, should_stop=lambda: next(looked)).step < 6
-    train(config, workdir)
+    assert tiny.train(config, workdir, should_stop=lambda: next(looked)).step < 6
+    tiny.train(config, workdir)
     assert f"of {workdir}" in capsys.readouterr().out.partition("resuming at step")[2]
-    train(config, tmp_path / "whole")
+    tiny.train(config, tmp_path / "whole")
     before = local_copy(workdir, tmp_path / "before")
     assert_same_end(before, tmp_path / "whole")
 
-    train(config, workdir, restart=True)
+    tiny.train(config, workdir, restart=True)
     assert f"what was here is now in {workdir}/earlier" in capsys.readouterr().out
     after = local_copy(workdir, tmp_path / "after")
     assert_same_end(after, before)
     assert_same_end(after / "earlier", before)
     assert {*os.listdir(after)} == {*os.listdir(before), "earlier"}
     assert {*os.listdir(after / "earlier")} == {*os.listdir(before)}
-    here, there = load_run(tmp_path / "whole"), load_run(workdir)
+    here, there = (load_run(at, model=tiny.Tiny()) for at in (tmp_path / "whole", workdir))
     assert here.evaluate() == there.evaluate()
 
 
@@ -79,7 +77,7 @@ def test_a_damaged_checkpoint_is_put_aside_in_the_bucket(run, data_dir, capsys):
     folder = f"{run}/checkpoints/{newest}"
     record = json.loads(storage.read(f"{folder}/record/record.json"))
     storage.write(f"{folder}/record/record.json", json.dumps(record | {"crc32": 0}).encode())
-    train(config, run)
+    tiny.train(config, run)
     said = capsys.readouterr().out
     assert f"the checkpoint of step {newest} is damaged" in said
     assert storage.names(f"{run}/damaged") == [str(newest)]

@@ -42,7 +42,7 @@ def test_every_key_is_read_by_something():
         ("seed", 2**32, "from 0"),
         ("init_from", "torchvision://resnet18", "no access to torchvision://"),
         ("dataset.data_dir", "hf://a/b", "no access to hf://"),
-        ("dataset.source", "gs://a/b", "only paths on this machine"),
+        ("dataset.source", "gs://a/b", "must be a path on this machine"),
         ("compilation_cache", "ftp://a", "no access to ftp://"),
         ("dataset.shift", -1, "at least 0"),
         ("dataset.size", -1, "at least 0"),
@@ -50,31 +50,31 @@ def test_every_key_is_read_by_something():
         ("dataset.workers", -1, "at least 0"),
         ("dataset.cutout", -1, "at least 0"),
         ("dataset.holdout", -1, "at least 0"),
-        ("dataset.shift_mode", "wrap", "none of zeros, reflect"),
+        ("dataset.shift_mode", "wrap", "one of zeros, reflect"),
         ("dataset.alternate_flip", True, "needs dataset.flip"),
         ("dataset.erase", 1.5, "from 0 to 1"),
         ("mixup", -0.2, "at least 0"),
         ("cutmix", float("nan"), "at least 0"),
         ("dataset.source", "photos", "needs dataset.size"),
         ("dataset.ten_crop", True, "needs dataset.crop"),
-        ("dtype", "float16", "none of auto, float32, bfloat16"),
-        ("dispatch", "scan", "none of"),
+        ("dtype", "float16", "one of auto, float32, bfloat16"),
+        ("dispatch", "scan", "one of"),
         ("trials", 0, "at least 1"),
         ("profile", "100", "write '100-110'"),
         ("profile", "110-100", "write '100-110'"),
-        ("tensorboard", "yes", "none of"),
+        ("tensorboard", "yes", "one of"),
         ("schedule.learning_rate", 0.0, "positive"),
         ("schedule.learning_rate", float("nan"), "positive"),
         ("schedule.factor", -0.1, "positive"),
         ("optimizer.momentum", 1.0, "below 1"),
         ("optimizer.weight_decay", -1e-4, "at least 0"),
-        ("train_for", "0 epochs", "is no duration"),
-        ("log_every", "often", "is no duration"),
-        ("schedule.boundaries", "80 epochs 150 epochs", "is no duration"),
+        ("train_for", "0 epochs", "is not a duration"),
+        ("log_every", "often", "is not a duration"),
+        ("schedule.boundaries", "80 epochs 150 epochs", "is not a duration"),
         ("model.options", "execution", "name=value"),
-        ("schedule.kind", "square", "none of step, cosine, linear"),
-        ("schedule.warmup", "5", "is no duration"),
-        ("schedule.warmup", "1 epoch, 2 epochs", "is no duration"),
+        ("schedule.kind", "square", "one of step, cosine, linear"),
+        ("schedule.warmup", "5", "is not a duration"),
+        ("schedule.warmup", "1 epoch, 2 epochs", "is not a duration"),
         ("label_smoothing", 1.0, "below 1"),
         ("label_smoothing", -0.1, "at least 0"),
         ("ema", 1.0, "below 1"),
@@ -92,7 +92,7 @@ def test_bad_values_are_refused_by_name(key, value, message):
 @pytest.mark.parametrize("kind", ["cosine", "linear"])
 def test_what_falls_to_zero_has_no_boundaries(kind):
     with pytest.raises(
-        UserError, match=rf"schedule.kind={kind} has no boundaries, but .*'80 epochs'"
+        UserError, match=rf"schedule.kind={kind} takes no boundaries, but .*'80 epochs'"
     ):
         config_lib.validate(changed(**{"schedule.kind": kind, "schedule.boundaries": "80 epochs"}))
 
@@ -110,7 +110,7 @@ def test_every_trial_has_a_seed():
 
 
 def test_a_folder_of_images_is_named():
-    with pytest.raises(UserError, match=r"where your images are: --config.dataset.source=DIR"):
+    with pytest.raises(UserError, match=r"set --config.dataset.source=DIR to your images"):
         config_lib.validate(changed(**{"dataset.name": "folder", "dataset.size": 256}))
 
 
@@ -131,7 +131,7 @@ def test_a_config_survives_its_file(tmp_path):
 def test_what_is_no_config_is_refused(tmp_path, text):
     path = tmp_path / "config.json"
     path.write_text(text)
-    with pytest.raises(UserError, match="is no config"):
+    with pytest.raises(UserError, match="is not a config"):
         config_lib.read_config(path)
 
 
@@ -141,7 +141,7 @@ def test_the_config_of_another_version_is_refused_by_its_keys(tmp_path):
     with pytest.raises(UserError) as caught:
         config_lib.read_config(path)
     assert "was written by another version" in str(caught.value)
-    assert "(schedule.drops, schedule.rate); go on with that version" in str(caught.value)
+    assert "(schedule.drops, schedule.rate); resume with that version" in str(caught.value)
 
 
 def test_differences_are_of_the_recipe():

@@ -22,12 +22,12 @@ from workdirs import final, lines
 from multipath_jax import checkpoints as ckpt
 from multipath_jax.checkpoints.fingerprint import fingerprint
 from multipath_jax.errors import UserError
-from multipath_jax.trainer import train
-from multipath_jax.training import hooks, loop, setup
+from multipath_jax.trainer import Trainer
+from multipath_jax.training import hooks, loop
 from multipath_jax.utils import storage
 
 pytestmark = [
-    pytest.mark.usefixtures("tiny_model", "collected"),
+    pytest.mark.usefixtures("collected"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
@@ -40,23 +40,18 @@ def recipe(data_dir, **changes):
 
 @pytest.fixture(scope="module")
 def whole(data_dir, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("multipath_jax.training.setup.create_model", tiny.create_model)
-        workdir = tmp_path_factory.mktemp("whole")
-        train(recipe(data_dir), workdir)
-        return final(workdir, recipe(data_dir))
+    workdir = tmp_path_factory.mktemp("whole")
+    tiny.train(recipe(data_dir), workdir)
+    return final(workdir, tiny.make_setup(recipe(data_dir)))
 
 
 @pytest.fixture(scope="module")
 def half(data_dir, tmp_path_factory):
     """A run with checkpoints at steps 7 and 9, of 22."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("multipath_jax.training.setup.create_model", tiny.create_model)
-        patch.setattr(loop.Pace, "steps", lambda _, limit: min(limit, 1))
-        workdir = tmp_path_factory.mktemp("half")
-        calls = iter([False] * 8 + [True])
-        train(recipe(data_dir), workdir, should_stop=lambda: next(calls))
-        return workdir
+    workdir = tmp_path_factory.mktemp("half")
+    calls = iter([False] * 8 + [True])
+    tiny.train(recipe(data_dir), workdir, should_stop=lambda: next(calls), steps_per_call=1)
+    return workdir
 
 
 @pytest.fixture
@@ -77,12 +72,14 @@ def stopped(half, workdir):
 )
 def test_a_damaged_checkpoint_is_gone_behind(data_dir, workdir, stopped, whole, damage, capsys):
     damage(stopped / "9")
-    train(recipe(data_dir), workdir)
+    tiny.train(recipe(data_dir), workdir)
     printed = capsys.readouterr().out
     assert "the checkpoint of step 9 is damaged" in printed
     assert "resuming at step 7 of" in printed
     assert [path.name for path in (workdir / ckpt.DAMAGED).iterdir()] == ["9"]
-    jax.tree.map(np.testing.assert_array_equal, final(workdir, recipe(data_dir)), whole)
+    jax.tree.map(
+        np.testing.assert_array_equal, final(workdir, tiny.make_setup(recipe(data_dir))), whole
+    )
 
 
 def test_a_run_begins_afresh_only_if_it_is_told_to(data_dir, workdir, stopped, whole, capsys):
@@ -90,16 +87,18 @@ def test_a_run_begins_afresh_only_if_it_is_told_to(data_dir, workdir, stopped, w
         flip(stopped / step)
     before = contents(workdir)
     with pytest.raises(UserError, match=r"step 7 is damaged .*has no other; --restart moves them"):
-        train(recipe(data_dir), workdir)
+        tiny.train(recipe(data_dir), workdir)
     assert contents(workdir) == before
-    train(recipe(data_dir), workdir, restart=True)
-    assert "beginning afresh; what was here is now in" in capsys.readouterr().out
+    tiny.train(recipe(data_dir), workdir, restart=True)
+    assert "starting from scratch; the previous files are now in" in capsys.readouterr().out
     after = contents(workdir)
     lock = workdir / storage.LOCK_FILE
     for path, content in before.items():
         moved = workdir / ckpt.EARLIER / path.relative_to(workdir)
         assert path == lock or after[moved] == content
-    jax.tree.map(np.testing.assert_array_equal, final(workdir, recipe(data_dir)), whole)
+    jax.tree.map(
+        np.testing.assert_array_equal, final(workdir, tiny.make_setup(recipe(data_dir))), whole
+    )
     assert [line["step"] for line in lines(workdir)] == [5, 10, 15, 20, 22]
 
 
@@ -122,7 +121,7 @@ def test_a_workdir_whose_checkpoints_are_all_in_damaged_is_refused(data_dir, wor
     stopped.rename(workdir / ckpt.DAMAGED)
     before = contents(workdir)
     with pytest.raises(UserError, match=r"has damaged checkpoints, in .*; --restart moves them"):
-        train(recipe(data_dir), workdir)
+        tiny.train(recipe(data_dir), workdir)
     assert contents(workdir) == before
 
 
@@ -131,33 +130,31 @@ def test_what_a_resumed_run_writes_again_is_kept_aside(data_dir, workdir, stoppe
     spoilt = [b'{"step": 8, "train/loss": 1.5}', b"<<<<<<< ours", b'{"step": 9, "tr']
     log.write_bytes(log.read_bytes() + b"\n" + b"\n".join(spoilt))
     flip(stopped / "9")
-    train(recipe(data_dir), workdir)
+    tiny.train(recipe(data_dir), workdir)
     assert dropped.read_bytes() == b"\n".join(spoilt) + b"\n"
     assert [line["step"] for line in lines(workdir)] == [5, 10, 15, 20, 22]
-    jax.tree.map(np.testing.assert_array_equal, final(workdir, recipe(data_dir)), whole)
+    jax.tree.map(
+        np.testing.assert_array_equal, final(workdir, tiny.make_setup(recipe(data_dir))), whole
+    )
 
 
-def test_a_checkpoint_of_another_network_is_not_called_damaged(
-    data_dir, workdir, stopped, monkeypatch
-):
+def test_a_checkpoint_of_another_network_is_not_called_damaged(data_dir, workdir, stopped):
     before = contents(workdir)
-    monkeypatch.setattr(setup, "create_model", lambda *_: tiny.Tiny(features=4))
+    narrower = Trainer(recipe(data_dir), model=tiny.Tiny(features=4))
     with pytest.raises(UserError, match=r"norm/mean is float32\[8\] there and float32\[4\] here"):
-        train(recipe(data_dir), workdir)
+        narrower.fit(workdir)
     assert contents(workdir) == before
 
 
 @pytest.fixture(scope="module")
 def two(data_dir, tmp_path_factory):
     """A workdir with checkpoints at steps 1 and 2, and the parts of its run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("multipath_jax.training.setup.create_model", tiny.create_model)
-        found = Setup(recipe(data_dir))
-        workdir = tmp_path_factory.mktemp("two")
-        with contextlib.closing(ckpt.Checkpoints(workdir)) as checkpoints:
-            for step in (1, 2):
-                checkpoints.save(step, found.fresh_carry(step), error=9.0 - step)
-        return workdir, found
+    found = tiny.make_setup(recipe(data_dir))
+    workdir = tmp_path_factory.mktemp("two")
+    with contextlib.closing(ckpt.Checkpoints(workdir)) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, found.fresh_carry(step), error=9.0 - step)
+    return workdir, found
 
 
 @pytest.fixture
@@ -253,7 +250,7 @@ def assert_refused(workdir, like, reason):
 @pytest.mark.parametrize("name", ["rbg", "unsafe_rbg"])
 def test_another_kind_of_random_numbers_is_refused(copy, data_dir, name):
     with setting("jax_default_prng_impl", name):
-        like = Setup(recipe(data_dir)).abstract_carry
+        like = tiny.make_setup(recipe(data_dir)).abstract_carry
         reason = f"jax_default_prng_impl is threefry2x32 there and {name} here"
         assert_refused(copy, like, rf"{reason}, training/state/rng is uint32\[2\] there and uint32")
 
@@ -283,7 +280,7 @@ def test_a_run_of_the_other_types_is_refused_without_them(two, workdir):
 
 def test_another_optimizer_is_refused(copy, two, data_dir):
     """Its state has no trace of momentum."""
-    like = Setup(recipe(data_dir, **{"optimizer.momentum": 0.0})).abstract_carry
+    like = tiny.make_setup(recipe(data_dir, **{"optimizer.momentum": 0.0})).abstract_carry
     reason = r"opt_state/1/0/trace/conv/bias is float32\[8\] there and missing here.*more differ"
     assert_refused(copy, like, reason)
 

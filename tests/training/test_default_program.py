@@ -13,11 +13,8 @@ from jax.extend import core
 from multipath_jax.evaluation.metrics import is_wrong
 from multipath_jax.training.metrics import TrainMetrics, routing_statistics
 from multipath_jax.training.optimizer import is_decayed
-from multipath_jax.training.setup import Setup
 from multipath_jax.training.state import AUGMENT, GATES
 from multipath_jax.training.step import Batch
-
-pytestmark = pytest.mark.usefixtures("tiny_model")
 
 BATCH, SHIFT = 16, 1
 # What a step may do beyond the paper, each with the keys that it needs.
@@ -38,7 +35,7 @@ BEYOND = {
 
 def made(data_dir, **changes):
     settings = {"dataset.flip": True, "dataset.shift": SHIFT, "batch_size": BATCH}
-    return Setup(tiny.tiny_config(data_dir, **settings | changes))
+    return tiny.make_setup(tiny.tiny_config(data_dir, **settings | changes))
 
 
 def operations(step, setup):
@@ -120,10 +117,8 @@ def plain_step(setup):
 
 @pytest.fixture(scope="module")
 def plain(data_dir):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("multipath_jax.training.setup.create_model", tiny.create_model)
-        setup = made(data_dir)
-        return operations(plain_step(setup), setup)
+    setup = made(data_dir)
+    return operations(plain_step(setup), setup)
 
 
 def test_with_every_key_off_the_step_is_the_plain_one(plain, data_dir):

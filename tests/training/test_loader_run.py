@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,15 +18,13 @@ from multipath_jax import checkpoints as ckpt
 from multipath_jax import trials
 from multipath_jax.errors import UserError
 from multipath_jax.runs import load_run
-from multipath_jax.trainer import train
-from multipath_jax.training import loop
-from multipath_jax.training.hooks import METRICS_FILE
+from multipath_jax.trainer import Trainer, train
 from multipath_jax.training.setup import Setup
 from multipath_jax.training.sources import Encoded
 
 TRAIN, TEST, BATCH, TOTAL = 42, 13, 8, 60  # twelve epochs of five batches
 
-RECIPE = {
+RECIPE = tiny.NAMED | {
     "dataset.name": "photos",
     "dataset.size": 32,
     "dataset.crop": 24,
@@ -43,7 +42,7 @@ RECIPE = {
     "checkpoint_every": "7 steps",
 }
 
-pytestmark = pytest.mark.usefixtures("tiny_model")
+pytestmark = pytest.mark.usefixtures("tiny_by_name")
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +57,11 @@ def recipe(folder, **changes):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(photo_dir, tmp_path_factory):
+def undisturbed(tiny_by_name, photo_dir, tmp_path_factory):
     """A run from start to end: its workdir, config and result."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("multipath_jax.training.setup.create_model", tiny.create_model)
-        workdir = tmp_path_factory.mktemp("undisturbed")
-        config = recipe(photo_dir)
-        return workdir, config, train(config, workdir)
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    config = recipe(photo_dir)
+    return workdir, config, train(config, workdir)
 
 
 def test_a_run_learns_and_measures_both_ways(undisturbed):
@@ -91,16 +88,14 @@ def test_what_comes_after_training_sees_the_center_crops(undisturbed):
     assert run.logits(split.images).shape == (3, run.description.num_classes)
 
 
-def test_a_run_that_stops_and_goes_on_is_the_same_run(
-    undisturbed, photo_dir, tmp_path, monkeypatch
-):
+def test_a_run_that_stops_and_goes_on_is_the_same_run(undisturbed, photo_dir, tmp_path):
     """In the middle of an epoch, and between two checkpoints."""
     whole, config, result = undisturbed
-    monkeypatch.setattr(loop.Pace, "steps", lambda _, limit: min(limit, 4))
-    assert train(config, tmp_path, should_stop=lambda: True).step == 1  # the first log
+    fit = partial(Trainer(config).fit, tmp_path, steps_per_call=4)
+    assert fit(should_stop=lambda: True).step == 1  # the first log
     calls = iter([False] * 6 + [True])
-    assert train(config, tmp_path, should_stop=lambda: next(calls)).step == 8
-    assert train(config, tmp_path).test == result.test
+    assert fit(should_stop=lambda: next(calls)).step == 8
+    assert fit().test == result.test
     assert_same_end(tmp_path, whole)
 
 
@@ -179,28 +174,27 @@ def test_what_a_folder_holds_is_said_once_and_its_names_are_kept(tmp_path, capsy
 
 
 def test_too_large_a_crop_is_refused(photo_dir):
-    with pytest.raises(UserError, match=r"crop=33 is more than the images have, 32x32 pixels"):
+    with pytest.raises(UserError, match=r"crop=33 is larger than the images of 32x32 pixels"):
         Setup(recipe(photo_dir, **{"dataset.crop": 33}))
 
 
 @pytest.mark.slow
 def test_images_in_memory_are_cropped_too(data_dir, tmp_path):
-    config = tiny.tiny_config(data_dir, **{"dataset.crop": 6, "train_for": "3 steps"})
+    config = tiny.tiny_config(data_dir, **tiny.NAMED, **{"dataset.crop": 6, "train_for": "3 steps"})
     config.schedule.boundaries = ""
     setup = Setup(config)
     assert setup.image_shape == (6, 6, 1)
     assert train(config, tmp_path).finished
 
 
-def test_a_run_that_fails_ends_its_workers(photo_dir, tmp_path, monkeypatch):
+def test_a_run_that_fails_ends_its_workers(photo_dir, tmp_path):
     import multiprocessing
 
     def fail(*_):
         assert multiprocessing.active_children()
         raise RuntimeError("on purpose")
 
-    monkeypatch.setattr(loop.Run, "take", fail)
     with pytest.raises(RuntimeError, match="on purpose"):
-        train(recipe(photo_dir, **{"dataset.workers": 1}), tmp_path)
+        Trainer(recipe(photo_dir, **{"dataset.workers": 1}), hooks=[fail]).fit(tmp_path)
     assert not multiprocessing.active_children()
-    assert not (tmp_path / METRICS_FILE).read_text()
+    assert [line["step"] for line in lines(tmp_path)] == [1]

@@ -1,6 +1,7 @@
 """Whole runs of a small routed network on the digits."""
 
 import pathlib
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +14,11 @@ from workdirs import assert_same_end, final, lines
 from multipath_jax import checkpoints as ckpt
 from multipath_jax.config import keys as config_lib
 from multipath_jax.errors import UserError
-from multipath_jax.trainer import train
-from multipath_jax.training import loop
+from multipath_jax.training import run as run_lib
 from multipath_jax.training.hooks import CURVES_FILE, METRICS_FILE
 from multipath_jax.training.setup import Setup
 
 TOTAL = 66  # six epochs of eleven batches of 128 of the 1,442 training digits
-
-pytestmark = pytest.mark.usefixtures("tiny_model")
 
 
 def files(folder):
@@ -31,11 +29,9 @@ def files(folder):
 @pytest.fixture(scope="module")
 def undisturbed(data_dir, tmp_path_factory):
     """A run from start to end: its workdir, config and result."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("multipath_jax.training.setup.create_model", tiny.create_model)
-        workdir = epath.Path(tmp_path_factory.mktemp("undisturbed"))
-        config = tiny.tiny_config(data_dir)
-        return workdir, config, train(config, workdir)
+    workdir = epath.Path(tmp_path_factory.mktemp("undisturbed"))
+    config = tiny.tiny_config(data_dir)
+    return workdir, config, tiny.train(config, workdir)
 
 
 def test_a_run_learns_and_writes(undisturbed):
@@ -63,19 +59,20 @@ def test_a_run_learns_and_writes(undisturbed):
 
 def test_a_checkpoint_measures_as_the_run_did(undisturbed):
     workdir, config, result = undisturbed
-    carry = final(workdir, config)
-    assert Setup(config).evaluate(carry.state.variables) == result.test
+    setup = tiny.make_setup(config)
+    carry = final(workdir, setup)
+    assert setup.evaluate(carry.state.variables) == result.test
 
 
-def test_a_run_that_stops_and_goes_on_is_the_same_run(undisturbed, workdir, capsys, monkeypatch):
+def test_a_run_that_stops_and_goes_on_is_the_same_run(undisturbed, workdir, capsys):
     whole, config, result = undisturbed
-    monkeypatch.setattr(loop.Pace, "steps", lambda _, limit: min(limit, 3))
-    first = train(config, workdir, should_stop=lambda: True)
+    fit = partial(tiny.train, config, workdir, steps_per_call=3)
+    first = fit(should_stop=lambda: True)
     assert (first.step, first.test) == (3, {})  # between two logs
     calls = iter([False] * 8 + [True])
-    second = train(config, workdir, should_stop=lambda: next(calls))
+    second = fit(should_stop=lambda: next(calls))
     assert 3 < second.step < TOTAL
-    last = train(config, workdir)
+    last = fit()
     printed = capsys.readouterr().out
     assert "stopped at step 3; the same command goes on" in printed
     assert f"resuming at step {second.step} of" in printed
@@ -91,11 +88,11 @@ def test_an_evaluation_saves_only_the_best_so_far(data_dir, workdir, monkeypatch
     )
     never = {"schedule.boundaries": "", "checkpoint_every": "100 epochs"}
     config = tiny.tiny_config(data_dir, train_for="5 steps", eval_every="1 step", **never)
-    saved, save = [], loop.Run.save
+    saved, save = [], run_lib.Run.save
     monkeypatch.setattr(
-        loop.Run, "save", lambda run, e: saved.append((run.step, e)) or save(run, e)
+        run_lib.Run, "save", lambda run, e: saved.append((run.step, e)) or save(run, e)
     )
-    train(config, workdir)
+    tiny.train(config, workdir)
     assert saved == [(1, 50.0), (3, 50.0), (4, 40.0), (5, 45.0)]  # the last one ends the run
     assert ckpt.open_existing(workdir).best == 4
 
@@ -103,7 +100,7 @@ def test_an_evaluation_saves_only_the_best_so_far(data_dir, workdir, monkeypatch
 def test_a_run_that_has_ended_is_left_alone(undisturbed, capsys):
     workdir, config, result = undisturbed
     before = lines(workdir)
-    again = train(config, workdir)
+    again = tiny.train(config, workdir)
     assert "has ended at step 66" in capsys.readouterr().out
     assert again.test == result.test
     assert lines(workdir) == before
@@ -113,13 +110,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(data_dir, workdir):
     config = tiny.tiny_config(
         data_dir, **{"schedule.learning_rate": 1e30, "checkpoint_every": "1 step"}
     )
-    with pytest.raises(loop.TrainingFailed, match=r"loss of step \d+ is not finite") as caught:
-        train(config, workdir)
+    with pytest.raises(run_lib.TrainingFailed, match=r"loss of step \d+ is not finite") as caught:
+        tiny.train(config, workdir)
     step = int(str(caught.value).split("step ")[1].split()[0])
     assert 1 < step < 10
     checkpoints = ckpt.Checkpoints(workdir)
     assert checkpoints.latest < step
-    kept = checkpoints.restore(Setup(config).abstract_carry, checkpoints.latest)
+    kept = checkpoints.restore(tiny.make_setup(config).abstract_carry, checkpoints.latest)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept))
     assert f"step {checkpoints.latest} is kept" in str(caught.value)
 
@@ -135,10 +132,10 @@ def test_a_weight_that_is_not_finite_is_never_saved(data_dir, workdir, monkeypat
         return carry._replace(state=carry.state.replace(params=params))
 
     monkeypatch.setattr(Setup, "fresh_carry", broken)
-    monkeypatch.setattr(loop, "_advance", lambda run, *_: setattr(run, "step", 1))
+    monkeypatch.setattr(run_lib.Run, "advance", lambda run, *_: setattr(run, "step", 1))
     config = tiny.tiny_config(data_dir, checkpoint_every="1 step", log_every="60 steps")
-    with pytest.raises(loop.TrainingFailed, match=r"weight after step 1 .*no checkpoint"):
-        train(config, workdir)
+    with pytest.raises(run_lib.TrainingFailed, match=r"weight after step 1 .*no checkpoint"):
+        tiny.train(config, workdir)
     assert ckpt.Checkpoints(workdir).latest is None
 
 
@@ -146,15 +143,21 @@ def test_another_recipe_is_refused_and_nothing_is_touched(undisturbed, data_dir)
     workdir, _, _ = undisturbed
     before = files(workdir)
     with pytest.raises(UserError, match="batch_size: 128 -> 64"):
-        train(tiny.tiny_config(data_dir, batch_size=64), workdir)
+        tiny.train(tiny.tiny_config(data_dir, batch_size=64), workdir)
     assert files(workdir) == before
+
+
+def test_less_than_a_step_a_call_is_refused(data_dir, workdir):
+    with pytest.raises(UserError, match="steps_per_call=0 must be at least 1"):
+        tiny.train(tiny.tiny_config(data_dir), workdir, steps_per_call=0)
+    assert not workdir.exists()
 
 
 def test_a_run_starts_from_anothers_weights(undisturbed, data_dir, workdir, capsys):
     source, _, result = undisturbed
     changes = {"init_from": str(source), "train_for": "1 step", "schedule.boundaries": ""}
     config = tiny.tiny_config(data_dir, **changes, **{"schedule.learning_rate": 1e-6})
-    started = train(config, workdir)
+    started = tiny.train(config, workdir)
     printed = capsys.readouterr().out
     assert f"starting from the weights of {source}" in printed
     assert "missing there, so fresh: none" in printed
@@ -166,7 +169,7 @@ def test_a_run_starts_from_anothers_weights(undisturbed, data_dir, workdir, caps
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 1500}, "cannot be drawn from"),
+        ({"batch_size": 1500}, "is larger than"),
         ({"batch_size": 127}, "does not divide"),
         ({"train_for": "3 epochs"}, "past the end"),
         ({"dataset.name": "digitz"}, "digitz"),
@@ -176,5 +179,5 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     data_dir, workdir, changes, message
 ):
     with pytest.raises(UserError, match=message):
-        train(tiny.tiny_config(data_dir, **changes), workdir)
+        tiny.train(tiny.tiny_config(data_dir, **changes), workdir)
     assert not workdir.exists()

@@ -50,10 +50,10 @@ def squared(outputs, labels):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((True, 0.1, False, None), "label_smoothing=0.1 .* this network has a loss of its own"),
+        ((True, 0.1, False, None), "label_smoothing=0.1 .* this network defines its own loss"),
         ((False, 0.1, False, squared), "label_smoothing=0.1 .* loss_fn is given; use label_smo"),
-        ((True, 0.0, True, None), "mixup, cutmix: this network has a loss of its own"),
-        ((True, 0.0, False, squared), "loss_fn: this network has a loss of its own"),
+        ((True, 0.0, True, None), "mixup, cutmix: need the cross-entropy"),
+        ((True, 0.0, False, squared), "loss_fn: this network defines its own loss"),
     ],
 )
 def test_losses_that_exclude_each_other_are_refused(arguments, message):

@@ -84,8 +84,11 @@ def test_optimizers_of_optax_by_name(changes, expected):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "adammw"}, "'adammw' is no optimizer of optax; the nearest is 'adamw'"),
-        ({"name": "apply_updates"}, "'apply_updates' is no optimizer of optax"),
+        (
+            {"name": "adammw"},
+            "optax has no optimizer 'adammw' .optimizer.name.; the nearest is 'adamw'",
+        ),
+        ({"name": "apply_updates"}, "optax has no optimizer 'apply_updates'"),
         ({"name": "adamw", "options": "beta=0.9"}, "adamw has no option 'beta'; the nearest is"),
         ({"options": "momentun=0.9"}, "sgd has no option 'momentun'; the nearest is 'momentum'"),
         ({"name": "adamw", "options": "b1"}, "'b1' is not of the form name=value"),

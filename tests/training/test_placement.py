@@ -30,14 +30,14 @@ from multipath_jax.parallel import placement
 from multipath_jax.parallel.devices import make_mesh
 from multipath_jax.training.setup import Setup
 
-PROGRAM = pathlib.Path(__file__).with_name("spread_run.py")
+PROGRAM = pathlib.Path(__file__).with_name("sharded_run.py")
 # float32: sums over 8 devices in another order than over one (6e-8 each).
 TOLERANCE = 3e-5
-BATCH = 32  # that of `spread_run`
+BATCH = 32  # that of `sharded_run`
 
 
 def run(data_dir, folder, data, path, network):
-    """What `spread_run` found, by name."""
+    """What `sharded_run` found, by name."""
     out = folder / f"{network}_{data}_{path}.npz"
     subprocess.run(
         [sys.executable, PROGRAM, str(data), str(path), network, out],
@@ -137,14 +137,14 @@ def spans_path(groups, data, path):
 @pytest.mark.parametrize(
     ("name", "path", "message"),
     [
-        ("BaseCNN-3-CC", 2, "the 3 paths of BaseCNN-3-CC do not divide among 2 devices"),
-        ("BaseCNN", 2, "BaseCNN has no parallel paths that only routers connect"),
-        ("NDDR-CNN2", 2, "no parallel paths that only routers connect"),
-        ("Cr-Stitch2", 2, "no parallel paths that only routers connect"),
-        ("BaseCNN-Ensemble", 3, "no parallel paths that only routers connect"),
+        ("BaseCNN-3-CC", 2, "the 3 paths of BaseCNN-3-CC cannot be divided over 2 devices"),
+        ("BaseCNN", 2, "BaseCNN has no paths that can be sharded"),
+        ("NDDR-CNN2", 2, "no paths that can be sharded"),
+        ("Cr-Stitch2", 2, "no paths that can be sharded"),
+        ("BaseCNN-Ensemble", 3, "no paths that can be sharded"),
     ],
 )
-def test_networks_that_cannot_be_spread_are_refused(name, path, message):
+def test_networks_that_cannot_be_sharded_are_refused(name, path, message):
     with pytest.raises(UserError, match=message):
         placement.check(create_model(name), name, path)
     placement.check(create_model(name), name, 1)
@@ -175,8 +175,8 @@ def routed(*layers):
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        (ForeignNorm(name="norm"), "a BatchNorm that does not see the whole batch, norm/own; make"),
-        (ConditionalBlock(1, gate=GumbelGate, name="block"), "records losses of its own"),
+        (ForeignNorm(name="norm"), "a BatchNorm over a part of the batch only, norm/own; use"),
+        (ConditionalBlock(1, gate=GumbelGate, name="block"), "sows auxiliary losses"),
     ],
 )
 def test_layers_that_see_their_part_of_the_batch_only_are_refused(layer, message):
@@ -200,14 +200,14 @@ class OwnAdditive(Own):
     additive = True
 
 
-def test_a_router_of_ones_own_says_whether_its_paths_may_be_spread():
+def test_a_router_of_ones_own_says_whether_its_paths_may_be_sharded():
     def network(router):
         return MultiPath(
             (router(2, name="router_1"), router(2, name="router_2"), PoolDense(10, name="dense"))
         )
 
     placement.check(network(OwnAdditive), "mine", 2, (8, 8, 1))
-    with pytest.raises(UserError, match=r"mesh.path=2: mine has no parallel paths"):
+    with pytest.raises(UserError, match=r"mesh.path=2: mine has no paths that can"):
         placement.check(network(Own), "mine", 2, (8, 8, 1))
 
 

@@ -7,10 +7,6 @@ import pathlib
 import pytest
 import tiny
 
-from multipath_jax.trainer import train
-from multipath_jax.training import loop
-
-pytestmark = pytest.mark.usefixtures("tiny_model")
 CHANGES = {"train_for": "12 steps", "schedule.boundaries": "", "profile": "4-7"}
 
 
@@ -20,9 +16,8 @@ def traced(workdir):
     return [json.loads(gzip.decompress(path.read_bytes()))["traceEvents"] for path in paths]
 
 
-def test_the_steps_asked_for_are_traced(data_dir, workdir, capsys, monkeypatch):
-    monkeypatch.setattr(loop.Pace, "steps", lambda _, limit: min(limit, 1))
-    train(tiny.tiny_config(data_dir, **CHANGES), workdir)
+def test_the_steps_asked_for_are_traced(data_dir, workdir, capsys):
+    tiny.train(tiny.tiny_config(data_dir, **CHANGES), workdir, steps_per_call=1)
     assert "wrote a trace of the steps 4-7" in capsys.readouterr().out
     (events,) = traced(workdir)
     begun = [event["args"]["step_num"] for event in events if event.get("name") == "train"]
@@ -32,11 +27,11 @@ def test_the_steps_asked_for_are_traced(data_dir, workdir, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_that_stops_in_between_writes_what_it_has(data_dir, workdir, monkeypatch):
-    monkeypatch.setattr(loop.Pace, "steps", lambda _, limit: min(limit, 1))
+def test_a_run_that_stops_in_between_writes_what_it_has(data_dir, workdir):
     calls = iter([False] * 4 + [True])
     config = tiny.tiny_config(data_dir, **CHANGES)
-    assert train(config, workdir, should_stop=lambda: next(calls)).step == 5
+    stopped = tiny.train(config, workdir, should_stop=lambda: next(calls), steps_per_call=1)
+    assert stopped.step == 5
     assert len(traced(workdir)) == 1
-    train(config, workdir)  # past the beginning of the window: nothing more to trace
+    tiny.train(config, workdir)  # past the beginning of the window: nothing more to trace
     assert len(traced(workdir)) == 1

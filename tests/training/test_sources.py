@@ -1,17 +1,14 @@
 """Streamed batches are the resident ones: the same order, the same numbers, bit for bit."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
 import tiny
 from workdirs import final
 
-from multipath_jax.trainer import train
-from multipath_jax.training import loop
-from multipath_jax.training.setup import Setup
 from multipath_jax.training.sources import Streamed
-
-pytestmark = pytest.mark.usefixtures("tiny_model")
 
 
 def recipe(data_dir, streamed, **changes):
@@ -21,26 +18,27 @@ def recipe(data_dir, streamed, **changes):
 
 @pytest.fixture(scope="module")
 def resident(data_dir, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("multipath_jax.training.setup.create_model", tiny.create_model)
-        workdir = tmp_path_factory.mktemp("resident")
-        train(recipe(data_dir, False), workdir)
-        return final(workdir, recipe(data_dir, False))
+    workdir = tmp_path_factory.mktemp("resident")
+    config = recipe(data_dir, False)
+    tiny.train(config, workdir)
+    return final(workdir, tiny.make_setup(config))
 
 
 def test_a_streamed_run_is_the_resident_one(data_dir, workdir, resident):
     config = recipe(data_dir, True)
-    assert isinstance(Setup(config).source, Streamed)
-    train(config, workdir)
-    jax.tree.map(np.testing.assert_array_equal, final(workdir, config), resident)
+    setup = tiny.make_setup(config)
+    assert isinstance(setup.source, Streamed)
+    tiny.train(config, workdir)
+    jax.tree.map(np.testing.assert_array_equal, final(workdir, setup), resident)
 
 
-def test_a_run_may_change_from_one_to_the_other(data_dir, workdir, resident, monkeypatch):
-    monkeypatch.setattr(loop.Pace, "steps", lambda _, limit: min(limit, 3))
+def test_a_run_may_change_from_one_to_the_other(data_dir, workdir, resident):
     for streamed, calls in ((True, 5), (False, 3), (True, 99)):
-        stops = iter([False] * calls + [True])
-        train(recipe(data_dir, streamed), workdir, should_stop=lambda: next(stops))  # noqa: B023
-    jax.tree.map(np.testing.assert_array_equal, final(workdir, recipe(data_dir, True)), resident)
+        should_stop = partial(next, iter([False] * calls + [True]))
+        config = recipe(data_dir, streamed)
+        tiny.train(config, workdir, should_stop=should_stop, steps_per_call=3)
+    found = final(workdir, tiny.make_setup(config))
+    jax.tree.map(np.testing.assert_array_equal, found, resident)
 
 
 def batches(source, rng, epoch, first_step):
@@ -53,7 +51,7 @@ def batches(source, rng, epoch, first_step):
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_an_epoch_has_every_example_once_in_an_order_of_its_own(data_dir, streamed):
-    setup = Setup(recipe(data_dir, streamed))
+    setup = tiny.make_setup(recipe(data_dir, streamed))
     rng = setup.fresh_carry(0).state.rng
     first, second = (batches(setup.source, rng, epoch, 0) for epoch in (0, 1))
     assert len(first) == len(second) == 1442 // 128
@@ -66,7 +64,7 @@ def test_an_epoch_has_every_example_once_in_an_order_of_its_own(data_dir, stream
 
 
 def test_the_host_sends_only_what_the_order_names(data_dir):
-    source = Setup(recipe(data_dir, True)).source
+    source = tiny.make_setup(recipe(data_dir, True)).source
     rng = jax.random.key_data(jax.random.key(3))
     batch = next(source.batches(rng, 0, 1))
     order = np.asarray(source._order(rng, 0))

@@ -60,6 +60,6 @@ def test_a_start_that_does_not_come_together_says_what_to_check():
     )
     assert done.returncode == 2
     line = done.stderr.splitlines()[-1]
-    assert line.startswith("error: --distributed=127.0.0.1:1: the processes did not come together")
+    assert line.startswith("error: --distributed=127.0.0.1:1: the processes did not connect")
     assert "all 2 run, each with a --process_id of its own" in line
-    assert "firewall keeps them from port 1 of the first" in line
+    assert "firewall blocks port 1 of process 0" in line

@@ -21,11 +21,10 @@ from multipath_jax import main, trials
 from multipath_jax.config.keys import read_config
 from multipath_jax.errors import UserError
 from multipath_jax.runs import load_run
-from multipath_jax.trainer import train
-from multipath_jax.training import loop
+from multipath_jax.trainer import Trainer, train
 from multipath_jax.utils import storage
 
-pytestmark = pytest.mark.usefixtures("tiny_model")
+pytestmark = pytest.mark.usefixtures("tiny_by_name")
 PICTURES = {"train": 18, "test": 12}
 
 
@@ -48,7 +47,7 @@ def folder(pictures, tmp_path):
 
 
 def recipe(folder, **changes):
-    own = {
+    own = tiny.NAMED | {
         "dataset.source": os.fspath(folder),
         "dataset.size": 16,
         "dataset.shift": 0,
@@ -62,13 +61,11 @@ def recipe(folder, **changes):
 
 
 @pytest.fixture(scope="module")
-def run(pictures, tmp_path_factory):
+def run(tiny_by_name, pictures, tmp_path_factory):
     """The workdir of a run that was trained on them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("multipath_jax.training.setup.create_model", tiny.create_model)
-        workdir = tmp_path_factory.mktemp("run")
-        train(recipe(pictures), workdir)
-        return workdir
+    workdir = tmp_path_factory.mktemp("run")
+    train(recipe(pictures), workdir)
+    return workdir
 
 
 @pytest.fixture
@@ -107,7 +104,7 @@ CHANGES = {
     one_more_class: r"classes added: ant; 18 -> 21 training images",
     a_class_renamed: r"class names: red -> purple",
     a_picture_less: r"18 -> 17 training images",
-    another_picture: r"other training images: \w+ -> \w+",
+    another_picture: r"different training images: \w+ -> \w+",
 }
 
 
@@ -115,9 +112,7 @@ CHANGES = {
 def test_other_data_are_refused_by_name_and_nothing_is_touched(folder, trained, change):
     before, answers = kept(trained), load_run(trained).description.class_names
     change(folder)
-    with pytest.raises(
-        UserError, match=rf"holds a run of other data \({CHANGES[change]}"
-    ) as caught:
+    with pytest.raises(UserError, match=rf"has a run on other data \({CHANGES[change]}") as caught:
         train(recipe(folder), trained)
     assert "\n" not in str(caught.value)
     assert kept(trained) == before
@@ -148,7 +143,10 @@ def test_other_test_images_are_said_and_measured(folder, trained, capsys):
     before = kept(trained)
     next((folder / "test" / "red").iterdir()).unlink()
     train(recipe(folder), trained)
-    assert "of different images (12 -> 11 test images)" in capsys.readouterr().out
+    assert (
+        "the test images have changed since the run began (12 -> 11 evaluation images)"
+        in capsys.readouterr().out
+    )
     assert kept(trained)[trained / ckpt.DATASET_FILE] == before[trained / ckpt.DATASET_FILE]
 
 
@@ -165,8 +163,8 @@ def test_a_folder_that_has_moved_is_named_anew(folder, tmp_path, workdir, monkey
     monkeypatch.chdir(tmp_path)
     config = recipe(folder, **{"dataset.source": "mine", "train_for": "6 steps"})
     stop = iter([False, False, True])
-    monkeypatch.setattr(loop.Pace, "steps", lambda _, limit: 1)
-    assert train(config, workdir, should_stop=lambda: next(stop)).step == 3
+    stopped = Trainer(config).fit(workdir, should_stop=lambda: next(stop), steps_per_call=1)
+    assert stopped.step == 3
     assert read_config(workdir / ckpt.CONFIG_FILE).dataset.source == os.fspath(folder)
     monkeypatch.setenv("HOME", os.fspath(tmp_path))
     folder.rename(tmp_path / "moved")
@@ -201,7 +199,7 @@ def test_evaluation_is_of_the_images_that_there_are_now(folder, trained):
     assert load_run(trained).other_images == []
     shutil.rmtree(folder / "test" / "red")
     run = load_run(trained)
-    assert run.other_images == ["12 -> 10 test images"]
+    assert run.other_images == ["12 -> 10 evaluation images"]
     assert len(run.test()) == 10
     assert "error" in run.evaluate()
 
@@ -220,14 +218,14 @@ def test_the_program_says_that_it_evaluates_other_images(
     assert main._evaluate() == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"best checkpoint of {trained}, step 4, {tmp_path / where} test split"
-    assert said[1] == "not the data of training: 12 -> 10 test images"
+    assert said[1] == "the data differ from those of training: 12 -> 10 evaluation images"
     assert any(re.fullmatch(r"error \d+\.\d\d %", line) for line in said)
 
 
 @pytest.mark.parametrize("change", [one_more_class, a_class_renamed])
 def test_evaluation_refuses_other_classes(folder, trained, change):
     change(folder)
-    with pytest.raises(UserError, match=r"of other data than .*mine now has \(class") as caught:
+    with pytest.raises(UserError, match=r"on other data than .*mine now has \(class") as caught:
         load_run(trained).evaluate()
     assert "\n" not in str(caught.value)
 

@@ -14,42 +14,40 @@ from multipath_jax.errors import UserError
 from multipath_jax.trainer import train
 from multipath_jax.training.setup import Setup
 
-pytestmark = pytest.mark.usefixtures("tiny_model")
+pytestmark = pytest.mark.usefixtures("tiny_by_name")
 SEEDS = (5, 6)
 
 
 def recipe(data_dir, **changes):
-    return tiny.tiny_config(
-        data_dir, **{"train_for": "2 epochs", "schedule.boundaries": "1 epoch", "seed": 5} | changes
-    )
+    own = {"train_for": "2 epochs", "schedule.boundaries": "1 epoch", "seed": 5}
+    return tiny.tiny_config(data_dir, **tiny.NAMED | own | changes)
 
 
 @pytest.fixture(scope="module")
-def alone(data_dir, tmp_path_factory):
+def alone(tiny_by_name, data_dir, tmp_path_factory):
     """Both seeds as runs of their own: workdir and result by seed."""
     folder = epath.Path(tmp_path_factory.mktemp("alone"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("multipath_jax.training.setup.create_model", tiny.create_model)
-        return {
-            seed: (folder / str(seed), train(recipe(data_dir, seed=seed), folder / str(seed)))
-            for seed in SEEDS
-        }
+    return {
+        seed: (folder / str(seed), train(recipe(data_dir, seed=seed), folder / str(seed)))
+        for seed in SEEDS
+    }
 
 
 def assert_as_alone(alone, workdir, results, data_dir):
     for (seed, (other, expected)), result in zip(alone.items(), results, strict=True):
         own = workdir / f"seed_{seed}"
-        config = recipe(data_dir, seed=seed)
+        setup = Setup(recipe(data_dir, seed=seed))
         assert config_lib.read_config(own / ckpt.CONFIG_FILE).trials == 1
         assert config_lib.read_config(own / ckpt.CONFIG_FILE).seed == seed
-        jax.tree.map(np.testing.assert_array_equal, final(own, config), final(other, config))
+        jax.tree.map(np.testing.assert_array_equal, final(own, setup), final(other, setup))
         assert lines(own) == lines(other)
         assert result.test == expected.test
         assert result.finished
 
 
 def test_the_two_seeds_differ(alone, data_dir):
-    one, two = (final(alone[s][0], recipe(data_dir)).state.params["conv"] for s in SEEDS)
+    setup = Setup(recipe(data_dir))
+    one, two = (final(alone[s][0], setup).state.params["conv"] for s in SEEDS)
     assert np.abs(one["kernel"] - two["kernel"]).max() > 0.1
 
 

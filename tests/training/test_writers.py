@@ -1,3 +1,4 @@
+import contextlib
 import importlib.util
 import json
 import sys
@@ -5,7 +6,6 @@ import time
 
 import pytest
 
-from multipath_jax.config.keys import default_config
 from multipath_jax.config.schedule import Plan
 from multipath_jax.errors import UserError
 from multipath_jax.training import hooks
@@ -16,12 +16,12 @@ def test_lines_past_the_checkpoint_are_put_aside(workdir):
     workdir.mkdir()
     file = hooks.MetricsFile(workdir, last_step=0)
     for step in (5, 10, 15):
-        file.write(step, {"loss": step / 2})
+        file(step, {"loss": step / 2})
     file.close()
     path = workdir / hooks.METRICS_FILE
     path.write_text(path.read_text() + '{"step": 20, "lo')  # a kill in mid-line
     file = hooks.MetricsFile(workdir, last_step=12)
-    file.write(15, {"loss": 1.0})
+    file(15, {"loss": 1.0})
     file.close()
     assert [(line["step"], line["loss"]) for line in hooks.read_metrics(workdir)] == [
         (5, 2.5),
@@ -71,24 +71,25 @@ def test_what_was_put_aside_before_stays(workdir):
     for last_step, steps in ((0, (5, 10)), (5, (10,)), (5, ())):
         file = hooks.MetricsFile(workdir, last_step)
         for step in steps:
-            file.write(step, {})
+            file(step, {"loss": 1.0})
         file.close()
-    assert (workdir / hooks.DROPPED_FILE).read_text() == '{"step": 10}\n' * 2
+    assert (workdir / hooks.DROPPED_FILE).read_text() == '{"step": 10, "loss": 1.0}\n' * 2
 
 
-def test_the_log_says_what_was_put_aside(workdir, capsys):
+def test_what_was_put_aside_is_said(workdir):
     workdir.mkdir()
     (workdir / hooks.METRICS_FILE).write_text('{"step": 5}\n')
-    config = default_config()
-    config.tensorboard = "off"
-    hooks.Log(config, Plan(4, 8, (), 4, 4, 4), workdir, step=0).close()
-    assert "what was past step 0 or unreadable, lines: 1" in capsys.readouterr().out
+    said = f"to {workdir / hooks.DROPPED_FILE}: what was past step 0 or unreadable, lines: 1"
+    with contextlib.closing(hooks.MetricsFile(workdir, last_step=0)) as file:
+        assert file.notes == [f"moved from {hooks.METRICS_FILE} {said}"]
+    with contextlib.closing(hooks.MetricsFile(workdir, last_step=0)) as file:
+        assert file.notes == []
 
 
 def test_what_is_not_finite_is_null(workdir):
     workdir.mkdir()
     file = hooks.MetricsFile(workdir, last_step=0)
-    file.write(1, {"a": float("nan"), "b": float("inf"), "c": 0.0})
+    file(1, {"a": float("nan"), "b": float("inf"), "c": 0.0})
     file.close()
     text = (workdir / hooks.METRICS_FILE).read_text()
     assert json.loads(text) == {"step": 1, "a": None, "b": None, "c": 0.0}
@@ -107,20 +108,37 @@ def clock(monkeypatch):
     return Clock(monkeypatch)
 
 
-def make_log(workdir, total=8, step=0):
-    workdir.mkdir(exist_ok=True)
-    config = default_config()
-    config.tensorboard, config.batch_size = "off", 10
-    return hooks.Log(config, Plan(4, total, (), 4, 4, 4), workdir, step)
+class Measured:
+    """The hooks that tell of the time, as a run has them."""
+
+    def __init__(self, workdir, total=8, step=0, loss=float):
+        workdir.mkdir(exist_ok=True)
+        plan = Plan(4, total, (), 4, 4, 4)
+        file = hooks.MetricsFile(workdir, step)
+        self.clock = hooks.Clock(plan, 10, step, file.seconds)
+        self.log = hooks.Log(plan, self.clock, workdir, step, loss)
+        self.hooks = hooks.Hooks((self.clock, file, self.log))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.hooks.close()
+        self.log.__exit__(*error)
+
+    def advance(self, step, count, seconds):
+        self.hooks.after_steps(step, count, seconds)
+
+    def write(self, step, metrics):
+        self.hooks(step, metrics | self.clock.measured(step))
 
 
 def test_a_log_prints_and_counts(workdir, capsys, clock):
-    log = make_log(workdir)
-    log.advance(1, steps=1, seconds=1.0, loss=float)
-    log.advance(4, steps=3, seconds=1.0, loss=float)
-    clock.now += 2.5
-    log.write(4, {"train/loss": 0.5, "test/error": 12.345})
-    log.close()
+    with Measured(workdir) as log:
+        log.advance(1, 1, 1.0)
+        log.advance(4, 3, 1.0)
+        clock.now += 2.5
+        log.write(4, {"train/loss": 0.5, "test/error": 12.345})
     (line,) = hooks.read_metrics(workdir)
     assert line == {
         "step": 4,
@@ -139,10 +157,9 @@ def test_a_bar_is_drawn_where_both_streams_are_a_terminal(workdir, capsys, monke
     """A log of either would be full of carriage returns."""
     for name in terminal:
         monkeypatch.setattr(getattr(sys, f"std{name}"), "isatty", lambda: True)
-    log = make_log(workdir)
-    log.advance(4, steps=4, seconds=1.0, loss=float)
-    log.write(4, {})
-    log.close()
+    with Measured(workdir) as log:
+        log.advance(4, 4, 1.0)
+        log.write(4, {})
     out, err = capsys.readouterr()
     assert ("\r" in out + err) == (len(terminal) == 2)
     assert "step 4/8" in out
@@ -150,42 +167,39 @@ def test_a_bar_is_drawn_where_both_streams_are_a_terminal(workdir, capsys, monke
 
 def test_between_two_measurements_a_line_says_how_far_a_run_is(workdir, capsys, clock):
     """Not on a terminal; and not into metrics.jsonl, whose lines are the plan's."""
-    log = make_log(workdir, total=400)
-    clock.now += 600  # of compiling: no part of what is left
-    progress.say("compiled")
-    for step in range(1, 101):
-        clock.now += 1
-        log.advance(step, steps=1, seconds=1.0, loss=lambda: 0.25)
-    first, *others = capsys.readouterr().out.splitlines()[1:]
-    assert first == "step 25/400  epoch 6.25  loss 0.2500  10 images/s  6:15 left"
-    assert [line.split()[1] for line in others] == ["50/400", "75/400", "100/400"]
-    clock.now += 20
-    log.write(101, {"train/loss": 0.5})
-    clock.now += 20
-    log.advance(102, steps=1, seconds=20.0, loss=float)
-    assert "step 102/" not in capsys.readouterr().out
-    log.close()
+    with Measured(workdir, total=400, loss=lambda: 0.25) as log:
+        clock.now += 600  # of compiling: no part of what is left
+        progress.say("compiled")
+        for step in range(1, 101):
+            clock.now += 1
+            log.advance(step, 1, 1.0)
+        first, *others = capsys.readouterr().out.splitlines()[1:]
+        assert first == "step 25/400  epoch 6.25  loss 0.2500  10 images/s  6:15 left"
+        assert [line.split()[1] for line in others] == ["50/400", "75/400", "100/400"]
+        clock.now += 20
+        log.write(101, {"train/loss": 0.5})
+        clock.now += 20
+        log.advance(102, 1, 20.0)
+        assert "step 102/" not in capsys.readouterr().out
     assert [line["step"] for line in hooks.read_metrics(workdir)] == [101]
 
 
 def test_on_a_terminal_the_bar_is_enough(workdir, capsys, clock, monkeypatch):
     for stream in (sys.stdout, sys.stderr):
         monkeypatch.setattr(stream, "isatty", lambda: True)
-    log = make_log(workdir)
-    clock.now += 100
-    log.advance(1, steps=1, seconds=100.0, loss=lambda: pytest.fail("nobody sees it"))
-    log.close()
+    with Measured(workdir, loss=lambda: pytest.fail("nobody sees it")) as log:
+        clock.now += 100
+        log.advance(1, 1, 100.0)
     assert "step 1/" not in capsys.readouterr().out
 
 
 def test_seconds_go_on_over_interruptions(workdir, clock):
     """What a later sitting does again, past its first step, is not counted twice."""
     for first, moments in ((0, {4: 3.0, 8: 47.0}), (4, {8: 4.0})):
-        log = make_log(workdir, total=12, step=first)
-        for step, seconds in moments.items():
-            clock.now += seconds
-            log.write(step, {})
-        log.close()
+        with Measured(workdir, total=12, step=first) as log:
+            for step, seconds in moments.items():
+                clock.now += seconds
+                log.write(step, {})
         clock.now += 1000
     assert [line["seconds"] for line in hooks.read_metrics(workdir)] == [3.0, 7.0]
 
@@ -199,6 +213,6 @@ def test_tensorboard_says_what_it_needs(workdir, monkeypatch, missing):
     with pytest.raises(UserError, match=f"needs {missing}: pip install"):
         hooks.TensorBoard(workdir, "on")
     silent = hooks.TensorBoard(workdir, "auto")
-    silent.write(1, {"a": 1.0})
+    silent(1, {"a": 1.0})
     silent.close()
     assert not workdir.exists()

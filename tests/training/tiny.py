@@ -1,6 +1,6 @@
 """A routed network small enough to train whole runs in tests.
 
-As a program it is `multipath_jax.main` with that network in place of every other. In its
+As a program it is `multipath_jax.main`, which knows that network by the name of `NAMED`. In its
 environment SECONDS_A_STEP slows it down, so that a signal finds it in the middle; BUCKETS names the
 folder of `buckets`, and CLAIM the seconds of claims there.
 """
@@ -14,7 +14,13 @@ import jax.numpy as jnp
 
 from multipath_jax.config.keys import default_config
 from multipath_jax.layers import CrossConnect
-from multipath_jax.training import loop, setup
+from multipath_jax.models import registry
+from multipath_jax.models.family import Family
+from multipath_jax.trainer import Trainer
+from multipath_jax.training import run
+from multipath_jax.training.setup import Setup
+
+NAMED = {"model.name": "Tiny"}  # of a config, for what knows networks by their names alone
 
 
 class Tiny(nn.Module):
@@ -32,8 +38,17 @@ class Tiny(nn.Module):
         return nn.Dense(self.num_classes, name="head")(xs.mean(0).reshape(len(images), -1))
 
 
-def create_model(name, num_classes=10, **overrides):
-    return Tiny(num_classes)
+FAMILIES = (*registry.FAMILIES, Family("Tiny", Tiny, ()))  # the table with it
+
+
+def make_setup(config):
+    """As `train` makes it."""
+    return Setup(config, model=Tiny())
+
+
+def train(config, workdir, **options):
+    """Trains `Tiny`; the options are those of `Trainer.fit`."""
+    return Trainer(config, model=Tiny()).fit(workdir, **options)
 
 
 def tiny_config(data_dir, **changes):
@@ -41,6 +56,7 @@ def tiny_config(data_dir, **changes):
     config = default_config()
     config.update_from_flattened_dict(
         {
+            "model.name": "own:Tiny",
             "dataset.data_dir": os.fspath(data_dir),
             "dataset.shift": 1,
             "train_for": "6 epochs",
@@ -62,7 +78,7 @@ def slow_down(seconds):
     def measured(pace, steps, _):
         time.sleep(seconds)
 
-    loop.Pace.measured = measured
+    run.Pace.measured = measured
 
 
 if __name__ == "__main__":
@@ -75,7 +91,7 @@ if __name__ == "__main__":
     buckets.register()
     if claim := os.environ.get("CLAIM"):
         storage.RENEWAL, storage.STALE, storage.SETTLING = map(float, claim.split())
-    setup.create_model = create_model
+    registry.FAMILIES = FAMILIES
     if seconds := os.environ.get("SECONDS_A_STEP"):
         slow_down(float(seconds))
     main.run()

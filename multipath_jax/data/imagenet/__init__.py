@@ -1,1 +1,1 @@
-"""ILSVRC2012 from its published files: read, labelled, rescaled and written as a TFDS data set."""
+"""Preparation of ILSVRC2012: its published files are read, rescaled and written for TFDS."""

@@ -19,8 +19,8 @@ _CLASSES = {"subset100": 100}  # the paper's subset, Section 6.4
 class Imagenet256(dataset_builder.FileReaderBuilder):
     """ILSVRC2012's training and validation images, rescaled as in the paper's Section 6.1.
 
-    The classes are the WNIDs in their sorted order; `subset100` has the first 100 of them. It is
-    prepared by `python -m multipath_jax.prepare imagenet` and read by TFDS, without TensorFlow.
+    The classes are the WNIDs, sorted; the config `subset100` has the first 100 (Section 6.4).
+    `python -m multipath_jax.prepare imagenet` prepares it, and TFDS reads it without TensorFlow.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -43,7 +43,7 @@ class Imagenet256(dataset_builder.FileReaderBuilder):
 
 
 def builder(config: str, data_dir: str | os.PathLike) -> Imagenet256:
-    """The data set in a folder of TFDS's, prepared or not."""
+    """The builder of the data set in a TFDS data directory, whether it is prepared or not."""
     data_dir = os.fspath(filesystem.local("--data_dir", data_dir))
     return Imagenet256(config=config, data_dir=data_dir, file_format="array_record")
 
@@ -51,12 +51,12 @@ def builder(config: str, data_dir: str | os.PathLike) -> Imagenet256:
 def find(
     config: str, source: str | os.PathLike, val_labels: str | os.PathLike | None = None
 ) -> Source:
-    """The images that a config is made of; arguments and errors as in `find_images`."""
+    """Finds the images of a config; the other arguments and errors are those of `find_images`."""
     return find_images(source, _CLASSES.get(config), val_labels)
 
 
 def command(config: str, data_dir: str | os.PathLike | None = None) -> str:
-    """What to type to prepare it."""
+    """The shell command that prepares a config."""
     config = f" --config={config}" if config in CONFIGS[1:] else ""
     folder = "" if data_dir is None else f" --data_dir={shlex.quote(os.fspath(data_dir))}"
     return f"python -m multipath_jax.prepare imagenet --source=DIR{folder}{config}"

@@ -1,10 +1,10 @@
-"""Labels of ILSVRC2012's validation images that are not sorted into folders.
+"""Labels of ILSVRC2012's validation images that are not sorted into class folders.
 
-Any of these:
+They are read from one of these files:
     ILSVRC2012_devkit_t12.tar.gz      the development kit, as published
     LOC_val_solution.csv              Kaggle's: "ILSVRC2012_val_00000001,n01751748 85 1 499 272"
-    val_labels.txt                    lines "ILSVRC2012_val_00000001.JPEG n01751748", or a WNID a
-                                      line, in the order of the images' names
+    val_labels.txt                    lines "ILSVRC2012_val_00000001.JPEG n01751748", or one WNID
+                                      per line, in the order of the sorted image names
 """
 
 import io
@@ -22,50 +22,56 @@ _HELP = f"use {', '.join(FILES)} as `python -m multipath_jax.prepare --help` des
 
 
 def label_file(source: pathlib.Path) -> pathlib.Path:
-    """The first of `FILES` in a folder. Raises UserError where there is none."""
+    """The first of `FILES` that is in a folder. Raises UserError if there is none."""
     for name in FILES:
         if is_there(source / name):
             return source / name
     raise UserError(
-        f"the validation images in {source} need labels; put {' or '.join(FILES)} there, or name "
+        f"the validation images in {source} need labels; put {' or '.join(FILES)} there, or give "
         "such a file with --val_labels"
     )
 
 
 def read_labels(path: pathlib.Path, names: Sequence[str]) -> list[str]:
-    """The WNID of each of the images with these names, which are in their sorted order.
+    """Reads the WNIDs of validation images.
+
+    Args:
+      path: one of the files above.
+      names: file names of the images, sorted.
+
+    Returns:
+      The WNID of each image.
 
     Raises:
-      UserError: the file cannot be understood, or does not fit the images.
+      UserError: the file cannot be parsed, or does not match the images.
     """
     rows = _devkit_rows(path) if path.name.endswith((".tar.gz", ".tgz")) else _text_rows(path)
     if all(len(row) == 1 for row in rows):
         if len(rows) != len(names):
-            raise UserError(f"{path} holds {len(rows)} labels for {len(names)} images; {_HELP}")
+            raise UserError(f"{path} has {len(rows)} labels for {len(names)} images; {_HELP}")
         return [row[0] for row in rows]
     by_stem = _by_stem(path, rows)
     stems = [os.path.splitext(name)[0] for name in names]
     for name, stem in zip(names, stems, strict=True):
         if stem not in by_stem:
-            raise UserError(f"{path} holds no label for {name}; {_HELP}")
+            raise UserError(f"{path} has no label for {name}; {_HELP}")
     return [by_stem[stem] for stem in stems]
 
 
 def _by_stem(path: pathlib.Path, rows: Iterable[tuple[str, ...]]) -> dict[str, str]:
-    """The WNID of each name, without suffix. Raises UserError for two of one name."""
+    """The WNID by image name without suffix. Raises UserError for contradicting lines."""
     by_stem = {}
     for row in rows:
         stem, wnid = os.path.splitext(row[0])[0], row[-1]
         if by_stem.setdefault(stem, wnid) != wnid:
             raise UserError(
-                f"{path} labels {row[0]} {by_stem[stem]} and also {wnid}; remove the line that is "
-                "wrong"
+                f"{path} labels {row[0]} {by_stem[stem]} and also {wnid}; remove the wrong line"
             )
     return by_stem
 
 
 def _text_rows(path: pathlib.Path) -> list[tuple[str, ...]]:
-    """(name, WNID) or (WNID,) of each line."""
+    """The lines of a text file as (name, WNID) or (WNID,)."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -76,14 +82,14 @@ def _text_rows(path: pathlib.Path) -> list[tuple[str, ...]]:
         if not fields or fields[0] == "ImageId":  # the heading of Kaggle's file
             continue
         if not WNID.fullmatch(fields[-1]):
-            raise UserError(f"line {number} of {path} names no WNID: {line[:80]!r}; {_HELP}")
+            raise UserError(f"line {number} of {path} has no WNID: {line[:80]!r}; {_HELP}")
         rows.append(tuple(fields))
     return rows
 
 
 def _devkit_rows(path: pathlib.Path) -> list[tuple[str]]:
-    """(WNID,) of each line of the development kit, which counts the classes in its own order."""
-    import scipy.io  # needed only here
+    """The labels in the development kit as (WNID,); it numbers the classes in another order."""
+    import scipy.io  # lazy: only needed for this file
 
     with open_tar(path, mode="r:gz") as tar:
         files = members(tar, LeftOut())

@@ -1,19 +1,18 @@
-"""A TFDS data set prepared in shards: there at once or not at all, and resumable.
+"""Resumable, parallel preparation of a TFDS data set, which appears only when it is complete.
 
-TFDS's own preparation uses one core and, when interrupted, starts again from nothing. Here the
-finished shards wait, until all are there:
+TFDS's own preparation uses one core and starts from the beginning after an interruption. Here,
+finished shards are kept in a temporary folder:
 
     .../imagenet256/full/incomplete.1.0.0/
-        lock            held by the one process that prepares
-        data/           becomes .../imagenet256/full/1.0.0
-        done/*.json     what is in each finished shard, and of which files it was made
+        lock            held by the process that prepares
+        data/           the shards; renamed to .../imagenet256/full/1.0.0 at the end
+        done/*.json     for each finished shard, its content and its source files
 
-A shard is finished when its note in `done` is there. It stays as long as its files stay what they
-were, so that after an interruption, or after a bad image was replaced, only the others are written.
+A shard is finished when its note in `done` exists. It is kept as long as its source files do not
+change, so after an interruption, or after replacing a bad image, only the other shards are written.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import pathlib
@@ -21,6 +20,7 @@ import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 
+import filelock
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import dataset_builder
 
@@ -28,21 +28,22 @@ from multipath_jax.data.files import ImageFile
 from multipath_jax.data.imagenet import shards
 from multipath_jax.data.imagenet.shards import Done, OnBad, Shard
 from multipath_jax.errors import UserError
+from multipath_jax.utils import storage
 
 BYTES_PER_IMAGE = 36_000  # measured: 35,400 each over 100 photographs, one of each class
 LEFT_OUT = "left_out.txt"
 
-# Some ten seconds of a core: that much is lost by an interruption. The 651 files of ImageNet can
-# all be open at once under the usual limit of 1,024.
+# About ten seconds of work for one core, which an interruption loses. ImageNet has 651 files, so
+# that all can be open at once under the usual limit of 1,024.
 _IMAGES_PER_SHARD = 2048
 
 
 class Preparation:
-    """Of one data set, in the folder that its finished shards wait in.
+    """The preparation of one data set.
 
     Attributes:
-      shards: all of them.
-      pending: those not finished yet.
+      shards: all shards.
+      pending: the shards that are not finished.
     """
 
     def __init__(
@@ -52,14 +53,17 @@ class Preparation:
         splits: Mapping[str, Sequence[ImageFile]],
         on_bad: OnBad = "stop",
     ):
-        """Looks for what is finished; removes what else there is of these shards.
+        """Finds the finished shards and removes unfinished files.
 
         Args:
-          builder: not prepared; its folder `data_dir` is where the data set will be.
-          on_bad: "stop" at an image that cannot be read, or "skip" it.
+          builder: the builder of the data set, which is not prepared; the result will be its
+            `data_dir`.
+          class_names: names in the order of the labels.
+          splits: the images of each split.
+          on_bad: for an image that cannot be read: "stop" with an error, or "skip" it.
 
         Raises:
-          UserError: there are finished shards, but all of another source.
+          UserError: there are finished shards, but all are from another source.
         """
         self._builder, self._class_names, self._on_bad = builder, tuple(class_names), on_bad
         folder = work_folder(builder)
@@ -72,10 +76,10 @@ class Preparation:
         self._tidy()
 
     def _plan(self, split: str, images: Sequence[ImageFile]) -> list[Shard]:
-        """Shuffles the images over shards.
+        """Distributes the images over shards in pseudorandom order.
 
-        An image's name alone decides where it goes: the result depends neither on the order in
-        which files were found nor on workers, and one image more or less changes one shard.
+        The position of an image depends only on a hash of its name: not on the order of the files
+        or the number of workers.
         """
         count = -(-len(images) // _IMAGES_PER_SHARD)
         parts = [[] for _ in range(count)]
@@ -94,11 +98,11 @@ class Preparation:
         ]
 
     def _check_source(self) -> None:
-        """Hours of work are not thrown away for a slip of the keyboard."""
+        """Refuses to discard finished shards of another source, which may have taken hours."""
         if any(self._notes.iterdir()) and not any(shard.done() for shard in self.shards):
             raise UserError(
-                f"the finished shards in {self._data} are of another source than this one; name "
-                f"that one, or remove them with `rm -r {shlex.quote(str(self._data.parent))}`"
+                f"the finished shards in {self._data} are from another source; use that source, "
+                f"or remove them with `rm -r {shlex.quote(str(self._data.parent))}`"
             )
 
     def _finished(self, shard: Shard) -> bool:
@@ -118,17 +122,17 @@ class Preparation:
         return BYTES_PER_IMAGE * sum(len(shard.images) for shard in self.pending)
 
     def write(self, workers: int) -> Iterator[Shard]:
-        """Writes the pending shards; arguments, results and errors as of `shards.write`."""
+        """Writes the pending shards; the results and errors are those of `shards.write`."""
         return shards.write(self.pending, self._on_bad, workers)
 
     def publish(self) -> dict[str, int]:
-        """Describes the data set and moves it into place, all at once. Gives what was left out.
+        """Writes the metadata of the data set and renames its folder to the final one.
 
         Returns:
-          The number of images of each split, and "left out" of them all.
+          The number of images by split, and of skipped images under the key "left out".
 
         Raises:
-          UserError: nothing is left of a split.
+          UserError: a split has no readable image, or the files cannot be written.
         """
         splits: dict[str, list[Done]] = {}
         for shard in self.shards:
@@ -153,38 +157,38 @@ class Preparation:
 
 
 def is_prepared(builder: dataset_builder.DatasetBuilder) -> bool:
-    """Whether the data set is there; TFDS's own test warns where it is not."""
+    """Whether the data set is prepared. (TFDS's own test logs a warning if it is not.)"""
     return os.path.exists(builder.data_dir)
 
 
 def work_folder(builder: dataset_builder.DatasetBuilder) -> pathlib.Path:
-    """Where shards wait; TFDS too passes over folders named like this."""
+    """The temporary folder for shards; TFDS ignores folders with such names."""
     folder = pathlib.Path(builder.data_dir)
     return folder.with_name(f"incomplete.{folder.name}")
 
 
 @contextlib.contextmanager
 def claim(builder: dataset_builder.DatasetBuilder) -> Iterator[None]:
-    """Keeps other processes from preparing the same data set; leaves shards alone, or nothing.
+    """Context manager: locks the preparation of a data set.
+
+    On exit, the temporary folder is removed if the data set is complete or no shard was begun.
 
     Raises:
-      UserError: another one is at it, or the folder cannot be written.
+      UserError: another process is preparing the data set, or the folder cannot be written.
     """
     folder = work_folder(builder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "w")  # noqa: SIM115
+        lock = storage.lock(folder / "lock").acquire()
+    except filelock.Timeout as error:
+        raise UserError(
+            f"another process is preparing {folder}; wait for it, or end it first"
+        ) from error
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written ({error.strerror}); choose another data directory"
         ) from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another process is preparing {folder}; wait for it, or end it first"
-            ) from error
         try:
             yield
         finally:
@@ -204,5 +208,5 @@ def _split_info(name: str, parts: Sequence[Done]) -> tfds.core.SplitInfo:
         num_bytes=sum(part.num_bytes for part in parts),
     )
     if not info.num_examples:
-        raise UserError(f"no image of the split {name!r} can be read; look at the source's files")
+        raise UserError(f"no image of the split {name!r} can be read; check the source files")
     return info

@@ -1,6 +1,6 @@
-"""Shards of a data set of rescaled images: what each is made of, and writing them on all cores.
+"""Shards of a data set of rescaled images, written in parallel.
 
-They are ArrayRecord files of `tf.train.Example`s, just as TFDS writes them.
+They are ArrayRecord files of `tf.train.Example`s, in TFDS's format.
 """
 
 import concurrent.futures
@@ -26,20 +26,20 @@ from multipath_jax.data.images import BadImage, decode, encode, square
 from multipath_jax.errors import UserError
 
 SIDE = 256  # pixels
-OnBad = Literal["stop", "skip"]  # at an image that cannot be read
-# Draft decoding to no less than three times the result changes it by less than JPEG itself.
+OnBad = Literal["stop", "skip"]  # what to do with an image that cannot be read
+# Draft decoding to at least three times the final size changes pixels less than JPEG encoding does.
 _DRAFT = 3 * SIDE
 
 
 class Done(NamedTuple):
-    """What is in a finished shard.
+    """The content of a finished shard.
 
     Attributes:
-      source: `Shard.source` of the files that it was made of.
-      records: their number, less those left out.
-      num_bytes: of all records.
-      file_size: in bytes.
-      left_out: the unreadable images, each with the reason.
+      source: `Shard.source` of its source files.
+      records: number of records.
+      num_bytes: size of all records in bytes.
+      file_size: size of the file in bytes.
+      left_out: the skipped images, each with the reason.
     """
 
     source: str
@@ -49,9 +49,17 @@ class Done(NamedTuple):
     left_out: list[list[str]]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # told apart by identity: a set stays cheap
+@dataclasses.dataclass(frozen=True, eq=False)  # compared by identity, which is cheap in sets
 class Shard:
-    """One file of the data set, and what it is to be made of."""
+    """One file of the data set.
+
+    Attributes:
+      split: name of its split.
+      path: the file.
+      note: the JSON file that is written when the shard is finished.
+      class_names: names in the order of the labels.
+      images: the images to write.
+    """
 
     split: str
     path: pathlib.Path
@@ -61,14 +69,14 @@ class Shard:
 
     @functools.cached_property
     def source(self) -> str:
-        """Stands for the images and their classes: changes when any of them does."""
+        """A hash of the images' metadata and the class names."""
         digest = hashlib.blake2b(repr(self.class_names).encode(), digest_size=16)
         for image in self.images:
             digest.update(repr((image.label, image.name, image.size, image.modified)).encode())
         return digest.hexdigest()
 
     def done(self) -> Done | None:
-        """What was noted when it was finished; None unless it is, and of these very images."""
+        """Its content; None if it is not finished, or has other source files."""
         try:
             done = Done(**json.loads(self.note.read_text()))
             whole = self.path.stat().st_size == done.file_size
@@ -78,7 +86,7 @@ class Shard:
 
 
 def features() -> tfds.features.FeaturesDict:
-    """Of one example; the class names are the builder's to set."""
+    """The TFDS features of an example, without class names, which the builder sets."""
     return tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(shape=(SIDE, SIDE, 3), encoding_format="jpeg"),
@@ -89,12 +97,18 @@ def features() -> tfds.features.FeaturesDict:
 
 
 def write(shards: Sequence[Shard], on_bad: OnBad, workers: int) -> Iterator[Shard]:
-    """Writes shards in so many processes; yields each as it is finished.
+    """Writes shards; each file, and then its note, is renamed into place when it is complete.
 
-    A shard comes into being at once, and after it its note: neither is ever there by half.
+    Args:
+      shards: the shards to write.
+      on_bad: for an image that cannot be read: "stop" with an error, or "skip" it.
+      workers: number of processes; with 1, this process writes.
+
+    Yields:
+      Each shard when it is finished.
 
     Raises:
-      UserError: an image cannot be read (with ``on_bad="stop"``), or a shard not be written.
+      UserError: an image cannot be read (with ``on_bad="stop"``), or a shard cannot be written.
     """
     if workers > 1:
         yield from _write_in_pool(shards, on_bad, workers)
@@ -105,7 +119,7 @@ def write(shards: Sequence[Shard], on_bad: OnBad, workers: int) -> Iterator[Shar
 
 
 def _write_in_pool(shards: Sequence[Shard], on_bad: OnBad, workers: int) -> Iterator[Shard]:
-    # Not forked: the threads of an imported JAX would not survive that.
+    # Spawn instead of fork: JAX, if imported, has threads, which a fork does not copy.
     context = multiprocessing.get_context("spawn")
     stopping = context.Event()
     pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (stopping,))
@@ -117,8 +131,8 @@ def _write_in_pool(shards: Sequence[Shard], on_bad: OnBad, workers: int) -> Iter
             yield futures[future]
     except concurrent.futures.BrokenExecutor as error:
         raise UserError(
-            "a worker process was ended from outside, perhaps for want of memory; "
-            "start the same command again, with fewer --workers if need be"
+            "a worker process was killed, perhaps for lack of memory; "
+            "rerun the command to resume, with fewer --workers if necessary"
         ) from error
     finally:
         stopping.set()
@@ -127,7 +141,7 @@ def _write_in_pool(shards: Sequence[Shard], on_bad: OnBad, workers: int) -> Iter
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C waits, and processes begun meanwhile never get it: it is the parent's to deal with."""
+    """Blocks SIGINT, so that workers started inside the context ignore Ctrl-C."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -135,7 +149,7 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_stopping: Event  # in a worker: set when the preparation ends early
+_stopping: Event  # in a worker process: set when the preparation ends early
 
 
 def _start_worker(stopping: Event) -> None:
@@ -145,7 +159,7 @@ def _start_worker(stopping: Event) -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that is killed could not tell its workers to end."""
+    """Ends this worker when its parent ends, even if the parent is killed."""
     multiprocessing.parent_process().join()
     os._exit(1)
 
@@ -155,7 +169,7 @@ def _write_in_worker(shard: Shard, on_bad: OnBad) -> None:
 
 
 def _write(shard: Shard, on_bad: OnBad, stopping: Callable[[], bool]) -> None:
-    """Writes one shard and then its note, each under another name first."""
+    """Writes one shard and then its note, each to a temporary name first."""
     left_out, sizes = [], []
 
     def records() -> Iterator[bytes]:
@@ -183,7 +197,7 @@ def _write(shard: Shard, on_bad: OnBad, stopping: Callable[[], bool]) -> None:
 def _records(
     shard: Shard, stopping: Callable[[], bool]
 ) -> Iterator[tuple[ImageFile, bytes | BadImage]]:
-    """Each image as a serialized `tf.train.Example`, or why that cannot be."""
+    """Yields each image with its serialized `tf.train.Example`, or with the error."""
     made = features()
     made["label"].names = list(shard.class_names)
     serializer = example_serializer.ExampleSerializer(made.get_serialized_info())
@@ -195,7 +209,7 @@ def _records(
         except BadImage as reason:
             yield image, reason
         else:
-            # TFDS leaves the features' order to chance, which would be another in each process.
+            # Without it, the order of the features differs between processes.
             yield image, example.SerializeToString(deterministic=True)
 
 
@@ -205,27 +219,27 @@ def _example(image: ImageFile) -> dict[str, Any]:
 
 
 def _write_records(path: pathlib.Path, records: Iterable[bytes]) -> int:
-    """Writes an ArrayRecord file as TFDS does; gives its size. Raises `OSError`."""
+    """Writes an ArrayRecord file with TFDS and returns its size in bytes. Raises `OSError`."""
     adapter = file_adapters.ADAPTER_FOR_FORMAT[file_adapters.FileFormat.ARRAY_RECORD]
     try:
         adapter.write_examples(path, ((None, record) for record in records))
-    except RuntimeError as error:  # from the writer in C++
+    except RuntimeError as error:  # from the C++ writer
         raise OSError(" ".join(str(error).split())) from error
     with open(path, "rb") as file:
-        os.fsync(file.fileno())  # so that a power cut leaves no note of a shard without content
+        os.fsync(file.fileno())  # so that after a power failure no note exists without its shard
     return path.stat().st_size
 
 
 def _unreadable(image: ImageFile, reason: BadImage) -> UserError:
     return UserError(
-        f"{image} cannot be read ({reason}); replace or remove it and start the same command "
-        "again, or leave out such images with --on_bad=skip"
+        f"{image} cannot be read ({reason}); replace or remove it and rerun the command, or skip "
+        "such images with --on_bad=skip"
     )
 
 
 def unwritable(path: pathlib.Path, error: OSError) -> UserError:
-    """What to say of a file that cannot be written."""
+    """The error for a file that cannot be written."""
     return UserError(
-        f"{path} cannot be written ({error.strerror or error}); make room, or choose another data "
-        "directory, and start the same command again"
+        f"{path} cannot be written ({error.strerror or error}); free disk space, or choose another "
+        "data directory, and rerun the command"
     )

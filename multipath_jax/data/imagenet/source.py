@@ -1,4 +1,4 @@
-"""ILSVRC2012 as its users have it: tar files, or folders. Nothing is unpacked.
+"""Finding the images of ILSVRC2012 in its tar files, which are not unpacked, or in folders.
 
 Training images, in the source folder:
     ILSVRC2012_img_train.tar          as published: one WNID.tar for each class
@@ -9,7 +9,7 @@ Validation images:
     ILSVRC2012_img_val.tar            as published, or
     val/*.JPEG                        unpacked; both of these need labels
 
-The forms that labels may have are in `imagenet_labels`.
+The formats of labels are listed in `labels`.
 """
 
 import os
@@ -38,7 +38,13 @@ _WANTED = f"put {TRAIN_TAR} and {VAL_TAR} there, or the folders train/WNID and v
 
 
 class Source(NamedTuple):
-    """What was found: the classes, sorted by WNID, the images of each split, and what else."""
+    """The images that were found.
+
+    Attributes:
+      class_names: the WNIDs, sorted.
+      train, validation: the images of each split.
+      left_out: number of ignored files, by reason.
+    """
 
     class_names: tuple[str, ...]
     train: list[ImageFile]
@@ -51,14 +57,18 @@ def find_images(
     first_classes: int | None = None,
     val_labels: str | os.PathLike | None = None,
 ) -> Source:
-    """Finds the images in a folder, in one of the layouts above. Reads no image.
+    """Finds the images in a folder, in one of the layouts above. No image is read.
 
     Args:
-      first_classes: only so many classes, the first by sorted WNID.
-      val_labels: the file with the validation images' labels, wherever it is.
+      source: the folder.
+      first_classes: if given, only this many classes, the first by sorted WNID.
+      val_labels: the file with the labels of the validation images; None: a file in the folder.
+
+    Returns:
+      The classes and images.
 
     Raises:
-      UserError: something is missing, empty, damaged or without label; it is named.
+      UserError: files or labels are missing, empty or damaged.
     """
     source, left_out = filesystem.local("--source", source), LeftOut()
     if is_there(source / TRAIN_TAR):
@@ -66,35 +76,35 @@ def find_images(
     elif is_there(source / "train"):
         names, train = _unpacked_training(source / "train", first_classes, left_out)
     else:
-        raise UserError(f"{source} holds no training images; {_WANTED}")
+        raise UserError(f"{source} has no training images; {_WANTED}")
     wanted = names[:first_classes]
     if first_classes is not None and len(wanted) < first_classes:
         raise UserError(
-            f"{source} holds {len(names)} classes, but {first_classes} are asked for; get the "
-            "others, or prepare them all with --config=full"
+            f"{source} has {len(names)} classes, but {first_classes} are required; add the others, "
+            "or prepare all that there are with --config=full"
         )
     validation = _validation(source, names, val_labels, len(wanted), left_out)
     if not validation:
-        raise UserError(f"{source} holds no validation image of the classes wanted; {_WANTED}")
+        raise UserError(f"{source} has no validation images of these classes; {_WANTED}")
     return Source(wanted, train, validation, left_out)
 
 
 def _tarred_training(
     path: pathlib.Path, first: int | None, left_out: LeftOut
 ) -> tuple[tuple[str, ...], list]:
-    """All WNIDs, sorted, and the images of the first of them."""
+    """All WNIDs, sorted, and the training images of the first ones, from the tar file."""
     with open_tar(path) as tar:
         begins = {
             pathlib.PurePath(name).stem: member.offset_data
             for name, member in members(tar, left_out)
-            if not name.startswith(".")  # macOS adds ._n01440764.tar
+            if not name.startswith(".")  # macOS adds files such as ._n01440764.tar
         }
     names = _checked(path, begins)
     train = []
     for label, name in enumerate(names[:first]):
         images = tar_images(path, left_out, label, begins[name])
         if not images:
-            raise UserError(f"the class {name} in {path} holds no image; get that file again")
+            raise UserError(f"the class {name} in {path} has no images; download the file again")
         train += images
     return names, train
 
@@ -102,7 +112,7 @@ def _tarred_training(
 def _unpacked_training(
     folder: pathlib.Path, first: int | None, left_out: LeftOut
 ) -> tuple[tuple[str, ...], list]:
-    """The same, of class folders."""
+    """As `_tarred_training`, from class folders."""
     names = _checked(folder, class_folders(folder, left_out))
     train = []
     for label, name in enumerate(names[:first]):
@@ -111,15 +121,15 @@ def _unpacked_training(
 
 
 def _checked(where: pathlib.Path, names: Collection[str]) -> tuple[str, ...]:
-    """The WNIDs, sorted. Raises UserError for a name that is none."""
+    """The WNIDs, sorted. Raises UserError for a name that is not a WNID."""
     for name in names:
         if not WNID.fullmatch(name):
             raise UserError(
-                f"{name!r} in {where} is not named by a WNID such as n01440764; remove it, or "
-                "train on folders with names of your own by --config=folder"
+                f"{name!r} in {where} is not a WNID such as n01440764; remove it, or use "
+                "--config=folder to train on folders with other names"
             )
     if not names:
-        raise UserError(f"{where} holds no classes; {_WANTED}")
+        raise UserError(f"{where} has no classes; {_WANTED}")
     return tuple(sorted(names))
 
 
@@ -135,7 +145,7 @@ def _validation(
     if is_there(tar):
         images = tar_images(tar, left_out)
     elif not is_there(folder):
-        raise UserError(f"{source} holds no validation images; {_WANTED}")
+        raise UserError(f"{source} has no validation images; {_WANTED}")
     elif classes := class_folders(folder, left_out):
         index = _indices(classes, names, folder)
         return [
@@ -154,11 +164,11 @@ def _validation(
 
 
 def _indices(wnids: Iterable[str], names: Sequence[str], where: pathlib.Path) -> dict[str, int]:
-    """Each class's label. Raises UserError for one without training images."""
+    """The label of each class. Raises UserError for a class without training images."""
     index = {name: label for label, name in enumerate(names)}
     if strange := sorted(set(wnids) - set(index)):
         raise UserError(
-            f"{where} has validation images of the class {strange[0]}, but there are no training "
-            "images of it; add those, or remove these"
+            f"{where} has validation images of the class {strange[0]}, which has no training "
+            "images; add training images, or remove the validation images"
         )
     return index

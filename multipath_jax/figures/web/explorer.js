@@ -1,7 +1,7 @@
-// The route explorer: one image is chosen, one gate is picked; everything shows these two.
+// The route explorer: shows one selected image and one selected gate.
 
 const NEAREST = 12;
-const STRIP = 40; // thumbnails from the choice on, of those that fit
+const STRIP = 40; // thumbnails, from the selected image on, of the images that match the filter
 const BINS = 20;
 const HINT = 'Point at or tap a gate, an edge or a tensor to read its value; a click on a gate ' +
   'picks it for the histograms.';
@@ -14,7 +14,7 @@ const METRICS = {
 const dot = (a, b) => sum(a.map((value, at) => value * b[at]));
 
 class Explorer {
-  /** ``picked`` is the gate to begin with. */
+  /** ``picked`` is the initially selected gate. */
   constructor(images, routers, stacks, picked) {
     Object.assign(this, {images, routers, picked});
     this.image = 0;
@@ -69,7 +69,7 @@ class Explorer {
     document.addEventListener('keydown', (event) => this.key(event));
   }
 
-  /** Left and right go through the images, but where these keys have a meaning of their own. */
+  /** The left and right keys change the image, except in elements that use these keys. */
   key(event) {
     const {target, key} = event;
     if (event.altKey || event.ctrlKey || event.metaKey) return;
@@ -78,7 +78,7 @@ class Explorer {
     if (key === 'ArrowRight') this.step(1);
   }
 
-  /** The images that the class and the tick leave. */
+  /** The images that match the class and the checkbox. */
   get fitting() {
     const label = $('class').value;
     return this.images.thatAre(label === '' ? null : Number(label), $('wrong').checked);
@@ -90,7 +90,7 @@ class Explorer {
     else this.showChoice();
   }
 
-  /** So many fitting images further, round and round. */
+  /** Moves by a number of matching images, cyclically. */
   step(by) {
     const fitting = this.fitting;
     if (!fitting.length) return;
@@ -103,7 +103,7 @@ class Explorer {
     if (others.length) this.choose(others[Math.floor(Math.random() * others.length)]);
   }
 
-  /** Chooses by number in the split, the nearest one that is on the page; whether it could. */
+  /** Selects the image with the nearest number on the page; returns whether the number is valid. */
   chooseNumber(text) {
     const number = Number.parseInt(text, 10);
     if (Number.isNaN(number)) return false;
@@ -117,7 +117,7 @@ class Explorer {
     return true;
   }
 
-  /** By an address that ends in #image=12; whether it does. */
+  /** Selects the image of a URL that ends in #image=12; returns whether it does. */
   chooseByAddress() {
     return this.chooseNumber(location.hash.match(/^#image=(\d+)$/)?.[1]);
   }
@@ -153,7 +153,7 @@ class Explorer {
       ...fitting.slice(first, first + STRIP).map((other) => this.thumbnail(other)));
   }
 
-  /** A button that chooses an image, with its class and lines of text below. */
+  /** A button that selects an image, with its class and lines of text below. */
   thumbnail(image, ...lines) {
     const {images} = this;
     const [number, className] = [images.numbers[image], images.className(image)];
@@ -168,7 +168,7 @@ class Explorer {
     if (image === this.image) button.setAttribute('aria-current', 'true');
     button.addEventListener('click', () => {
       this.choose(image);
-      // The button is gone; who came by keyboard goes on from the one in its place.
+      // The button has been replaced; keep the keyboard focus on the new one.
       $('strip').querySelector('[aria-current]')?.focus({preventScroll: true});
     });
     return button;
@@ -204,7 +204,7 @@ class Explorer {
       })));
   }
 
-  /** The image's distance to every other, by the gates at the chosen depth. */
+  /** The distances of the image to all others, by the gates of the selected router. */
   distances() {
     const depth = $('depth').value;
     const routers = depth === 'all' ? this.routers : [this.routers[Number(depth)]];
@@ -244,7 +244,7 @@ class Explorer {
     $('histograms').replaceChildren(...classes.map((one) => this.histogram(one, value)));
   }
 
-  /** A class's histogram; bars are shares of the class. */
+  /** The histogram of a class, as fractions of its images. */
   histogram({label, values, mean}, value) {
     const counts = new Array(BINS).fill(0);
     for (const gate of values) counts[Math.min(BINS - 1, Math.floor(gate * BINS))] += 1;

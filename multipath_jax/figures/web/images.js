@@ -1,16 +1,16 @@
-// The images of the page: pictures, labels, what the network made of them.
+// The images of the page: pixels, labels, predictions, and records of the routers.
 
 class Images {
   constructor({kind, total, numbers, classes, labels, likeliest, thumbnails}) {
     Object.assign(this, {kind, total, numbers, classes, thumbnails});
     this.count = numbers.length;
     this.labels = integers(labels);
-    this.places = likeliest.count; // of the most probable classes, for each image
+    this.places = likeliest.count; // number of most probable classes per image
     this.likeliest = integers(likeliest.classes);
     this.probabilities = fractions(likeliest.probabilities);
   }
 
-  /** Decodes the sheets, without which there is nothing to draw from. */
+  /** Decodes the sheets of thumbnails. */
   async load() {
     this.sheets = await Promise.all(this.thumbnails.sheets.map(async (source) => {
       const sheet = new Image();
@@ -40,18 +40,18 @@ class Images {
     return this.classes[this.labels[image]];
   }
 
-  /** Images of a class (or of all: null), only the wrongly classified ones if so wished. */
+  /** Images of a class (null: all classes), optionally only the misclassified ones. */
   thatAre(label, wrongOnly) {
     return range(this.count).filter((image) =>
       (label === null || this.labels[image] === label) && (!wrongOnly || this.isWrong(image)));
   }
 
-  /** The image as a canvas of its own pixels. */
+  /** The image as a canvas. */
   picture(image) {
     const {width, height, tileWidth, tileHeight, columns, perSheet} = this.thumbnails;
     const canvas = html('canvas', {
       width, height, role: 'img', 'aria-label': `${this.kind} image ${this.numbers[image]}`,
-      class: Math.max(width, height) > 64 ? '' : 'pixels', // of small images they are to be seen
+      class: Math.max(width, height) > 64 ? '' : 'pixels', // small images are shown without smoothing
     });
     const place = image % perSheet;
     canvas.getContext('2d').drawImage(
@@ -62,7 +62,7 @@ class Images {
   }
 }
 
-/** What one router did with every image. */
+/** The records of one router for all images. */
 class Router {
   constructor({name, inputs, outputs, gates, input_strength, output_strength}) {
     Object.assign(this, {name, inputs, outputs});

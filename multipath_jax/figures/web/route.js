@@ -1,39 +1,39 @@
 // The route of one image, drawn from left to right as in the paper's Fig. 8.
 
 const ROUTE = {
-  gate: 12, // radius of a circle; smaller, and without its value, where there are many
+  gate: 12, // radius of a circle; smaller, and without the value, if there are many
   manyOutputs: 5,
   smallGate: 5,
   tensor: {width: 20, height: 40},
   stack: {width: 26, gap: 20},
-  gates: 58, // from a router's left to its circles
-  outputs: 132, // and to its output tensors
+  gates: 58, // from the left side of a router to its circles
+  outputs: 132, // from the left side of a router to its output tensors
   after: 26,
   top: 26, // for the names
 };
 
-/** A network's drawing; ``routers`` are [{name, inputs, outputs}], ``stacks`` names of layers. */
+/** Draws a network; ``routers`` are [{name, inputs, outputs}], ``stacks`` are names of layers. */
 class RouteDrawing {
-  /** ``read(text)`` is told what lies under the pointer, ``pick(router, i, j)`` which gate was
-   * clicked. */
+  /** ``read(text)`` is called with a description of the element under the pointer,
+   * ``pick(router, i, j)`` with the gate that was clicked. */
   constructor(routers, stacks, read, pick) {
     Object.assign(this, {routers, stacks, read, pick});
     const outputs = Math.max(...routers.map((router) => router.outputs));
     this.radius = outputs < ROUTE.manyOutputs ? ROUTE.gate : ROUTE.smallGate;
     this.gatePitch = 2 * this.radius + 2;
-    this.pitch = Math.max(64, outputs * this.gatePitch + 10); // of the parallel paths
+    this.pitch = Math.max(64, outputs * this.gatePitch + 10); // distance of parallel paths
     this.paths = Math.max(...routers.map(({inputs, outputs}) => Math.max(inputs, outputs)));
     this.height = ROUTE.top + this.paths * this.pitch + 4;
   }
 
-  /** The heights of so many parallel things. */
+  /** The vertical positions of ``count`` parallel elements. */
   rows(count) {
     const middle = ROUTE.top + (this.paths * this.pitch) / 2;
     return range(count).map((row) => middle + (row - (count - 1) / 2) * this.pitch);
   }
 
-  /** The drawing for one image: of every router its values {gates, inputs, outputs}, which gate
-   * {router, i, j} is picked, and the predicted class with its probability as texts. */
+  /** Draws one image, for the values {gates, inputs, outputs} of every router, the selected gate
+   * {router, i, j}, and the predicted class with its probability as texts. */
   draw(values, picked, prediction) {
     this.parts = {lines: [], shapes: [], texts: []};
     this.x = 8;
@@ -50,7 +50,7 @@ class RouteDrawing {
     }, ...lines, ...shapes, ...texts);
   }
 
-  /** Boxes of ordinary layers, one for each of ``count`` paths. */
+  /** Boxes of layers other than routers, one for each of ``count`` paths. */
   stack(names, count) {
     const {width, gap} = ROUTE.stack;
     const rows = this.rows(count);
@@ -71,7 +71,7 @@ class RouteDrawing {
     this.leave(rows, gap);
   }
 
-  /** Input tensors, the gates that each computes, the weighted edges, output tensors. */
+  /** Input tensors, their gates, the weighted edges, and output tensors. */
   router(depth, {gates, inputs, outputs}, picked) {
     const router = this.routers[depth];
     const rowsIn = this.rows(router.inputs);
@@ -103,7 +103,7 @@ class RouteDrawing {
     this.parts.texts.push(svg('text', {x: middle, y: 16, 'text-anchor': 'middle'}, title));
   }
 
-  /** A box, redder the larger its share: as red as can be at twice an equal share. */
+  /** A box, shaded by its share; the shade is saturated at twice an equal share. */
   tensor(x, y, shares, index, where) {
     const {width, height} = ROUTE.tensor;
     const place = {x, y: y - height / 2, width, height};
@@ -113,7 +113,7 @@ class RouteDrawing {
     this.told(box, `${where}: relative strength ${percent(shares[index])}`);
   }
 
-  /** A circle and the edge that it weighs. */
+  /** The circle of a gate, and its edge. */
   gate({depth, i, j, value, isPicked}, x, y, xOut, yOut) {
     const way = `input ${i + 1} to output ${j + 1}`;
     const says = `router ${depth + 1}, gate ${gateName(i, j)} (${way}): ${value.toFixed(3)}`;
@@ -123,7 +123,7 @@ class RouteDrawing {
     });
     edge.addEventListener('pointerenter', () => this.read(says));
     this.parts.lines.push(edge);
-    // The edge must not shine through a circle that is nearly open.
+    // Hides the edge behind a translucent circle.
     this.parts.shapes.push(svg('circle', {cx: x, cy: y, r: this.radius, class: 'backing'}));
     const circle = svg('circle', {
       cx: x, cy: y, r: this.radius, 'fill-opacity': value, class: isPicked ? 'gate picked' : 'gate',
@@ -132,11 +132,11 @@ class RouteDrawing {
     this.told(circle, says);
     if (this.radius < ROUTE.gate) return;
     const text = value >= 0.995 ? '1' : value.toFixed(2).replace(/^0/, '');
-    const colour = value > 0.65 ? 'on-gate' : ''; // read at either side of it in both themes
-    this.parts.texts.push(svg('text', {x, y: y + 4, class: `value figure ${colour}`}, text));
+    const color = value > 0.65 ? 'on-gate' : ''; // for sufficient contrast in both themes
+    this.parts.texts.push(svg('text', {x, y: y + 4, class: `value figure ${color}`}, text));
   }
 
-  /** The mean of the paths, and the class that it gives. */
+  /** The mean over the paths, and the predicted class. */
   answer([className, probability]) {
     const [y] = this.rows(1);
     this.join(this.x, [y]);
@@ -147,7 +147,7 @@ class RouteDrawing {
     this.x += 12 + 7.5 * Math.max(name.length, probability.length);
   }
 
-  /** Lines from where the last column ended: side by side, or from all to all. */
+  /** Lines from the previous column: one to one, or all to all. */
   join(x, rows) {
     const same = this.ends.length === rows.length;
     this.ends.forEach(([from, y], path) =>
@@ -163,7 +163,7 @@ class RouteDrawing {
     this.parts.lines.push(svg('line', {x1, y1, x2, y2, ...attributes}));
   }
 
-  /** A shape that says what it stands for. */
+  /** A shape with a description. */
   told(shape, text) {
     shape.addEventListener('pointerenter', () => this.read(text));
     this.parts.shapes.push(shape);

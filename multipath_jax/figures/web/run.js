@@ -1,4 +1,4 @@
-// The run: its facts, its curves, its figures.
+// The facts, curves and figures of the run.
 
 function showFacts() {
   $('facts').append(...DATA.facts.map(([name, value]) =>
@@ -32,7 +32,7 @@ function showCurves() {
   $('curves').hidden = !drawn.some(Boolean);
 }
 
-/** The curves of the training split, and of the test split or of what was held out in its place. */
+/** The curves of the training split, and of the test split or the held-out images. */
 function measures(name) {
   const splits = [['training', 'train'], ['test', 'test'], ['held-out', 'held_out']];
   return splits.map(([title, split]) => [title, `${split}/${name}`]);
@@ -47,8 +47,8 @@ function series([name, key]) {
 const CHART = {width: 400, height: 230, left: 44, right: 10, top: 10, bottom: 34};
 const DASHES = ['none', '7 3', '2 2', '9 3 2 3', '4 4', '1 3'];
 
-/** Curves over epochs from 0 up to ``top`` or their largest value; nothing where none has points.
- * Dashes say again what the colours say. */
+/** Curves over epochs, from 0 to ``top`` or their largest value; null if none has points.
+ * They differ in color and in dashes. */
 function lineChart(title, curves, top) {
   const drawn = curves.filter(({points}) => points.length);
   if (!drawn.length) return null;
@@ -64,7 +64,7 @@ function lineChart(title, curves, top) {
   }, ...axes(x, y, last, highest));
   drawn.forEach(({points}, number) => {
     const places = points.map(([epoch, value]) => `${x(epoch).toFixed(1)},${y(value).toFixed(1)}`);
-    if (places.length === 1) places.push(`${width},${places[0].split(',')[1]}`); // to be seen
+    if (places.length === 1) places.push(`${width},${places[0].split(',')[1]}`); // so that it is visible
     chart.append(svg('polyline', {points: places.join(' '), ...stroke(number)}));
   });
   const reading = html('p', {class: 'reading'});
@@ -95,7 +95,7 @@ function axes(x, y, last, highest) {
   return [...rows.flat(), ...columns, label];
 }
 
-/** Round numbers from 0 to at most ``highest``, three to seven of them. */
+/** Three to seven round numbers from 0 to at most ``highest``. */
 function ticks(highest) {
   const power = 10 ** Math.floor(Math.log10(highest));
   const step = [0.2, 0.5, 1, 2].map((part) => part * power).find((size) => highest / size < 6);
@@ -112,7 +112,7 @@ function legend(curves) {
       ` ${name} ${short(points.at(-1)[1])}`)));
 }
 
-/** Says the values nearest to the pointer. */
+/** Shows the values nearest to the pointer. */
 function followPointer(chart, reading, curves, epochAt) {
   chart.addEventListener('pointermove', (event) => {
     const box = chart.getBoundingClientRect();

@@ -1,4 +1,4 @@
-// What happens when the page has come.
+// Runs when the page is loaded.
 
 async function start() {
   showFacts();

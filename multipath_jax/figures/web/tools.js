@@ -1,15 +1,15 @@
 'use strict';
-// What the parts of the page share: its data, elements of HTML and SVG, numbers as text.
+// Shared helpers: the data of the page, HTML and SVG elements, formatting of numbers.
 
 const $ = (id) => document.getElementById(id);
 const DATA = JSON.parse($('data').textContent);
 
-/** An element of HTML. Children that are text stay text: nothing in the data becomes markup. */
+/** An HTML element. Strings become text nodes, so nothing in the data is parsed as markup. */
 function html(name, attributes = {}, ...children) {
   return filled(document.createElement(name), attributes, children);
 }
 
-/** An element of SVG. */
+/** An SVG element. */
 function svg(name, attributes = {}, ...children) {
   return filled(document.createElementNS('http://www.w3.org/2000/svg', name), attributes, children);
 }
@@ -20,13 +20,13 @@ function filled(made, attributes, children) {
   return made;
 }
 
-/** Unsigned 16-bit integers, little-endian, from base64. */
+/** Decodes little-endian unsigned 16-bit integers from base64. */
 function integers(base64) {
   const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
   return new Uint16Array(bytes.buffer);
 }
 
-/** Numbers in [0, 1], kept as 16-bit integers. */
+/** Decodes numbers in [0, 1], stored as 16-bit integers. */
 function fractions(base64) {
   return Float32Array.from(integers(base64), (integer) => integer / 65535);
 }
@@ -36,16 +36,16 @@ const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
 const percent = (fraction) => `${(100 * fraction).toFixed(1)} %`;
 const SUBSCRIPTS = '₀₁₂₃₄₅₆₇₈₉';
 
-/** A text of at most ``length`` characters. */
+/** A text, truncated to ``length`` characters. */
 const cut = (text, length) => (text.length > length ? `${text.slice(0, length - 1)}…` : text);
 
-/** The paper's g_ij, counted from one. */
+/** The paper's notation g_ij, counted from one. */
 function gateName(i, j) {
   const digits = (number) => [...String(number + 1)].map((digit) => SUBSCRIPTS[digit]).join('');
   return `g${digits(i)}${i > 8 || j > 8 ? ',' : ''}${digits(j)}`;
 }
 
-/** A router's number, and its name where that says more. */
+/** The number of a router, and its name if it has more information. */
 function routerTitle(depth, name) {
   const title = `router ${depth + 1}`;
   return name.replaceAll('_', ' ') === title ? title : `${title} (${name})`;

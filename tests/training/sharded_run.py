@@ -1,6 +1,6 @@
 """A few steps on a mesh of virtual devices, as a program: what they gave goes into a file.
 
-python spread_run.py DATA PATH NETWORK OUT [seed]
+python sharded_run.py DATA PATH NETWORK OUT [seed]
 """
 
 import os
@@ -22,7 +22,6 @@ from multipath_jax import layers  # noqa: E402
 from multipath_jax.config.keys import default_config  # noqa: E402
 from multipath_jax.models.multipath import MultiPath  # noqa: E402
 from multipath_jax.parallel.compilation import enable_compilation_cache  # noqa: E402
-from multipath_jax.training import setup as setup_lib  # noqa: E402
 from multipath_jax.training.setup import Setup  # noqa: E402
 
 STEPS = 3
@@ -58,9 +57,7 @@ def main() -> None:
         }
     )
     enable_compilation_cache("auto")
-    if NETWORK == "PreActivation":
-        setup_lib.create_model = lambda name, classes, **options: preactivation(classes)
-    setup = Setup(config)
+    setup = Setup(config, model=preactivation(10) if NETWORK == "PreActivation" else None)
     carry = setup.fresh_carry(0)
     runner = setup.runner
     runner.compile(carry)

@@ -1,4 +1,4 @@
-"""A run to be looked at: what its figures share, each thing computed once."""
+"""The inputs of the figures, computed once for all figures of a run."""
 
 import argparse
 import dataclasses
@@ -7,7 +7,7 @@ from collections.abc import Container
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Num
 
 from multipath_jax import pictures
 from multipath_jax.data import EncodedSplit, Split
@@ -20,14 +20,18 @@ from multipath_jax.runs import LoadedRun
 from multipath_jax.training.hooks import SPLITS
 from multipath_jax.utils import filesystem
 
-MOST = 2000  # 300 MB of images of 224x224; --limit may ask for more
+MOST = 2000  # default limit for encoded splits: 300 MB of 224x224 images; --limit overrides it
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Subject:
-    """A run and what its figures share, each thing computed when the first figure asks for it.
+class FigureInputs:
+    """The inputs of the figures of a run, computed on first access and cached.
 
-    Raises of all: UserError, for flags that do not fit the network or its data.
+    All properties raise UserError for flags that do not match the network or its data.
+
+    Attributes:
+      run: the run.
+      flags: the flags of the program.
     """
 
     run: LoadedRun
@@ -35,67 +39,67 @@ class Subject:
 
     @cached_property
     def folder(self) -> pathlib.PurePath:
-        """Where the figures go; made."""
+        """The output folder, which is created."""
         return filesystem.output_folder("--out", self.flags.out or self.run.workdir / "figures")
 
     @cached_property
     def shape(self) -> tuple[int, int, int]:
-        """Of an image."""
+        """Height, width and channels of the images."""
         return self.run.description.image_shape
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Of the classes."""
+        """The names of the classes."""
         return self.run.description.class_names
 
     @cached_property
     def outline(self) -> Outline:
-        """Of the network."""
+        """The outline of the network."""
         return outline(self.run, self.shape)
 
     @cached_property
     def parallel_layers(self) -> list[str]:
-        """The layers that parallel paths have each for themselves."""
+        """The names of the layers in parallel paths."""
         return weights.parallel_layers(self.run.variables["params"], self.outline)
 
     @property
     def kind(self) -> str:
-        """Of the images in `test`: ``test``, or ``held-out`` if training images were held out."""
+        """The kind of the images in `test`: ``test``, or ``held-out`` for training images."""
         return SPLITS[evaluated(self.run.config.dataset.holdout)]
 
     @cached_property
     def test(self) -> Split:
-        """The test split, or its first images: of one that stays encoded no more than `MOST`."""
+        """The test split, or its first images: by --limit, or else `MOST` if it is encoded."""
         for other in self.run.other_images:
-            print(f"not the data of training: {other}")
+            print(f"the data differ from those of training: {other}")
         encoded = isinstance(self.run.dataset.test, EncodedSplit)
         return self.run.test(self.flags.limit or (MOST if encoded else None))
 
     @cached_property
     def observation(self) -> Observation:
-        """Of the test split."""
+        """The records for the test split."""
         return observe(self.run, self.test.images)
 
     @cached_property
     def gates(self) -> list[selectors.GateIndex]:
-        """The chosen gates, or those that differ most between images."""
+        """The selected gates; by default those with the largest deviation over images."""
         if self.flags.gates is None:
-            return selectors.liveliest_gates(self.observation)
+            return selectors.most_variable_gates(self.observation)
         return selectors.gates(self.flags.gates, self.outline)
 
     @cached_property
     def layers(self) -> list[str]:
-        """The chosen layers of parallel paths, or four of them."""
+        """The selected layers of parallel paths; by default four."""
         if self.flags.layers is None:
-            return selectors.spread(self.parallel_layers, 4)
+            return selectors.evenly_spaced(self.parallel_layers, 4)
         return selectors.layers(self.flags.layers, self.parallel_layers)
 
     @cached_property
-    def pictures(self) -> list[tuple[UInt8[np.ndarray, "h w c"], str]]:
-        """The chosen images, and what they are."""
+    def pictures(self) -> list[tuple[Num[np.ndarray, "h w c"], str]]:
+        """The selected images, with descriptions."""
         wanted = self.flags.images
-        # Pictures of one's own need no data set.
-        count = len(self.test.labels) if selectors.of_the_split(wanted) else 0
+        # Image files do not need the data set.
+        count = len(self.test.labels) if selectors.needs_test_split(wanted) else 0
         return [self._picture(item) for item in selectors.images(wanted, count, self.kind)]
 
     def _picture(self, item: int | pathlib.Path) -> tuple[np.ndarray, str]:
@@ -108,17 +112,17 @@ class Subject:
             raise UserError(f"--images: {item} cannot be read ({error})") from error
 
     def classes(self, default: int) -> list[int]:
-        """The chosen classes, or the first ones."""
+        """The labels of the selected classes; by default the first ``default`` ones."""
         if self.flags.classes is None:
             return list(range(min(default, len(self.names))))
         return selectors.classes(self.flags.classes, self.names)
 
     def check(self, figures: Container[str]) -> None:
-        """Raises UserError for flags that do not fit, before anything is computed or written."""
+        """Raises UserError for invalid flags, before any figure is computed or written."""
         if self.flags.gates is not None and self.outline.routers:
             selectors.gates(self.flags.gates, self.outline)
         if "routes" in figures:
-            self.pictures  # noqa: B018 (computed, and kept)
+            self.pictures  # noqa: B018 (computed and cached)
         if "weights" in figures:
             self.layers  # noqa: B018
         self.classes(0)
