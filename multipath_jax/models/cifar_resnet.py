@@ -21,6 +21,7 @@ from multipath_jax.layers import (
     PreActivationBottleneck,
     ResidualStack,
     ResidualStem,
+    Share,
     Shortcut,
 )
 from multipath_jax.models.family import Family
@@ -53,7 +54,8 @@ def cifar_resnet(
       num_classes: width of the output.
       depth: 6k+2.
       paths: X, the number of parallel paths; None: one path without routers.
-      routing: ``"CC"``: cross-connections after the stem and after every stack (Fig. 7);
+      routing: ``"none"``: the paths share the stem and the output only (not in the paper);
+        ``"CC"``: cross-connections after the stem and after every stack (Fig. 7);
         ``"CP"``: a cross-prediction in place of the stem, and one each before stacks 2 and 3. The
         paper does not describe the latter two; from its parameter counts, they keep the number of
         channels and the size.
@@ -82,6 +84,8 @@ def cifar_resnet(
         layers = _cross_connected(layers, paths, custom_vjp)
     elif routing == "CP":
         layers = _cross_predicted(layers, paths, execution, dtype)
+    elif paths is not None:
+        layers = (layers[0], Share(paths, name="share"), *layers[1:])
     return MultiPath(tuple(layers), execution)
 
 
@@ -193,6 +197,7 @@ FAMILIES: tuple[Family, ...] = (
         partial(cifar_resnet, paths=None, routing="none"),
         ("ResNet20", "ResNet32", "ResNet110"),
     ),
+    Family(rf"{_RESNET}-(?P<paths>\d+)", partial(cifar_resnet, routing="none"), ()),
     Family("ResNet164", resnet164, ("ResNet164",)),
     Family(r"WRN-(?P<depth>\d+)-(?P<width>\d+)", wide_resnet, ("WRN-40-2",)),
     Family(r"SEResNet(?P<depth>\d+)", se_resnet, ("SEResNet110",)),

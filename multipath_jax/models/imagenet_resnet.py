@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -17,9 +17,12 @@ from multipath_jax.layers import (
     PoolDense,
     ResidualStack,
     ResidualStem,
+    Share,
 )
 from multipath_jax.models.family import IMAGENET, Family
 from multipath_jax.models.multipath import MultiPath
+
+Routing = Literal["none", "CC"]
 
 STEM = 64
 STACKS = (64, 128, 256, 512)  # width of the 3x3 convolutions of each stack, for widen=1
@@ -59,6 +62,7 @@ def imagenet_resnet(
     num_classes: int,
     *,
     paths: int | None = None,
+    routing: Routing = "none",
     zero_init: bool = False,
     execution: Execution = "unrolled",
     custom_vjp: bool = True,
@@ -69,8 +73,9 @@ def imagenet_resnet(
     Args:
       structure: a key of `STRUCTURES`.
       num_classes: width of the output.
-      paths: X, the number of parallel paths, with cross-connections after the max-pooling and after
-        every stack; None: one path without routers.
+      paths: X, the number of parallel paths; None: one path without routers.
+      routing: ``"CC"``: cross-connections after the max-pooling and after every stack; ``"none"``:
+        the paths share the stem and the output only (not in the paper).
       zero_init: whether to initialize the scale of the last BatchNorm of each block with zero.
       execution: how parallel paths run, as in `layers.Parallel`.
       custom_vjp: as in `layers.CrossConnect`.
@@ -84,8 +89,10 @@ def imagenet_resnet(
     layers = []
     for number, layer in enumerate((stem, *stacks), start=1):
         layers.append(layer)
-        if paths is not None:
+        if routing == "CC":
             layers.append(CrossConnect(paths, custom_vjp=custom_vjp, name=f"router_{number}"))
+    if paths is not None and routing == "none":
+        layers.insert(1, Share(paths, name="share"))
     layers.append(PoolDense(num_classes, dtype=dtype, name="dense"))
     return MultiPath(tuple(layers), execution)
 
@@ -103,17 +110,20 @@ def _stacks(structure: Structure, zero_init, dtype) -> Iterator[nn.Module]:
 
 def _families(structure: str) -> tuple[Family, ...]:
     build = partial(imagenet_resnet, structure)
-    single = Family(re.escape(structure), partial(build, paths=None), _named(structure), IMAGENET)
+    alone = partial(build, paths=None, routing="none")
+    single = Family(re.escape(structure), alone, _named(structure), IMAGENET)
     if not structure.startswith("ResNet"):  # the names of the others end in numbers already
         return (single,)
+    paths = rf"{structure}-(?P<paths>\d+)"
+    unrouted = Family(paths, partial(build, routing="none"), (), IMAGENET)
     routed = Family(
-        rf"{structure}-(?P<paths>\d+)-CC",
-        build,
+        rf"{paths}-CC",
+        partial(build, routing="CC"),
         _named(f"{structure}-2-CC"),
         IMAGENET,
         discrete=True,
     )
-    return (single, routed)
+    return (single, unrouted, routed)
 
 
 def _named(name: str) -> tuple[str, ...]:

@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from multipath_jax.layers import ConvStage, CrossConnect, DenseLayer, Execution
-from multipath_jax.models.family import IMAGENET, Family
+from multipath_jax.layers import ConvStage, CrossConnect, DenseLayer, Execution, Share
+from multipath_jax.models.family import CIFAR, IMAGENET, Family
 from multipath_jax.models.multipath import MultiPath
+
+Routing = Literal["none", "CC"]
 
 # Channels of the convolutions by stage; every stage ends with a 2x2 max-pooling.
 STRUCTURES = {
@@ -33,6 +36,7 @@ def vgg(
     num_classes: int,
     *,
     paths: int | None = None,
+    routing: Routing = "none",
     execution: Execution = "unrolled",
     custom_vjp: bool = True,
     dtype: DTypeLike = jnp.float32,
@@ -46,8 +50,10 @@ def vgg(
     Args:
       structure: a key of `STRUCTURES`.
       num_classes: width of the output.
-      paths: X, the number of parallel paths; None: one path without routers. The routers 1 to 7 of
-        Section 7 are on the image, after each pooling, and after the first dense layer.
+      paths: X, the number of parallel paths; None: one path without routers.
+      routing: ``"CC"``: the routers 1 to 7 of Section 7, on the image, after each pooling, and
+        after the first dense layer; ``"none"``: the paths share input and output only (not in the
+        paper).
       execution: how parallel paths run, as in `layers.Parallel`.
       custom_vjp: as in `layers.CrossConnect`.
       dtype: type of the computation.
@@ -56,9 +62,7 @@ def vgg(
       The network.
     """
     layers = _layers(structure, num_classes, dtype)
-    if paths is not None:
-        layers = _cross_connected(layers, paths, custom_vjp)
-    return MultiPath(tuple(layers), execution)
+    return MultiPath(_in_paths(layers, paths, routing, custom_vjp), execution)
 
 
 def vgg_bn(
@@ -66,6 +70,7 @@ def vgg_bn(
     *,
     depth: int,
     paths: int | None = None,
+    routing: Routing = "none",
     execution: Execution = "unrolled",
     custom_vjp: bool = True,
     dtype: DTypeLike = jnp.float32,
@@ -79,6 +84,7 @@ def vgg_bn(
       num_classes: width of the output.
       depth: a key of `TORCHVISION`.
       paths: as in `vgg`.
+      routing: as in `vgg`.
       execution: as in `vgg`.
       custom_vjp: as in `vgg`.
       dtype: of the computation.
@@ -90,9 +96,7 @@ def vgg_bn(
         DenseLayer(TORCHVISION_DENSE, dtype=dtype, name="dense_2"),
         DenseLayer(num_classes, relu=False, dtype=dtype, name="dense_3"),
     )
-    if paths is not None:
-        layers = _cross_connected(layers, paths, custom_vjp)
-    return MultiPath(tuple(layers), execution)
+    return MultiPath(_in_paths(layers, paths, routing, custom_vjp), execution)
 
 
 def _layers(structure, num_classes, dtype) -> Iterator[nn.Module]:
@@ -107,6 +111,12 @@ def _stages(stages, dtype) -> Iterator[nn.Module]:
         yield ConvStage(features, pool=True, dtype=dtype, name=f"stage_{number}")
 
 
+def _in_paths(layers, paths, routing, custom_vjp) -> tuple[nn.Module, ...]:
+    if routing == "CC":
+        return tuple(_cross_connected(layers, paths, custom_vjp))
+    return tuple(layers) if paths is None else (Share(paths, name="share"), *layers)
+
+
 def _cross_connected(layers, paths, custom_vjp) -> Iterator[nn.Module]:
     """Adds a router before every layer except the last."""
     *layers, dense_3 = layers
@@ -116,18 +126,20 @@ def _cross_connected(layers, paths, custom_vjp) -> Iterator[nn.Module]:
     yield dense_3
 
 
+def _families(name, build, single, routed, image_shape=IMAGENET) -> tuple[Family, ...]:
+    """A network with one path, with several, and with routers; and the names of the paper's."""
+    paths = rf"{name}-(?P<paths>\d+)"
+    return (
+        Family(name, partial(build, paths=None, routing="none"), single, image_shape),
+        Family(paths, partial(build, routing="none"), (), image_shape),
+        Family(rf"{paths}-CC", partial(build, routing="CC"), routed, image_shape, discrete=True),
+    )
+
+
 _TORCHVISION = rf"VGG(?P<depth>{'|'.join(map(str, TORCHVISION))})-BN"
 
 FAMILIES: tuple[Family, ...] = (
-    Family("VGG16", partial(vgg, "VGG16", paths=None), ("VGG16",)),
-    Family("VGG13", partial(vgg, "VGG13", paths=None), ("VGG13",), IMAGENET),
-    Family(
-        r"VGG13-(?P<paths>\d+)-CC",
-        partial(vgg, "VGG13"),
-        ("VGG13-2-CC",),
-        IMAGENET,
-        discrete=True,
-    ),
-    Family(_TORCHVISION, partial(vgg_bn, paths=None), (), IMAGENET),
-    Family(rf"{_TORCHVISION}-(?P<paths>\d+)-CC", vgg_bn, (), IMAGENET, discrete=True),
+    *_families("VGG16", partial(vgg, "VGG16"), ("VGG16",), (), CIFAR),
+    *_families("VGG13", partial(vgg, "VGG13"), ("VGG13",), ("VGG13-2-CC",)),
+    *_families(_TORCHVISION, vgg_bn, (), ()),
 )

@@ -16,6 +16,19 @@ def test_every_listed_name_gives_a_model():
         multipath_jax.create_model(name, num_classes=100)
 
 
+@pytest.mark.parametrize("name", ["BaseCNN", "VGG13", "VGG16", "VGG11-BN", "ResNet20", "ResNet50"])
+def test_every_network_with_routers_is_there_without(name):
+    """And with one path, in the same order of layers."""
+
+    def layers(name):
+        return [layer.name for layer in multipath_jax.create_model(name).layers]
+
+    single, unrouted, routed = (layers(name + end) for end in ("", "-3", "-3-CC"))
+    assert [layer for layer in unrouted if layer != "share"] == single
+    assert [layer for layer in routed if not layer.startswith("router")] == single
+    assert unrouted.index("share") == routed.index("router_1")
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
