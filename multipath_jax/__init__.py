@@ -9,7 +9,7 @@ from multipath_jax.models import create_model, list_models
 from multipath_jax.utils.cpu import use_fast_convolutions as use_fast_cpu_convolutions
 
 if TYPE_CHECKING:
-    from multipath_jax import data, recipes
+    from multipath_jax import data, recipes, weights
     from multipath_jax.pretrained import load_weights, save_weights
     from multipath_jax.runs import LoadedRun, load_run
     from multipath_jax.trainer import Trainer
@@ -28,6 +28,7 @@ __all__ = [
     "routing",
     "save_weights",
     "use_fast_cpu_convolutions",
+    "weights",
 ]
 
 # Imported lazily, on first access: the data and checkpoint libraries take seconds to import.
@@ -39,6 +40,7 @@ _LATER = {
     "load_weights": "pretrained",
     "recipes": "",
     "save_weights": "pretrained",
+    "weights": "",
 }
 
 

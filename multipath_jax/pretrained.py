@@ -189,7 +189,7 @@ def make_run(
     config.batch_size = min(config.batch_size, len(dataset.train))
     setup = Setup(config, dataset, jax.local_devices()[:1])
     carry = setup.fresh_carry(config.seed)
-    variables, found = ckpt.initialize_from(config, carry.state.variables, state)
+    variables, found = ckpt.initialize_from(config, carry.state.variables, state, setup.model)
     carry = carry._replace(state=carry.state.with_variables(variables))
     with ckpt.claimed(workdir), contextlib.closing(ckpt.Checkpoints(workdir)) as checkpoints:
         ckpt.write_config(workdir, config)

@@ -19,7 +19,7 @@ from multipath_jax.models.adapter import adapt
 from multipath_jax.parallel import processes
 from multipath_jax.training.loop import never, run_steps, say_what_was_found, start_run
 from multipath_jax.training.losses import LossFn
-from multipath_jax.training.run import Pace, Result, Run
+from multipath_jax.training.run import Pace, Result, Run, first_carry
 from multipath_jax.training.setup import Hook, Setup
 from multipath_jax.utils import filesystem
 
@@ -124,15 +124,18 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """The metrics of the test split with the weights at which `fit` ended.
 
+        Before `fit`, they are those of the weights with which a new run begins.
+
         Returns:
           ``loss``; ``error`` and, of more than five classes, ``top5_error``, in percent.
 
         Raises:
-          UserError: `fit` has not been called.
+          UserError: the weights of ``config.init_from`` cannot be read, or do not fit.
         """
-        if self._weights is None:
-            raise UserError("there is nothing to evaluate yet: call fit(workdir) first")
-        return self._parts.evaluate_fully(self._weights)
+        weights = self._weights
+        if weights is None:
+            weights = first_carry(self._parts, self.config)[0].state.variables
+        return self._parts.evaluate_fully(weights)
 
 
 def ended(run: Run) -> Result:

@@ -1,9 +1,11 @@
-"""Starting from the weights of another run, or from those of a file."""
+"""Starting from the weights of another run, or from those of a file; with more paths, if wanted."""
 
+import dataclasses
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 from etils import epath
 from flax import traverse_util
@@ -15,32 +17,54 @@ from multipath_jax.checkpoints.store import Checkpoints, open_existing, read_exi
 from multipath_jax.checkpoints.workdir import CONFIG_FILE
 from multipath_jax.config.keys import OWN, parse_options, read_config
 from multipath_jax.errors import UserError
+from multipath_jax.models import family_of
+from multipath_jax.parallel.devices import replicated_like
 from multipath_jax.utils import filesystem, storage
-from multipath_jax.weights import Comparison, Key, StateDict
+from multipath_jax.weights import Comparison, Growth, Key, StateDict
 
 PARTIAL = "--config.init_partial=True takes over what fits"
 
 
+class Source(NamedTuple):
+    """What a source gives.
+
+    Attributes:
+      found: how its arrays fit.
+      growth: how they become those of a network with more paths; None: as they are.
+      arrays: those that fit, by their keys there; empty as long as they are not read.
+    """
+
+    found: Comparison
+    growth: Growth | None
+    arrays: dict[Key, Any]
+
+
 def check_source(
-    workdir: epath.Path, config: ConfigDict, restart: bool = False, variables: PyTree | None = None
+    workdir: epath.Path,
+    config: ConfigDict,
+    restart: bool = False,
+    variables: PyTree | None = None,
+    model: nn.Module | None = None,
 ) -> None:
     """Raises UserError if a fresh run is to start from weights that are not there, or do not fit.
 
     Args:
       restart: whether the run is to be a fresh one in any case.
       variables: the network's, or their shapes; None: whether they fit is not looked at yet.
+      model: the network; None: a source of fewer paths does not fit.
     """
     if not config.init_from or (steps_in(workdir) and not restart):
         return
     if not is_workdir(config.init_from):
         state = weights.read("init_from", config.init_from)
         if variables is not None:
-            _convert(state, variables, config)
+            _convert(state, variables, config, model)
         return
     source = filesystem.path("init_from", config.init_from)
     open_existing(source).close()
     if variables is not None:
-        read_existing(source, "best", partial(_compare, variables=variables, config=config))
+        compare = partial(_compare, variables=variables, config=config, model=model)
+        read_existing(source, "best", compare)
 
 
 def is_workdir(source: str) -> bool:
@@ -52,15 +76,20 @@ def is_workdir(source: str) -> bool:
 
 
 def initialize_from(
-    config: ConfigDict, variables: PyTree, state: StateDict | None = None
+    config: ConfigDict,
+    variables: PyTree,
+    state: StateDict | None = None,
+    model: nn.Module | None = None,
 ) -> tuple[PyTree, Comparison]:
     """The variables with those of ``config.init_from`` in place of their values.
 
     Of a workdir they are the weights of its best checkpoint. The last layer stays as it is where
-    the source has another number of classes.
+    the source has another number of classes. Where the source has fewer paths, it is grown
+    (`weights.Growth`).
 
     Args:
       state: what the source has, if it is a file that was read already.
+      model: as in `check_source`.
 
     Raises:
       UserError: the workdir has no checkpoint, or the file cannot be read; it lacks arrays of the
@@ -68,13 +97,18 @@ def initialize_from(
         does not allow that; it has none of them; or the same arrays would compute something else.
     """
     if state is None and is_workdir(config.init_from):
-        restored, found = _from_workdir(config, variables)
+        source = _from_workdir(config, variables, model)
     else:
         state = state or weights.read("init_from", config.init_from)
-        restored, found = _convert(state, variables, config)
+        source = _convert(state, variables, config, model)
     own = traverse_util.flatten_dict(variables)
-    values = {key: _like(own[key], value) for key, value in restored.items()}
-    return traverse_util.unflatten_dict(own | values), found
+    if source.growth:
+        grow = partial(source.growth.grow, noise=config.growth_noise)
+        where = {key: value.sharding for key, value in own.items()}
+        own = jax.jit(grow, out_shardings=where)(source.arrays, own)
+    else:
+        own |= {key: _like(own[key], value) for key, value in source.arrays.items()}
+    return traverse_util.unflatten_dict(own), source.found
 
 
 def _like(own: Any, value: Any) -> jax.Array:
@@ -85,49 +119,87 @@ def _like(own: Any, value: Any) -> jax.Array:
     return jax.make_array_from_callback(value.shape, own.sharding, value.__getitem__)
 
 
-def _from_workdir(config: ConfigDict, variables: PyTree) -> tuple[dict[Key, Any], Comparison]:
+def _from_workdir(config: ConfigDict, variables: PyTree, model: nn.Module | None) -> Source:
     own = traverse_util.flatten_dict(variables)
+    everywhere = replicated_like(next(iter(own.values())).sharding)
 
-    def read(source: Checkpoints, step: int) -> tuple[Comparison, dict]:
-        found = _compare(source, step, variables, config)
-        saved = source.shapes(step)
+    def read(checkpoints: Checkpoints, step: int) -> Source:
+        source = _compare(checkpoints, step, variables, config, model)
+        saved = checkpoints.shapes(step)
         like = {
-            key: jax.ShapeDtypeStruct(own[key].shape, saved[key].dtype, sharding=own[key].sharding)
-            for key in found.fitting
+            key: jax.ShapeDtypeStruct(
+                saved[key].shape,
+                saved[key].dtype,
+                sharding=everywhere if source.growth else own[key].sharding,
+            )
+            for key in source.found.fitting
         }
-        tree = source.restore_weights(traverse_util.unflatten_dict(like), step)
-        return found, traverse_util.flatten_dict(tree)
+        tree = checkpoints.restore_weights(traverse_util.unflatten_dict(like), step)
+        return source._replace(arrays=traverse_util.flatten_dict(tree))
 
-    source = filesystem.path("init_from", config.init_from)
-    _, (found, restored) = read_existing(source, "best", read)
-    return restored, found
+    path = filesystem.path("init_from", config.init_from)
+    return read_existing(path, "best", read)[1]
 
 
-def _compare(source: Checkpoints, step: int, variables: PyTree, config: ConfigDict) -> Comparison:
+def _compare(
+    checkpoints: Checkpoints,
+    step: int,
+    variables: PyTree,
+    config: ConfigDict,
+    model: nn.Module | None,
+) -> Source:
     """The arrays of a network and those of a checkpoint. Raises UserError as `initialize_from`."""
-    own, saved = traverse_util.flatten_dict(variables), source.shapes(step)
+    own = _shapes(variables)
+    there = {key: tuple(value.shape) for key, value in checkpoints.shapes(step).items()}
+    growth = weights.find_growth(model, own, there, _named(config))
+    expected = growth.expected if growth else own
     found = weights.compare(
-        {key: value.shape for key, value in own.items()},
-        {key: "/".join(key) for key in own},
-        {"/".join(key): tuple(value.shape) for key, value in saved.items()},
+        expected,
+        {key: "/".join(key) for key in expected},
+        {"/".join(key): shape for key, shape in there.items()},
     )
     path = filesystem.path("init_from", config.init_from) / CONFIG_FILE
     if storage.exists(path):
         stored = read_config(path).model
         _check_options(parse_options("model.options", stored.options), config)
-    found.check(_named(config), PARTIAL, config.init_partial)
-    return found
+    return _checked(Source(found, growth, {}), config)
 
 
 def _convert(
-    state: StateDict, variables: PyTree, config: ConfigDict
-) -> tuple[dict[Key, Any], Comparison]:
+    state: StateDict, variables: PyTree, config: ConfigDict, model: nn.Module | None
+) -> Source:
     """The arrays of a file that a network has. Raises UserError as `initialize_from`."""
-    own = traverse_util.flatten_dict(variables)
-    found = weights.convert(state, {key: value.shape for key, value in own.items()})
+    own = _shapes(variables)
+    there = {tuple(name.split("/")): array.shape for name, array in state.arrays.items()}
+    growth = weights.find_growth(model, own, there, _named(config))
+    found = weights.convert(state, growth.expected if growth else own)
     _check_options(found.options, config)
-    found.compared.check(_named(config), PARTIAL, config.init_partial, whole=True)
-    return found.arrays, found.compared
+    return _checked(Source(found.compared, growth, found.arrays), config, whole=True)
+
+
+def _checked(source: Source, config: ConfigDict, whole: bool = False) -> Source:
+    """The source, if it fits; ``whole`` as in `Comparison.check`."""
+    found, growth, name = source.found, source.growth, _named(config)
+    if growth:
+        steps = f"growing from {weights.counted(growth.paths)} to {growth.most}"
+        found = dataclasses.replace(found, growth=f"{steps}, {_function(config)}")
+        name = f"{name} ({steps})"
+    found.check(name, PARTIAL, config.init_partial, whole=whole or growth is not None)
+    return source._replace(found=found)
+
+
+def _function(config: ConfigDict) -> str:
+    """What a network computes that has grown."""
+    if not config.growth_noise:
+        return "which compute the same; copies stay equal in training (growth_noise=0)"
+    return (
+        f"which compute the same but for noise of {config.growth_noise:g} of the deviation of "
+        f"every kernel (growth_noise; seed={config.seed})"
+    )
+
+
+def _shapes(variables: PyTree) -> dict[Key, tuple[int, ...]]:
+    return {key: value.shape for key, value in traverse_util.flatten_dict(variables).items()}
 
 
 def _named(config: ConfigDict) -> str:
@@ -143,7 +215,10 @@ def _check_options(there: Mapping[str, Any], config: ConfigDict) -> None:
     if config.model.name.startswith(OWN):
         return
     here = parse_options("model.options", config.model.options)
+    known = family_of(config.model.name).overrides
     for name, value in there.items():
+        if name not in known:
+            continue
         own = here.get(name, weights.TELLING[name]) if name in weights.TELLING else value
         if own != value and not (config.init_partial and own == weights.TELLING[name]):
             raise UserError(

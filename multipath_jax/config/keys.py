@@ -29,6 +29,7 @@ FREE_KEYS = (
     "eval_batch_size",
     "init_from",
     "init_partial",
+    "growth_noise",
     "mesh.data",
     "mesh.path",
     "dispatch",
@@ -97,6 +98,9 @@ def default_config() -> ConfigDict:
     # of PyTorch), a folder with one, or the address of a file or folder.
     config.init_from = ""
     config.init_partial = False  # keep fresh values for arrays that init_from lacks or reshapes
+    # If init_from has fewer paths than the network, the size of the noise that makes the copies of
+    # its paths differ, as a part of the deviation of every kernel; 0: they stay equal.
+    config.growth_noise = 0.1
 
     # Beyond the paper; these defaults disable all of it.
     config.schedule.kind = "step"  # step: boundaries; cosine, linear: decay to zero at the end
@@ -271,7 +275,7 @@ def validate(config: ConfigDict) -> None:
         )
     erase = flat["dataset.erase"]
     _require(0 <= erase <= 1, "dataset.erase", erase, "from 0 to 1")
-    for key in ("mixup", "cutmix"):
+    for key in ("mixup", "cutmix", "growth_noise"):
         _require(0 <= flat[key] < math.inf, key, flat[key], "at least 0")
     if flat["dataset.alternate_flip"] and not flat["dataset.flip"]:
         raise UserError("dataset.alternate_flip=True needs dataset.flip=True")

@@ -60,6 +60,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def replicated_like(sharding: Sharding) -> Sharding:
+    """The sharding that replicates an array over the devices of another one."""
+    return replicated(sharding.mesh) if isinstance(sharding, NamedSharding) else sharding
+
+
 def split_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
     """The sharding of a batch: dimension ``axis`` is sharded over the data axis of the mesh."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, DATA))

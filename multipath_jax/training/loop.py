@@ -49,7 +49,8 @@ def start_run(
       name: in front of what it prints, where there are several.
       restart: as for `train`.
     """
-    ckpt.check_source(workdir, config, restart, setup.abstract_carry.state.variables)
+    fresh = setup.abstract_carry.state.variables
+    ckpt.check_source(workdir, config, restart, fresh, setup.model)
     with ckpt.claimed(workdir):
         said = ckpt.move_aside(workdir, WRITTEN) if restart else []
         said += ckpt.check_data(workdir, setup.description)

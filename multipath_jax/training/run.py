@@ -124,12 +124,8 @@ class Run:
         carry, lines = self.checkpoints.restore_newest(self.setup.abstract_carry)
         if carry is not None:
             return carry, lines
-        carry = self.setup.fresh_carry(self.config.seed)
-        if self.config.init_from:
-            variables, found = ckpt.initialize_from(self.config, carry.state.variables)
-            lines += [f"starting from the weights of {self.config.init_from}", *found.lines]
-            carry = carry._replace(state=carry.state.with_variables(variables))
-        return carry, lines
+        carry, more = first_carry(self.setup, self.config)
+        return carry, [*lines, *more]
 
     def compile(self) -> None:
         """Compiles the training step, unless that was done."""
@@ -232,6 +228,16 @@ class Run:
         paths = [self.workdir / ckpt.FOLDER, self.workdir / METRICS_FILE]
         best, split = self.checkpoints.best_error, self.setup.dataset.evaluated
         return Result(self.step, self.plan.total, self.test, best, paths, split)
+
+
+def first_carry(setup: Setup, config: ConfigDict) -> tuple[Carry, list[str]]:
+    """The carry of step 0, of weights from ``config.init_from`` if it is set, and what to say."""
+    carry = setup.fresh_carry(config.seed)
+    if not config.init_from:
+        return carry, []
+    variables, found = ckpt.initialize_from(config, carry.state.variables, model=setup.model)
+    carry = carry._replace(state=carry.state.with_variables(variables))
+    return carry, [f"starting from the weights of {config.init_from}", *found.lines]
 
 
 class Pace:

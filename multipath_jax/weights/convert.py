@@ -47,6 +47,7 @@ class Comparison:
       reshaped: of those that are there of another shape, with both shapes.
       extra: of those that are there alone.
       head: the layer of ``reshaped``, if it is one alone and differs by its outputs alone.
+      growth: what a log has to say of paths that were added.
     """
 
     fitting: tuple[Key, ...]
@@ -54,11 +55,13 @@ class Comparison:
     reshaped: list[str]
     extra: list[str]
     head: Head | None = None
+    growth: str = ""
 
     @property
     def lines(self) -> list[str]:
         """What a log has to say of it."""
         return [
+            *([self.growth] if self.growth else []),
             *([str(self.head)] if self.head else []),
             f"missing there, so fresh: {', '.join(self._missing()) or 'none'}",
             f"of another shape, so fresh: {', '.join(self.reshaped) or 'none'}",
