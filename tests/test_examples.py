@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import sys
 from pathlib import Path
 
 import documents
@@ -82,6 +83,22 @@ def test_a_sweep(few_steps, capsys):
     table = capsys.readouterr().out.splitlines()[-4:]
     assert table[0].split() == ["rate", "loss", "error"]
     assert [line.split()[0] for line in table[1:]] == ["0.01", "0.05", "0.2"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("holdout", [0, 300])
+def test_growth(holdout, at_home, monkeypatch, capsys):
+    """From a network of two paths: trained on as it is, and grown to three."""
+    documents.train_shortly(monkeypatch, fits=8)
+    names = ["BaseCNN-2-CC", "BaseCNN-3-CC"]
+    flags = ["--weights=runs/digits", f"--networks={','.join(names)}", "--dataset=digits"]
+    monkeypatch.setattr(sys, "argv", ["grow.py", *flags, f"--holdout={holdout}"])
+    rows = run("grow")["rows"]
+    assert [row[0] for row in rows] == names
+    heading, *lines = capsys.readouterr().out.splitlines()[-3:]
+    first = "held-out error  0.001  0.003" if holdout else "test error    before  after"
+    assert heading.startswith(first)
+    assert [len(line.split()) for line in lines] == [5, 5] if holdout else [6, 6]
 
 
 def test_all_examples_are_run():

@@ -56,6 +56,7 @@ def ablate(
     observation: Observation,
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
+    singly: bool = True,
 ) -> list[Outcome]:
     """Computes the errors with replaced gates, for each router and for all together.
 
@@ -66,6 +67,7 @@ def ablate(
       observation: the records of the network for these images.
       seed: seed of the assignment of other images' gates.
       batch_size: number of images per batch.
+      singly: whether to replace the gates of each router, too, and not only those of all.
 
     Returns:
       The outcomes, the first of the original network.
@@ -80,7 +82,8 @@ def ablate(
     }
     before = _judged(observation.logits, labels)
     outcomes = [_outcome("none", None, before, before)]
-    runs = [(kind, number) for kind in KINDS for number in (*range(1, len(own) + 1), None)]
+    routers = (*range(1, len(own) + 1), None) if singly else (None,)
+    runs = [(kind, number) for kind in KINDS for number in routers]
     for kind, number in tqdm(runs, "ablation", unit="run", leave=False, disable=None):
         replaced = np.array([number in (None, at) for at in range(1, len(own) + 1)])
         logits = network.logits(images, given[kind], replaced, batch_size)
