@@ -1,4 +1,4 @@
-"""Exports a trained network as one file that can be used with JAX alone.
+"""Exports a trained network as one file that can be used with JAX alone, with a model card.
 
     python -m multipath_jax.export --workdir=runs/digits --out=digits.jax
 
@@ -6,7 +6,9 @@ The file is a `jax.export` artifact: a function from stored images, uint8 ``[b h
 to float32 logits ``[b classes]``, including cropping, normalization and parameters. It runs on
 CPUs, NVIDIA GPUs and TPUs. JAX guarantees that versions up to three weeks older and six months
 newer than the one that wrote it can read it. Reading also needs the package flatbuffers.
-Exit status: 0 success; 1 the file cannot be written; 2 invalid input.
+
+Its model card, ``FILE.md``, is in the form that the Hugging Face hub reads. Existing files are
+never overwritten. Exit status: 0 success; 1 a file cannot be written; 2 invalid input.
 """
 
 import pathlib
@@ -16,29 +18,38 @@ from typing import NoReturn
 import jax
 from jax import export as jax_export
 
+from multipath_jax.card import Exported, model_card
 from multipath_jax.checkpoints import DATASET_FILE
 from multipath_jax.runs import LoadedRun, load_run
 from multipath_jax.utils import cli, filesystem
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+PACKAGES = ("multipath_jax", "jax", "flax")  # that write the file
 
 
 def main(argv: Sequence[str]) -> int:
-    """Writes the file, prints how to use it, and returns the exit status."""
+    """Writes the file and its card, prints how to use it, and returns the exit status."""
     flags = _parser().parse_args(argv)
     out = filesystem.output_file("--out", flags.out)
+    card = filesystem.output_file("--out", f"{out}.md")
     run = load_run(flags.workdir, flags.checkpoint, dtype=flags.dtype)
     content = artifact(run)
-    with filesystem.replacing(out) as new:
-        new.write_bytes(content)
-    print("\n".join(_usage(run, out)))
+    exported = Exported(out.name, content, "jax", PACKAGES, _usage(run, out.name))
+    text = model_card(run, exported)
+    with filesystem.replacing(card) as new_card:
+        new_card.write_text(text, encoding="utf-8")
+        with filesystem.replacing(out) as new:
+            new.write_bytes(content)
+    print("\n".join(_report(run, out)))
     return 0
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser("export", "Exports a trained network as one file for JAX.")
+    parser = cli.Parser("export", "Exports a trained network as one file, with a model card.")
     parser.add_argument("--workdir", required=True, help="workdir of the run")
-    parser.add_argument("--out", required=True, metavar="FILE", help="file to write")
+    parser.add_argument(
+        "--out", required=True, metavar="FILE", help="file to write; the card is FILE.md"
+    )
     parser.add_argument("--checkpoint", default="best", help="best (default), latest, or a step")
     parser.add_argument(
         "--dtype",
@@ -61,17 +72,25 @@ def artifact(run: LoadedRun) -> bytes:
     return bytes(jax_export.export(forward, platforms=PLATFORMS)(images).serialize())
 
 
-def _usage(run: LoadedRun, out: pathlib.Path) -> list[str]:
+def _usage(run: LoadedRun, file: str) -> list[str]:
+    """Lines of Python that use the file."""
     height, width, channels = run.description.stored_shape
-    classes = run.description.num_classes
+    shapes = f"{run.description.dtype} [b {height} {width} {channels}]"
+    shapes = f"# {shapes} -> float32 [b {run.description.num_classes}]"
+    return [
+        "import jax, jax.export  # pip install jax flatbuffers",
+        f"network = jax.jit(jax.export.deserialize(open({file!r}, 'rb').read()).call)",
+        f"logits = network(images)  {shapes}",
+    ]
+
+
+def _report(run: LoadedRun, out: pathlib.Path) -> list[str]:
     return [
         f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB): {run.config.model.name} after "
         f"{run.step} steps, for {', '.join(PLATFORMS)}",
+        f"wrote {out}.md",
         "",
-        "    import jax, jax.export  # pip install jax flatbuffers",
-        f"    network = jax.jit(jax.export.deserialize(open({str(out)!r}, 'rb').read()).call)",
-        f"    logits = network(images)  # {run.description.dtype} [b {height} {width} {channels}]"
-        f" -> float32 [b {classes}]",
+        *(f"    {line}" for line in _usage(run, str(out))),
         "",
         f"The names of the classes, in order, are in {run.workdir / DATASET_FILE}.",
     ]
