@@ -12,7 +12,7 @@ import pytest
 from command_line import refusal
 from exports import of_model
 
-from multipath_jax import create_model, export, list_models
+from multipath_jax import create_model, export, list_models, to_onnx
 from multipath_jax.errors import Failure
 from multipath_jax.models import family_of
 from multipath_jax.runs import load_run
@@ -106,6 +106,11 @@ def test_every_network_can_be_exported(run, name):
         (["--workdir=TMP", "--out=TMP/x.jax"], "has no checkpoint"),
         (["--workdir=RUN", "--out=TMP/x.jax", "--checkpoint=9"], "has no checkpoint '9'"),
         (["--workdir=RUN", "--out=TMP/x.jax", "--dtype=float16"], "float16"),
+        (["--workdir=RUN", "--out=TMP/x.pt", "--format=torch"], "torch"),
+        (
+            ["--workdir=RUN", "--out=TMP/x.onnx", "--format=onnx", "--dtype=bfloat16"],
+            "--format=onnx is float32 only; remove --dtype=bfloat16",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(capsys, monkeypatch, run, tmp_path, argv, message):
@@ -117,6 +122,14 @@ def test_bad_input_is_one_line_and_status_2(capsys, monkeypatch, run, tmp_path, 
         message = message.replace(name, place)
     assert message in refusal(export, argv, capsys, monkeypatch)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["kept", "kept"]
+
+
+def test_onnx_without_its_packages_is_refused(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(to_onnx, "NEEDS", ("json", "no_such_package"))
+    argv = [f"--workdir={run.workdir}", f"--out={tmp_path}/x.onnx", "--format=onnx"]
+    said = refusal(export, argv, capsys, monkeypatch)
+    assert said == "ONNX needs no_such_package: pip install 'multipath_jax[onnx]'"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("method", ["write_bytes", "write_text"])
