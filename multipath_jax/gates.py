@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from jaxtyping import Array, Float, Num, PyTree
+from jaxtyping import Array, Bool, Float, Num, PyTree
 from tqdm import tqdm
 
 BATCH_SIZE = 250
@@ -43,6 +43,7 @@ class RouterRecord:
       relevance: the scores before the softmax, ``[m b n]`` (Eq. 2).
       input_strength, output_strength: mean activations of the inputs, ``[m b]``, and outputs,
         ``[n b]`` (Section 7.1).
+      chosen: whether each active input chose each output, ``[m b n]``; None if the router is soft.
     """
 
     name: str
@@ -50,6 +51,7 @@ class RouterRecord:
     relevance: Float[np.ndarray, "m b n"]
     input_strength: Float[np.ndarray, "m b"]
     output_strength: Float[np.ndarray, "n b"]
+    chosen: Bool[np.ndarray, "m b n"] | None = None
 
     @property
     def vectors(self) -> Float[np.ndarray, "b mn"]:
@@ -85,12 +87,14 @@ class Outline:
       stacks: R + 1 tuples with the names of the other layers before the first router, between
         routers, and after the last. Between routers in one top-level module there are none.
       calls: paths of all modules, in the order of their first calls.
+      discrete: whether the network has discrete routers.
     """
 
     routers: tuple[str, ...]
     gates: tuple[tuple[int, int], ...]
     stacks: tuple[tuple[str, ...], ...]
     calls: tuple[tuple[str, ...], ...]
+    discrete: bool = False
 
 
 def outline(trained: Trained, image_shape: tuple[int, int, int]) -> Outline:
@@ -123,6 +127,7 @@ def outline(trained: Trained, image_shape: tuple[int, int, int]) -> Outline:
         gates=tuple(flat[*router, "gates"][0].shape[::2] for router in routers),
         stacks=tuple(map(tuple, stacks)),
         calls=tuple(path[:-1] for path in flat if path[-1] == "__call__"),
+        discrete=any(path[-1] == "chosen" for path in flat),
     )
 
 
@@ -140,13 +145,16 @@ def observe(
       The records and the logits of all images.
     """
     names = outline(trained, images.shape[1:]).routers
+    kept = (*RECORDS, "chosen")  # the last of discrete routers alone
 
     @jax.jit
     def watch(variables, images):
         x = trained.prepare(images)
         logits, recorded = trained.model.apply(variables, x, train=False, mutable=["intermediates"])
         flat = traverse_util.flatten_dict(recorded.get("intermediates", {}))
-        return logits, [[flat[*name.split("/"), key][0] for key in RECORDS] for name in names]
+        records = [{key: flat.get((*name.split("/"), key), (None,))[0] for key in kept}
+                   for name in names]  # fmt: skip
+        return logits, records
 
     parts = [
         jax.device_get(watch(trained.variables, batch))
@@ -159,7 +167,7 @@ def observe(
 
     routers = jax.tree.map(partial(joined, 1), *recorded)  # [m b n], [m b], [n b]
     return Observation(
-        tuple(RouterRecord(name, *found) for name, found in zip(names, routers, strict=True)),
+        tuple(RouterRecord(name, **found) for name, found in zip(names, routers, strict=True)),
         joined(0, *logits),
     )
 

@@ -2,7 +2,8 @@
 
 Pure functions over arrays, in the order of the paper: the gate (Eqs. 1-3), cross-prediction
 (Eq. 4, Algorithm 1), cross-connection (Eqs. 5-6, Algorithm 2), and the backward pass through a
-cross-connection (Section 5, Eqs. 7-9) as a ``jax.custom_vjp``.
+cross-connection (Section 5, Eqs. 7-9) as a ``jax.custom_vjp``. Beyond the paper, discrete routing
+(D1-D9).
 
 Legend of the shapes, here and in the rest of the package:
 
@@ -21,13 +22,13 @@ sharded.
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 Paths = Sequence[Float[Array, "..."]] | Float[Array, "..."]
 
@@ -357,6 +358,229 @@ def _input_gradients(xs, gates, dys, through_gates):
         _mix(dys, _columns(g), plus=dz, dtype=x.dtype)
         for x, g, dz in zip(xs, gates, through_gates, strict=True)
     )
+
+
+# --- Beyond the paper: discrete routing, D1-D9 ---------------------------------------------------
+#
+# Input i chooses k of its n outputs. With k = n, gates and gradients are bitwise the paper's.
+
+Kept = Literal["renormalized", "factor"]
+
+
+def choose(scores: Float[Array, "*m b n"], k: int) -> Bool[Array, "*m b n"]:
+    """D1: ``C_i = top-k_j (A_ij + beta_j + e_ij)``, the k outputs that every input chooses.
+
+    Of equal scores, that with the lower index is chosen.
+
+    Args:
+      scores: the scores A of Eq. 2 plus the bias beta of D8, and Gumbel noise e if choices are
+        sampled, ``[m b n]``.
+      k: number of outputs to choose, from 1 to n.
+
+    Returns:
+      Whether input i chose output j, ``[m b n]``.
+
+    Raises:
+      ValueError: k is not between 1 and n.
+    """
+    n = scores.shape[-1]
+    if not 1 <= k <= n:
+        raise ValueError(f"choose: needs 1 <= k <= n, got k = {k} of n = {n} outputs")
+    own, other = jnp.expand_dims(scores, -1), jnp.expand_dims(scores, -2)
+    earlier = jnp.expand_dims(jnp.tril(jnp.ones((n, n), bool), -1), range(scores.ndim - 1))
+    ahead = (other > own) | ((other == own) & earlier)
+    return jnp.sum(ahead, axis=-1) < k
+
+
+def remaining_gates(
+    relevance: Float[Array, "*m b n"], chosen: Bool[Array, "*m b n"], kept: Kept = "renormalized"
+) -> Float[Array, "*m b n"]:
+    """D2: the gates of the chosen outputs; those of the others are zero.
+
+    ``"renormalized"``: ``h_ij = g_ij / sum_(l in C_i) g_il``, the softmax (Eq. 3) over the chosen
+    outputs only. ``"factor"``: ``h_ij = g_ij``; with k = 1, where the renormalized gate is the
+    constant 1, this gate depends on the input and has a gradient.
+
+    Args:
+      relevance: the scores A of Eq. 2, ``[m b n]``.
+      chosen: the result of `choose`, with at least one output per input, ``[m b n]``.
+      kept: ``"renormalized"`` or ``"factor"``.
+
+    Returns:
+      The gates h, ``[m b n]``.
+
+    Raises:
+      ValueError: ``kept`` has another value.
+    """
+    if kept == "renormalized":
+        return jax.nn.softmax(jnp.where(chosen, relevance, -jnp.inf))
+    if kept == "factor":
+        return jnp.where(chosen, jax.nn.softmax(relevance), 0)
+    raise ValueError(f"remaining_gates: kept must be 'renormalized' or 'factor', got {kept!r}")
+
+
+def of_active(gates: Float[Array, "*m b n"], active: Bool[Array, "*m b"]) -> Float[Array, "..."]:
+    """D3: ``a_i h_ij``, the gates of the active inputs; those of inactive inputs are zero.
+
+    `cross_connect` with these gates is ``Y_j = sum_i a_i h_ij X_i``.
+
+    Args:
+      gates: the gates h of D2, ``[m b n]``.
+      active: whether input i is active for an image (``a_i = 1``), ``[m b]``.
+
+    Returns:
+      ``[m b n]``.
+    """
+    return jnp.where(jnp.expand_dims(active, -1), gates, 0)
+
+
+def active_outputs(chosen: Bool[Array, "m b n"], active: Bool[Array, "m b"]) -> Bool[Array, "n b"]:
+    """D4: output j is active for an image if an active input chose it.
+
+    Args:
+      chosen: whether input i chose output j, ``[m b n]``.
+      active: whether input i is active, ``[m b]``.
+
+    Returns:
+      Whether output j is active, ``[n b]``.
+    """
+    return jnp.moveaxis(jnp.any(chosen & jnp.expand_dims(active, -1), axis=0), -1, 0)
+
+
+def mean_of_active(xs: Float[Array, "m b *rest"], active: Bool[Array, "m b"]) -> Array:
+    """D5: ``sum_i a_i X_i / sum_i a_i``, the mean over the active paths, ``[m b ...] -> [b ...]``.
+
+    It replaces the mean over all paths at the end of the networks of Sections 3 and 4.
+
+    Args:
+      xs: the outputs of m paths, ``[m b ...]``.
+      active: whether path i is active for an image, ``[m b]``.
+
+    Returns:
+      ``[b ...]``, in float32 or float64.
+    """
+    total, count = total_of_active(xs, active)
+    return total / count
+
+
+def total_of_active(
+    xs: Float[Array, "m b *rest"], active: Bool[Array, "m b"]
+) -> tuple[Float[Array, "b *rest"], Float[Array, "b *ones"]]:
+    """The numerator and the denominator of D5, each a sum over the paths.
+
+    Args:
+      xs: as in `mean_of_active`.
+      active: as in `mean_of_active`.
+
+    Returns:
+      The sum of the active paths, ``[b ...]``, and their number, ``[b 1 ...]``.
+    """
+    dtype = gate_dtype(xs)
+    active = jnp.expand_dims(active, range(2, xs.ndim))
+    total = jnp.sum(jnp.where(active, xs.astype(dtype), 0), axis=0)
+    return total, jnp.sum(active, axis=0, dtype=dtype)
+
+
+def active_moments(
+    x: Float[Array, "b *space c"], active: Bool[Array, " b"], axis_name: str | None = None
+) -> tuple[Float[Array, " c"], Float[Array, " c"], Float[Array, ""]]:
+    """D6: mean and variance of every channel over the pixels of the active images.
+
+    Args:
+      x: the tensor of one path, ``[b ... c]``.
+      active: whether the path is active for an image, ``[b]``.
+      axis_name: the axis of `jax.shard_map` over which the batch is sharded, if any.
+
+    Returns:
+      The mean ``[c]``, the variance ``[c]``, and the number of active images. Without active
+      images, mean and variance are zero.
+    """
+    dtype = gate_dtype(x)
+    where, axes = jnp.expand_dims(active, range(1, x.ndim)), tuple(range(x.ndim - 1))
+    values = jnp.where(where, x.astype(dtype), 0)
+    sums = jnp.sum(values, axes), jnp.sum(values**2, axes), jnp.sum(active, dtype=dtype)
+    if axis_name is not None:
+        sums = lax.psum(sums, axis_name)
+    total, squares, images = sums
+    count = jnp.maximum(images, 1) * math.prod(x.shape[1:-1])
+    mean = total / count
+    return mean, jnp.maximum(squares / count - mean**2, 0), images
+
+
+def straight_through(hard: Float[Array, "*b"], soft: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """D7: the straight-through estimator: ``hard`` in the forward pass, the gradient of ``soft``.
+
+    For gates, ``hard`` is h of D2, and ``soft`` is ``softmax((A + e) / T)`` over all n outputs.
+    With e = 0 this is the straight-through estimator; with Gumbel noise e, which is then also in
+    the scores of `choose`, the Gumbel straight-through estimator.
+
+    Args:
+      hard: the values.
+      soft: a differentiable approximation, of the same shape.
+
+    Returns:
+      ``hard``, with the gradient of ``soft``.
+    """
+    return lax.stop_gradient(hard) + (soft - lax.stop_gradient(soft))
+
+
+def load(
+    chosen: Bool[Array, "m b n"],
+    active: Bool[Array, "m b"],
+    axis_names: str | tuple[str, ...] = (),
+) -> Float[Array, " n"]:
+    """D8: the load ``L_j``, the share of output j in all choices of active inputs.
+
+    Args:
+      chosen: the result of `choose`, ``[m b n]``.
+      active: whether an input is active for an image, ``[m b]``.
+      axis_names: the axes of `jax.shard_map` over which images or inputs are sharded, if any.
+
+    Returns:
+      The loads ``[n]``, which sum to 1; zeros without active inputs.
+    """
+    counts = jnp.sum(chosen & jnp.expand_dims(active, -1), axis=(0, 1), dtype=jnp.float32)
+    counts = lax.psum(counts, axis_names) if axis_names else counts
+    return counts / jnp.maximum(jnp.sum(counts), 1)
+
+
+def moved_against(
+    load: Float[Array, " n"], bias: Float[Array, " n"], rate: float
+) -> Float[Array, " n"]:
+    """D8: the bias after one step, ``beta_j + u sign(1/n - L_j)``.
+
+    Args:
+      load: the result of `load`, ``[n]``.
+      bias: the bias beta, ``[n]``.
+      rate: the step size u.
+
+    Returns:
+      The new bias, ``[n]``.
+    """
+    return bias + rate * jnp.sign(1 / len(load) - load)
+
+
+def entropies(
+    gates: Float[Array, "m b n"], active: Bool[Array, "m b"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """D9: ``H(mean_i,b g_i)`` and ``mean_i,b H(g_i)`` over active inputs, both divided by log n.
+
+    The first is 1 if the mean gates are uniform, the second 0 if every gate is 0 or 1. They are
+    used in the loss ``u_1 (1 - H(mean g)) + u_2 mean H(g)``.
+
+    Args:
+      gates: the gates of Eq. 3, over all n outputs, ``[m b n]``.
+      active: whether an input is active for an image, ``[m b]``.
+
+    Returns:
+      The entropy of the mean, and the mean entropy.
+    """
+    weight = jnp.expand_dims(active.astype(gates.dtype), -1)
+    count = jnp.maximum(jnp.sum(weight), 1)
+    mean = jnp.sum(weight * gates, axis=(0, 1)) / count
+    each = jnp.sum(weight * jax.scipy.special.entr(gates)) / count
+    most = math.log(gates.shape[-1]) or 1.0
+    return jnp.sum(jax.scipy.special.entr(mean)) / most, each / most
 
 
 # --- Helpers -------------------------------------------------------------------------------------

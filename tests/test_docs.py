@@ -63,9 +63,17 @@ def test_a_trained_network_is_used(at_home):
     assert 0 <= names["metrics"]["error"] <= 100
 
 
+@pytest.mark.slow  # compiles the programs of all depths
+def test_a_network_runs_in_pieces(at_home):
+    names = documents.run(DOCS / "discrete.md")
+    assert names["logits"].shape == (8, 10)
+    assert names["network"].work.loads == [[8, 8]] * 5
+
+
 def test_all_python_is_run():
     pages = {page.stem for page in PAGES if documents.python(page)}
-    models = {"README", "CONTRIBUTING", "nnx", "own_network", "own_router", "using", "weights"}
+    models = {"README", "CONTRIBUTING", "discrete", "nnx", "own_network", "own_router", "using"}
+    models |= {"weights"}
     assert pages == models | {"api", "networks", "own_images", "training"}
 
 

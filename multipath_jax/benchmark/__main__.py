@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from multipath_jax.benchmark import (
+    discrete,
     limit,
     loader,
     loop,
@@ -42,6 +43,7 @@ PARTS: dict[str, Part] = {  # the most important parts first
     "limit": limit.LIMIT,
     "overhead": networks.OVERHEAD,
     "execution": networks.EXECUTION,
+    "discrete": discrete.DISCRETE,
     "loop": loop.LOOP,
     "paths": networks.PATHS,
     "backward": routers.BACKWARD,

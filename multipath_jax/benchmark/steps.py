@@ -21,7 +21,7 @@ from multipath_jax.training.optimizer import make_optimizer
 from multipath_jax.training.state import create_state
 from multipath_jax.training.step import Batch, Step, make_train_step
 
-_QUICKLY = {"xla_backend_optimization_level": 0}
+QUICKLY = {"xla_backend_optimization_level": 0}
 BATCHES = 4  # used in turn, so that nothing can be hoisted out of the loop over steps
 
 
@@ -97,7 +97,7 @@ def model_step(model: nn.Module, problem: Problem, dispatch: Dispatch) -> Compil
     """Compiles the `training_step` of a network."""
     create, step = training_step(model, problem)
     on_cpu = jax.default_backend() == "cpu"  # where this option makes compilation faster
-    create = jax.jit(create, compiler_options=_QUICKLY if on_cpu else None)
+    create = jax.jit(create, compiler_options=QUICKLY if on_cpu else None)
     state = create(jnp.uint32(0))
     return CompiledStep(step, state, random_batches(problem), dispatch)
 

@@ -15,6 +15,7 @@ Figures, each a PNG file in --out, some with a JSON file of their numbers:
     classes       the mean of every gate for every class
     clusters      clusters of the gates at each router, compared to the classes
     ablation      the error with gates that do not depend on the image
+    paths         the active paths of every class in a discrete network
 
 --html also writes report.html, one page with the run's config and curves, these figures, and an
 explorer of the test images' routes. It works offline, as a single file, in any browser.
@@ -41,6 +42,7 @@ from multipath_jax.figures import (
     histograms,
     maximize,
     page,
+    paths_taken,
     routes,
     weights,
 )
@@ -182,6 +184,15 @@ def _ablation(inputs: FigureInputs, path: pathlib.PurePath) -> list[pathlib.Pure
     return [path, _json(path, [dataclasses.asdict(outcome) for outcome in outcomes])]
 
 
+def _paths(inputs: FigureInputs, path: pathlib.PurePath) -> list[pathlib.PurePath]:
+    found = paths_taken.paths_taken(
+        inputs.observation, inputs.test.labels, inputs.names, inputs.flags.seed
+    )
+    print(paths_taken.table(found))
+    paths_taken.draw(path, found)
+    return [path, _json(path, paths_taken.summary(found))]
+
+
 def _page(inputs: FigureInputs, figures: Iterable[str]) -> pathlib.PurePath:
     """Writes report.html with the given figures."""
     path = inputs.folder / page.PAGE_FILE
@@ -213,6 +224,7 @@ FIGURES: dict[str, Draw] = {
     "classes": _classes,
     "clusters": _clusters,
     "ablation": _ablation,
+    "paths": _paths,
 }
 NEED_ROUTERS = FIGURES.keys() - {"weights", "tradeoff"}
 
@@ -227,9 +239,13 @@ def _drawn(inputs: FigureInputs, only: list[str] | None) -> dict[str, Draw]:
     if not inputs.outline.routers:
         why = f"{inputs.run.config.model.name} has no routers"
         refused |= dict.fromkeys(NEED_ROUTERS, why)
+    elif inputs.outline.discrete:
+        refused["ablation"] = f"{inputs.run.config.model.name} is discrete; it needs soft routing"
+    else:
+        refused["paths"] = f"{inputs.run.config.model.name} is not discrete: all paths are active"
     if not inputs.parallel_layers:
         refused["weights"] = f"{inputs.run.config.model.name} has no parallel paths"
-    asked = only or list(FIGURES)
+    asked = only or [name for name in FIGURES if name != "paths" or inputs.outline.discrete]
     unable = [name for name in asked if name in refused]
     if only and unable:
         able = ",".join(name for name in FIGURES if name not in refused)

@@ -35,6 +35,7 @@ TITLES = {  # titles of the figures, by file name
     "classes": "Mean gates of every class",
     "clusters": "Clusters of routes",
     "ablation": "Error with gates that do not depend on the image",
+    "paths": "Active paths of every class",
 }
 CURVES = tuple(f"{split}/{name}" for split in ("train", *SPLITS) for name in ("loss", "error"))
 

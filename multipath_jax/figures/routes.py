@@ -2,7 +2,8 @@
 
 Layers other than routers are white boxes. At every router, the input and output tensors are red
 boxes, shaded by their relative activation strengths; gates are blue circles, with edges to the
-outputs, shaded and scaled by the value of the gate.
+outputs, shaded and scaled by the value of the gate. Of a discrete network, only the
+active tensors and the chosen gates are drawn.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
-from jaxtyping import Float, Num
+from jaxtyping import Bool, Float, Num
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
@@ -135,7 +136,8 @@ class _Strip:
         self._caption = top - 0.14
         self._middle = top - CAPTION - (plan.strip - CAPTION) / 2
         self._x = MARGIN + IMAGE  # the right end of what is drawn so far
-        self._ends = [(self._x, self._middle)]  # the points from which the next lines start
+        # The points from which the next lines start; None for inactive tensors.
+        self._ends = [(self._x, self._middle)]
 
     def draw(self) -> None:
         routes = self._routes
@@ -179,13 +181,19 @@ class _Strip:
         unit = self._plan.unit
         left, width = self._x + 0.15 * unit, 0.7 * unit
         height = max(BOX, self._plan.lane * 0.86)
-        for start, y in zip(self._ends, self._ys(len(self._ends)), strict=True):
+        ys = self._ys(len(self._ends))
+        active = [start is not None for start in self._ends]
+        for start, y in zip(self._ends, ys, strict=True):
+            if start is None:
+                continue
             self._line(start, (left, y))
             self._box(left, y, width, height, "white")
             label = "\n".join(_short(name) for name in names[:3])
             self._text(left + width / 2, y, label, 6.5, rotation=90, linespacing=1.1)
         self._x += STACK * unit
-        self._ends = [(left + width, y) for y in self._ys(len(self._ends))]
+        self._ends = [
+            (left + width, y) if there else None for y, there in zip(ys, active, strict=True)
+        ]
 
     def _router(self, number: int, router: RouterRecord) -> None:
         """Draws the input tensors, gates, edges and output tensors of a router."""
@@ -199,22 +207,31 @@ class _Strip:
         ys, out_ys = self._ys(len(inputs)), self._ys(len(outputs))
         one_to_one = len(self._ends) == len(ys)
         ends = zip(self._ends, ys, strict=True) if one_to_one else product(self._ends, ys)
+        chosen = _chosen(router, b)
         for start, y in ends:
-            self._line(start, (left, y))
+            if start is not None:
+                self._line(start, (left, y))
         self._text(
             (left + right + box) / 2, self._caption - 0.2, f"router {number}", 7.5, color="#333333"
         )
         for i, y in enumerate(ys):
+            if not chosen[i].any():
+                continue
             self._tensor(left, y, box, inputs[i], len(inputs))
             for j, value in enumerate(router.gates[i, b]):
+                if not chosen[i, j]:
+                    continue
                 step = self._plan.circle * 1.06
                 place = (gates_x, y + ((len(outputs) - 1) / 2 - j) * step)
                 self._line((left + box, y), place)
                 self._gate(place, (right, out_ys[j]), float(value))
-        for j, y in enumerate(out_ys):
-            self._tensor(right, y, box, outputs[j], len(outputs))
+        active = chosen.any(axis=0)
+        for j in np.flatnonzero(active):
+            self._tensor(right, out_ys[j], box, outputs[j], len(outputs))
         self._x += ROUTER * unit
-        self._ends = [(right + box, y) for y in out_ys]
+        self._ends = [
+            (right + box, y) if there else None for y, there in zip(out_ys, active, strict=True)
+        ]
 
     def _tensor(self, x: float, y: float, width: float, share: float, count: int) -> None:
         color = style.STRENGTH(min(1.0, share * count / 2))
@@ -235,12 +252,19 @@ class _Strip:
     def _answer(self) -> None:
         """Draws the mean over the paths, if there are several."""
         end = (self._x + 0.2, self._middle)
-        for start in self._ends:
+        for start in filter(None, self._ends):
             self._line(start, end)
         if len(self._ends) > 1:
             circle = Circle(end, 0.17, facecolor="white", edgecolor="black", lw=0.7)
             self._axes.add_patch(circle).set_zorder(4)
             self._text(*end, "mean", 6.5)
+
+
+def _chosen(router: RouterRecord, b: int) -> Bool[np.ndarray, "m n"]:
+    """Whether inputs chose outputs for image b; for a soft router, always."""
+    if router.chosen is None:
+        return np.ones(router.gates.shape[::2], bool)
+    return router.chosen[:, b]
 
 
 def _short(name: str) -> str:

@@ -1,7 +1,9 @@
 """Flax modules: routers (with the functions of `multipath_jax.routing`), paths and other layers."""
 
+from multipath_jax.layers.activity import ActivePaths
 from multipath_jax.layers.blocks import ConvNorm, ConvStage, DenseLayer, batch_norm, max_pool_2x2
 from multipath_jax.layers.capsule import PrimaryCapsules, RoutedCapsules
+from multipath_jax.layers.choice import Choice
 from multipath_jax.layers.conditional import (
     ConditionalBlock,
     GumbelGate,
@@ -38,8 +40,10 @@ from multipath_jax.layers.stitch import CrossStitch
 
 __all__ = [
     "NDDR",
+    "ActivePaths",
     "BasicBlock",
     "Bottleneck",
+    "Choice",
     "ConditionalBlock",
     "Conv",
     "ConvCrossPredict",

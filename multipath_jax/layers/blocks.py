@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from multipath_jax.layers import sharding
+from multipath_jax.layers.activity import BatchNorm
 from multipath_jax.layers.convolution import convolve
 from multipath_jax.layers.squeeze import SqueezeExcite
 
@@ -48,6 +49,8 @@ def batch_norm(
     In float32 its relative error is 0.1 % for a mean of 100 standard deviations, and it is rounding
     error only at 10,000. For inputs that are not normalized, use ``exact=True``.
 
+    In a path behind a discrete router, the statistics are those of the active images (D6).
+
     Args:
       train: whether to normalize by the statistics of the batch and update the running statistics.
       dtype: type of the output; parameters and statistics are float32.
@@ -57,7 +60,7 @@ def batch_norm(
     Returns:
       A module named ``norm``.
     """
-    return nn.BatchNorm(
+    return BatchNorm(
         not train,
         momentum=0.9,
         epsilon=1e-5,

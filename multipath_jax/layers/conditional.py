@@ -14,20 +14,7 @@ from jaxtyping import Array, Float
 
 from multipath_jax.layers.paths import check_sizes
 from multipath_jax.layers.residual import BasicBlock
-from multipath_jax.routing import global_average_pool
-
-
-def straight_through(hard: Float[Array, "*b"], soft: Float[Array, "*b"]) -> Float[Array, "*b"]:
-    """The straight-through estimator: ``hard`` in the forward pass, the gradient of ``soft``.
-
-    Args:
-      hard: the values.
-      soft: a differentiable approximation, of the same shape.
-
-    Returns:
-      ``hard``, with the gradient of ``soft``.
-    """
-    return hard + (soft - jax.lax.stop_gradient(soft))
+from multipath_jax.routing import global_average_pool, straight_through
 
 
 class GumbelGate(nn.Module):

@@ -7,11 +7,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from multipath_jax.layers.activity import ActivePaths, only
+
 Execution = Literal["unrolled", "grouped"]
 
 
 def stack_paths(
-    layer: nn.Module, xs: Sequence[Array] | Float[Array, "..."]
+    layer: nn.Module, xs: Sequence[Array] | Float[Array, "..."] | ActivePaths
 ) -> Float[Array, "m b *rest"]:
     """Stacks m parallel tensors ``[b ... c]`` along a leading axis.
 
@@ -23,8 +25,14 @@ def stack_paths(
       ``[m b ... c]``.
 
     Raises:
-      ValueError: there are no tensors, their shapes differ, or they have no batch axis.
+      ValueError: there are no tensors, their shapes differ, they have no batch axis, or they are
+        `ActivePaths`.
     """
+    if isinstance(xs, ActivePaths):
+        raise ValueError(
+            f"{describe(layer)}: does not support the outputs of a discrete router; use "
+            "CrossConnect, or remove k from the router before it"
+        )
     shapes = [x.shape for x in xs]
     if not shapes or len(set(shapes)) > 1 or len(shapes[0]) < 2:
         raise ValueError(
@@ -81,20 +89,28 @@ class Parallel(nn.Module):
     def setup(self):
         nn.share_scope(self, self.module)  # adds no level to the variable tree
 
-    def __call__(self, xs: Sequence[Array] | Float[Array, "m b *rest"], **kwargs) -> Array:
+    def __call__(
+        self, xs: Sequence[Array] | Float[Array, "m b *rest"] | ActivePaths, **kwargs
+    ) -> Array | ActivePaths:
         """Applies the module to every path.
 
         Args:
-          xs: m tensors ``[b ...]``, stacked or as a sequence.
+          xs: m tensors ``[b ...]``, stacked, as a sequence, or as `ActivePaths`.
           **kwargs: passed to the module.
 
         Returns:
-          The outputs, ``[m b ...]``.
+          The outputs, ``[m b ...]``; for `ActivePaths`, `ActivePaths` with the same paths active.
 
         Raises:
           ValueError: the tensors differ in shape, or ``execution`` is unknown.
         """
-        xs = stack_paths(self, xs)
+        if isinstance(xs, ActivePaths):
+            ys = self._run(xs.tensors, xs.active, kwargs)
+            active = jnp.expand_dims(xs.active, range(2, ys.ndim))
+            return ActivePaths(jnp.where(active, ys, 0), xs.active)
+        return self._run(stack_paths(self, xs), None, kwargs)
+
+    def _run(self, xs, active, kwargs) -> Array:
         lift = {"variable_axes": {True: 0}, "split_rngs": {True: True}}
         if self.execution not in ("unrolled", "grouped"):
             raise ValueError(
@@ -105,7 +121,13 @@ class Parallel(nn.Module):
         # backend has no fast gradients of convolutions (it only canonicalizes those of the entry
         # computation). Initialization always uses scan: under vmap, Flax's random keys differ.
         grouped = self.execution == "grouped" or len(xs) == 1
+
+        def run(module, given):
+            x, active = given
+            with only(active):
+                return module(x, **kwargs)
+
         if grouped and not self.is_initializing():
-            return nn.vmap(lambda module, x: module(x, **kwargs), **lift)(self.module, xs)
-        scan = nn.scan(lambda module, _, x: (None, module(x, **kwargs)), unroll=len(xs), **lift)
-        return scan(self.module, None, xs)[1]
+            return nn.vmap(run, **lift)(self.module, (xs, active))
+        scan = nn.scan(lambda module, _, x: (None, run(module, x)), unroll=len(xs), **lift)
+        return scan(self.module, None, (xs, active))[1]

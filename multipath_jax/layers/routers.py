@@ -17,10 +17,12 @@ from jaxtyping import Array, Float
 
 from multipath_jax import routing
 from multipath_jax.layers import sharding
+from multipath_jax.layers.activity import ActivePaths
 from multipath_jax.layers.blocks import ConvNorm, DenseLayer
+from multipath_jax.layers.choice import Choice, Chooser
 from multipath_jax.layers.paths import Execution, Parallel, check_sizes, stack_paths
 
-Tensors = Sequence[Array] | Float[Array, "..."]
+Tensors = Sequence[Array] | Float[Array, "..."] | ActivePaths
 
 
 class Gate(nn.Module):
@@ -97,17 +99,24 @@ class Router(nn.Module):
 
         Raises:
           ValueError: n or another width is below 1, or the tensors have different shapes or no
-            channels or pixels.
+            channels or pixels, or are `ActivePaths`, which only `CrossConnect` supports.
         """
+        xs = self._checked(xs)
+        ys = self.activation(sharding.scatter_outputs(self.route(xs, train)))
+        self._record_strengths(xs, ys)
+        return ys
+
+    def _checked(self, xs: Tensors) -> Float[Array, "m b *rest"]:
         xs = stack_paths(self, xs)
         widths = ("num_outputs", "hidden", "features")
         sizes = {name: getattr(self, name) for name in widths if hasattr(self, name)}
         check_sizes(self, xs.shape[1:], sizes, len(xs))
-        ys = self.activation(sharding.scatter_outputs(self.route(xs, train)))
+        return xs
+
+    def _record_strengths(self, xs, ys) -> None:
         for name, tensors in (("input_strength", xs), ("output_strength", ys)):
             strength = jnp.mean(tensors, axis=tuple(range(2, tensors.ndim)), dtype=jnp.float32)
             self.sow("intermediates", name, strength)
-        return ys
 
     def route(self, xs: Float[Array, "m b *rest"], train: bool) -> Float[Array, "n b *rest2"]:
         """The outputs before `activation`, ``[m b ...] -> [n b ...]``; default: `mix`, `gates`."""
@@ -151,14 +160,66 @@ class CrossConnect(Router):
 
     ``[m b ... c] -> [n b ... c]``; the gates ``g_ij`` are computed from the inputs by Eqs. 1-3.
 
+    With ``k`` below n the router is discrete: every input chooses k outputs (D1-D4 of `routing`).
+    Its outputs are `ActivePaths`, which `Parallel` and `CrossConnect` support, and it also sows
+    ``chosen [m b n]``. With k = n it is the paper's layer.
+
     Attributes:
-      custom_vjp: whether to use the backward pass of Section 5 (a ``jax.custom_vjp``). False uses
-        autodiff, with the same result; it also supports forward mode (`jax.jvp`).
+      custom_vjp: whether a soft router uses the backward pass of Section 5 (a ``jax.custom_vjp``).
+        False uses autodiff, with the same result; it also supports forward mode (`jax.jvp`).
+      k: the number of outputs that every active input chooses; None: soft routing to all outputs.
+      choice: the options of discrete routing.
     """
 
     custom_vjp: bool = True
+    k: int | None = None
+    choice: Choice = Choice()
 
     additive: ClassVar[bool] = True
+
+    def setup(self):
+        super().setup()
+        if self.is_discrete:
+            self.chooser = Chooser(self.k, self.choice)
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether every input chooses a part of the outputs."""
+        return self.k is not None and self.k != self.num_outputs
+
+    def __call__(self, xs: Tensors, train: bool = False) -> Float[Array, "n b *rest"] | ActivePaths:
+        """Routes the inputs, as `Router` does.
+
+        Args:
+          xs: m tensors ``[b ...]``, stacked, as a sequence, or as `ActivePaths`.
+          train: as in `Router`; a discrete router then also updates its state.
+
+        Returns:
+          The outputs, ``[n b ...]``; `ActivePaths` if the router is discrete or the inputs are.
+
+        Raises:
+          ValueError: as `Router`, or k is not between 1 and n.
+        """
+        if isinstance(xs, ActivePaths):
+            return self._connect_active(self._checked(xs.tensors), xs.active, train)
+        if self.is_discrete:
+            xs = self._checked(xs)
+            return self._connect_active(xs, jnp.ones(xs.shape[:2], bool), train)
+        return super().__call__(xs, train)
+
+    def _connect_active(self, xs, active, train) -> ActivePaths:
+        relevance = self.gate(xs)
+        if self.is_discrete:
+            gates, chosen = self.chooser(relevance, active, train)
+        else:
+            gates = routing.of_active(jax.nn.softmax(relevance), active)
+            chosen = jnp.broadcast_to(jnp.expand_dims(active, -1), gates.shape)
+        self.record(relevance, gates)
+        self.sow("intermediates", "chosen", chosen)
+        ys = sharding.scatter_outputs(routing.cross_connect(xs, gates))
+        self._record_strengths(xs, ys)
+        active = sharding.scatter_any(routing.active_outputs(chosen, active))
+        return ActivePaths(ys, active)
 
     def route(self, xs: Float[Array, "m b *rest"], train: bool) -> Float[Array, "n b *rest"]:
         """The outputs and gates by one call of `routing.route`, with one backward pass."""
@@ -172,9 +233,9 @@ class CrossConnect(Router):
 class OneToMany(CrossConnect):
     """The one-to-many connector (Section 4): a cross-connection from one tensor (m = 1) to n."""
 
-    def __call__(self, x: Float[Array, "b *space c"], train: bool = False) -> Array:
+    def __call__(self, x: Float[Array, "b *space c"], train: bool = False) -> Array | ActivePaths:
         """Routes one tensor, ``[b ... c] -> [n b ... c]``. Raises ValueError as `Router` does."""
-        return super().__call__(x[None])
+        return super().__call__(x[None], train)
 
 
 class Share(Router):

@@ -205,5 +205,6 @@ FAMILIES: tuple[Family, ...] = (
         rf"{_RESNET}-(?P<paths>\d+)-CC",
         partial(cifar_resnet, routing="CC"),
         tuple(f"ResNet{depth}-{paths}-CC" for depth in (20, 32) for paths in (2, 3, 4)),
+        discrete=True,
     ),
 )

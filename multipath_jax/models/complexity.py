@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -42,7 +44,7 @@ def complexity(model: nn.Module, image_shape: tuple[int, int, int]) -> Complexit
     """
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
-    variables = {key: variables[key] for key in ("params", "batch_stats") if key in variables}
+    variables = {key: tree for key, tree in variables.items() if key != "intermediates"}
 
     def infer(variables, image):
         return model.apply(variables, image, train=False)
@@ -61,6 +63,20 @@ def complexity(model: nn.Module, image_shape: tuple[int, int, int]) -> Complexit
             for path, _ in jax.tree_util.tree_leaves_with_path(recorded.get("intermediates", {}))
         ),
     )
+
+
+def multiply_adds(function: Callable[..., Any], *arguments: Any) -> int:
+    """The multiply-adds of a function of arrays, counted as in `complexity`; nothing is computed.
+
+    Args:
+      function: the function.
+      *arguments: its arguments, as arrays or shapes.
+
+    Returns:
+      The number of multiply-adds.
+    """
+    program = jax.make_jaxpr(function)(*arguments)
+    return _walk(program.jaxpr, [0] * len(program.jaxpr.invars))[0]
 
 
 def _walk(jaxpr: core.Jaxpr, inputs: list[int | None]) -> tuple[int, list[int | None]]:

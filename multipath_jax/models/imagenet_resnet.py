@@ -106,7 +106,13 @@ def _families(structure: str) -> tuple[Family, ...]:
     single = Family(re.escape(structure), partial(build, paths=None), _named(structure), IMAGENET)
     if not structure.startswith("ResNet"):  # the names of the others end in numbers already
         return (single,)
-    routed = Family(rf"{structure}-(?P<paths>\d+)-CC", build, _named(f"{structure}-2-CC"), IMAGENET)
+    routed = Family(
+        rf"{structure}-(?P<paths>\d+)-CC",
+        build,
+        _named(f"{structure}-2-CC"),
+        IMAGENET,
+        discrete=True,
+    )
     return (single, routed)
 
 

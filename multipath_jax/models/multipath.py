@@ -6,7 +6,7 @@ from typing import ClassVar
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from multipath_jax.layers import Execution, Parallel, Router, sharding
+from multipath_jax.layers import ActivePaths, Execution, Parallel, Router, sharding
 from multipath_jax.routing import gate_dtype
 
 
@@ -14,8 +14,9 @@ class MultiPath(nn.Module):
     """A sequence of layers, which run in parallel paths from the first router on.
 
     The input of the first router is one tensor (m = 1): it is the one-to-many connector of Sections
-    3 and 4. The outputs of the paths are averaged at the end (Sections 3 and 4). Without routers,
-    this is an ordinary feed-forward network.
+    3 and 4. The outputs of the paths are averaged at the end (Sections 3 and 4), with discrete
+    routers those of the active paths (D5). Without routers, this is an ordinary feed-forward
+    network.
 
     Attributes:
       layers: Flax modules called with ``(x, train=...)``. A `Router` is applied to all paths
@@ -46,5 +47,7 @@ class MultiPath(nn.Module):
                 x = Parallel(layer, self.execution)(x, train=train)
             else:
                 x = layer(x, train=train)
+        if isinstance(x, ActivePaths):
+            return x.mean()
         x = x.astype(gate_dtype(x))
         return sharding.mean_over_paths(x) if parallel else x

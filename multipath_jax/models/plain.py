@@ -126,6 +126,7 @@ def _families(structure: str) -> tuple[Family, ...]:
                 rf"{structure}-(?P<paths>\d+)-{routing}",
                 partial(build, routing=routing),
                 tuple(name.format(routing) for name in routed),
+                discrete=routing == "CC",
             )
             for routing in ("CP", "CC")
         ),

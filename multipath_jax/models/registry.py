@@ -9,6 +9,7 @@ from multipath_jax.models import (
     capsnet,
     cifar_resnet,
     conditional,
+    discrete,
     ensemble,
     highway,
     hyper,
@@ -51,7 +52,8 @@ def create_model(name: str, num_classes: int = 10, **overrides) -> nn.Module:
     Args:
       name: name as in the paper, such as ``"BaseCNN-2-CC"``, with any number of paths.
       num_classes: width of the output.
-      **overrides: options of the network, such as ``dtype``, ``execution`` or ``custom_vjp``.
+      **overrides: options of the network, such as ``dtype``, ``execution`` or ``custom_vjp``; for
+        ``-CC`` networks also ``k`` and the fields of `layers.Choice`.
 
     Returns:
       A ``flax.linen.Module`` with
@@ -70,7 +72,9 @@ def create_model(name: str, num_classes: int = 10, **overrides) -> nn.Module:
     numbers = {key: int(value) for key, value in match.groupdict().items()}
     if num_classes < 1 or 0 in numbers.values():
         raise UserError(f"{name} with {num_classes} classes: needs at least 1 path and 1 class")
-    return family.build(num_classes, **numbers, **overrides)
+    choices = {key: overrides.pop(key) for key in discrete.OPTIONS if key in overrides}
+    network = family.build(num_classes, **numbers, **overrides)
+    return discrete.discrete(network, **choices) if choices else network
 
 
 def family_of(name: str) -> Family:

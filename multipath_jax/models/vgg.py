@@ -121,7 +121,13 @@ _TORCHVISION = rf"VGG(?P<depth>{'|'.join(map(str, TORCHVISION))})-BN"
 FAMILIES: tuple[Family, ...] = (
     Family("VGG16", partial(vgg, "VGG16", paths=None), ("VGG16",)),
     Family("VGG13", partial(vgg, "VGG13", paths=None), ("VGG13",), IMAGENET),
-    Family(r"VGG13-(?P<paths>\d+)-CC", partial(vgg, "VGG13"), ("VGG13-2-CC",), IMAGENET),
+    Family(
+        r"VGG13-(?P<paths>\d+)-CC",
+        partial(vgg, "VGG13"),
+        ("VGG13-2-CC",),
+        IMAGENET,
+        discrete=True,
+    ),
     Family(_TORCHVISION, partial(vgg_bn, paths=None), (), IMAGENET),
-    Family(rf"{_TORCHVISION}-(?P<paths>\d+)-CC", vgg_bn, (), IMAGENET),
+    Family(rf"{_TORCHVISION}-(?P<paths>\d+)-CC", vgg_bn, (), IMAGENET, discrete=True),
 )

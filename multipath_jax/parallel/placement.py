@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from multipath_jax.errors import UserError
-from multipath_jax.layers import Router, sharding
+from multipath_jax.layers import CrossConnect, Router, sharding
 from multipath_jax.models.multipath import MultiPath
 from multipath_jax.parallel.devices import DATA, PATH
 
@@ -46,7 +46,23 @@ def check(
                 f"mesh.path={path}: the {paths} paths of {name} cannot be divided over {path} "
                 f"devices; use a divisor of {paths}"
             )
+    _check_choices(routers, f"mesh.path={path}: {name}")
     _check_batch(model, f"mesh.path={path}: {name}", image_shape)
+
+
+def _check_choices(routers: list[Router], what: str) -> None:
+    """Raises UserError for options of discrete routers that sharded paths do not support."""
+    choices = [r.choice for r in routers if isinstance(r, CrossConnect) and r.is_discrete]
+    if any(choice.estimator == "gumbel" for choice in choices):
+        raise UserError(
+            f"{what} uses estimator=gumbel, which needs noise on every device; use "
+            "estimator=straight_through, or mesh.path=1"
+        )
+    if any(choice.load_entropy or choice.gate_entropy for choice in choices):
+        raise UserError(
+            f"{what} uses load_entropy or gate_entropy, which are not summed over devices; use "
+            "bias_rate, or mesh.path=1"
+        )
 
 
 def _check_batch(model: nn.Module, what: str, image_shape: tuple[int, int, int]) -> None:
@@ -91,6 +107,8 @@ def _varying(x: Array) -> Array:
 def _replicated_over_paths(x: Array, spec: PartitionSpec) -> Array:
     """Marks a value as replicated over the path axis, by a mean over equal values."""
     same = PATH not in spec and PATH in jax.typeof(x).manual_axis_type.varying
+    if same and x.dtype == jnp.bool:
+        return lax.pmax(x.astype(jnp.int32), PATH) > 0
     return lax.pmean(x, PATH) if same else x
 
 

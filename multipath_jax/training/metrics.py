@@ -6,7 +6,9 @@ import flax
 import jax
 import jax.numpy as jnp
 from clu import metrics
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
+
+from multipath_jax.routing import load
 
 
 @flax.struct.dataclass
@@ -86,7 +88,8 @@ def routing_statistics(intermediates: PyTree) -> dict[str, Float[Array, ""]]:
 
     For a router at ``a/router_2/gates``: ``a/router_2/entropy``, the mean entropy of its gates
     divided by log n, that of uniform gates (0 if n = 1); and ``a/router_2/share_j``, j = 1..n, the
-    mean gate of output path j.
+    mean gate of output path j. For a discrete router both are means over the active inputs, and
+    ``a/router_2/load_j`` is the share of their choices of output path j (D8).
 
     Args:
       intermediates: the collection ``intermediates``.
@@ -99,7 +102,23 @@ def routing_statistics(intermediates: PyTree) -> dict[str, Float[Array, ""]]:
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
         if names[-1] == "gates":
             statistics |= _router_statistics("/".join(names[:-1]), leaf)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(intermediates)[0]:
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        if names[-1] == "chosen":
+            statistics |= _of_active("/".join(names[:-1]), leaf, statistics)
     return statistics
+
+
+def _of_active(
+    name: str, chosen: Bool[Array, "m b n"], statistics: dict[str, Float[Array, ""]]
+) -> dict[str, Float[Array, ""]]:
+    """The statistics of a discrete router: means over active inputs, and the loads."""
+    active = chosen.any(-1)
+    own = {key: value for key, value in statistics.items() if key.rpartition("/")[0] == name}
+    loads = load(chosen, active)
+    return {key: value / active.mean() for key, value in own.items()} | {
+        f"{name}/load_{j + 1}": loads[j] for j in range(len(loads))
+    }
 
 
 def _router_statistics(name: str, gates: Float[Array, "m b n"]) -> dict[str, Float[Array, ""]]:

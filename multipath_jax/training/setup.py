@@ -88,14 +88,14 @@ class Setup:
         self.mesh = devices.make_mesh(config, on)
         self.everywhere = devices.replicated(self.mesh)
         self.dataset = normalized(dataset or _read(config.dataset), config.dataset)
-        self.model = model or make_model(config, self.dataset.num_classes)
-        self.image_shape = cropped_shape(self.dataset, config.dataset.crop)
-        placement.check(self.model, config.model.name, config.mesh.path, self.image_shape)
-        self.placement = placement.Placement(self.model, self.mesh)
         self.encoded = isinstance(self.dataset.train, EncodedSplit)
         self.train_size = len(self.dataset.train)
         per_epoch = batches_per_epoch(self.train_size, config.batch_size)
         self.plan = schedule.make_plan(config, per_epoch)
+        self.model = model or make_model(config, self.dataset.num_classes, self.plan.total)
+        self.image_shape = cropped_shape(self.dataset, config.dataset.crop)
+        placement.check(self.model, config.model.name, config.mesh.path, self.image_shape)
+        self.placement = placement.Placement(self.model, self.mesh)
         self.learning_rate = None if optimizer else schedule.learning_rate(config, self.plan)
         self.optimizer = optimizer or make_optimizer(config.optimizer, self.learning_rate)
         self.hooks = tuple(hooks)
@@ -260,9 +260,28 @@ def cropped_shape(dataset: Dataset, crop: int) -> tuple[int, int, int]:
     return (crop, crop, channels) if crop else dataset.image_shape
 
 
-def make_model(config: ConfigDict, num_classes: int) -> nn.Module:
-    """The network of a config. Raises UserError for an unknown name or option."""
+# Options of discrete routing as fractions of the training, and the same options in steps.
+SHARES = {"soft_share": "soft_steps", "cooling_share": "cooling_steps"}
+
+
+def make_model(config: ConfigDict, num_classes: int, steps: int = 0) -> nn.Module:
+    """The network of a config.
+
+    Args:
+      config: the whole config.
+      num_classes: width of the output.
+      steps: number of training steps, for options that are fractions of it; 0 after training.
+
+    Returns:
+      The network.
+
+    Raises:
+      UserError: the name or an option is unknown, or an option has an invalid value.
+    """
     options = parse_options("model.options", config.model.options)
+    for share, name in SHARES.items():
+        if share in options:
+            options[name] = _part(share, options.pop(share), steps * config.accumulate)
     if "num_classes" in options:
         raise UserError("model.options: num_classes is given by the data set; remove it")
     for name, choices in (("execution", get_args(Execution)), ("shortcut", get_args(Shortcut))):
@@ -274,3 +293,9 @@ def make_model(config: ConfigDict, num_classes: int) -> nn.Module:
     if dtype != jnp.float32:  # the default of every network, and all that some can do
         options["dtype"] = dtype
     return create_model(config.model.name, num_classes, **options)
+
+
+def _part(name: str, share: Any, steps: int) -> int:
+    if not (isinstance(share, int | float) and 0 <= share <= 1):
+        raise UserError(f"model.options: {name}={share} must be between 0 and 1")
+    return round(share * steps)

@@ -73,7 +73,7 @@ def initialized(model, channels, seed=0):
     """The network before training, its variables as NumPy arrays of one's own."""
     images = jnp.zeros((1, 8, 8, channels))
     variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(seed), images)
-    kept = {key: variables[key] for key in ("params", "batch_stats") if key in variables}
+    kept = {key: tree for key, tree in variables.items() if key != "intermediates"}
     return Trained(model, jax.tree.map(np.array, kept))
 
 

@@ -120,7 +120,7 @@ def test_a_killed_run_goes_on_to_the_same_end(undisturbed, photo_dir, tmp_path):
         raise AssertionError("the run did not get to step 18")
     run.kill()
     run.end(timeout=60)  # ends when all have that hold the pipe, the workers too
-    assert 0 < ckpt.Checkpoints(tmp_path).latest < TOTAL
+    assert 0 < ckpt.open_existing(tmp_path).latest < TOTAL
     tiny.train(config, tmp_path)
     assert_same_end(tmp_path, whole)
 
