@@ -40,7 +40,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/multipath_jax/xla"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.01)
 
 processes.adopt_orphans()
 
