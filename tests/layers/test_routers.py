@@ -155,6 +155,8 @@ def test_one_to_many_is_the_cross_connection_of_one_tensor():
 def test_share_gives_every_path_the_same_tensor_and_has_no_parameters():
     assert not jax.tree.leaves(Share(2).init(KEY, MAPS[:1]))
     np.testing.assert_array_equal(Share(2).apply({}, MAPS[:1]), jnp.stack([MAPS[0]] * 2))
+    mean = jnp.stack([sum(MAPS) / len(MAPS)] * 2)  # of several, in another order: float32
+    np.testing.assert_allclose(Share(2).apply({}, MAPS), mean, rtol=1e-6, atol=1e-6)
 
 
 def test_conv_cross_predict_is_algorithm_1_over_convolutions():
