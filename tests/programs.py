@@ -13,6 +13,8 @@ import threading
 
 import jax
 
+CACHE = os.path.expanduser("~/.cache/multipath_jax/xla")  # of compiled programs, for all tests
+
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["multipath_jax.main", "multipath_jax.curves", "sklearn.datasets"])
 
@@ -33,7 +35,7 @@ class Program:
           environment: variables beside those of this process, whose cache of programs it shares.
         """
         read, write = multiprocessing.Pipe(duplex=False)
-        cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+        cache = {"JAX_COMPILATION_CACHE_DIR": CACHE}
         arguments, environment = [*map(str, arguments)], {**cache, **os.environ, **environment}
         self._process = _CONTEXT.Process(
             target=_run, args=(write, str(script), arguments, environment)

@@ -259,6 +259,7 @@ def test_a_ledger_without_room_is_one_line(undisturbed, data_dir, tmp_path, monk
     assert timeless(ledger(folder)) == timeless(before)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_holds_up_no_other_row(data_dir, tmp_path, monkeypatch, capsys):
     honest = campaign_lib.train_trials
 
