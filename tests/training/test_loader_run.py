@@ -108,6 +108,7 @@ def program(workdir, folder, *flags, **changes):
     return Program(tiny.__file__, *arguments)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_end(undisturbed, photo_dir, tmp_path):
     """kill -9 in mid-epoch, with a worker; then the rest, without any."""
     whole, config, _ = undisturbed
