@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from multipath_jax.data.datasets import HELD_OUT, TEST
-from multipath_jax.training.hooks import CURVES_FILE, SPLITS, read_metrics
+from multipath_jax.training.hooks import CURVES_FILE, SPLITS, errors_by_set, read_metrics
 from multipath_jax.utils import lettering
 
 # The color-blind safe palette of Okabe and Ito.
@@ -60,7 +60,9 @@ def _splits(lines: list[dict], measure: str) -> dict[str, str]:
     """The labels of the curves by key of the metrics, for training and evaluation."""
     held_out = any(f"{HELD_OUT}/{measure}" in line for line in lines)
     split = HELD_OUT if held_out else TEST
-    return {f"train/{measure}": "training", f"{split}/{measure}": SPLITS[split]}
+    names = {f"train/{measure}": "training", f"{split}/{measure}": SPLITS[split]}
+    last = {key: value for line in lines for key, value in line.items()}
+    return names | {f"{split}/{name}/{measure}": name for name in errors_by_set(last)}
 
 
 def _series(lines: list[dict], key: str) -> tuple[list[float], list[float]]:

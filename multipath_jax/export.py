@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     """Writes the file, prints how to use it, and returns the exit status."""
     flags = _parser().parse_args(argv)
     out = filesystem.output_file("--out", flags.out)
-    run = load_run(flags.workdir, flags.checkpoint, dtype=flags.dtype)
+    run = load_run(flags.workdir, flags.checkpoint, dtype=flags.dtype).head(flags.head)
     content = artifact(run)
     with filesystem.replacing(out) as new:
         new.write_bytes(content)
@@ -38,6 +38,7 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> cli.Parser:
     parser = cli.Parser("export", "Exports a trained network as one file for JAX.")
     parser.add_argument("--workdir", required=True, help="workdir of the run")
+    parser.add_argument("--head", metavar="NAME", help="data set, of a run on several")
     parser.add_argument("--out", required=True, metavar="FILE", help="file to write")
     parser.add_argument("--checkpoint", default="best", help="best (default), latest, or a step")
     parser.add_argument(
@@ -74,6 +75,18 @@ def _usage(run: LoadedRun, out: pathlib.Path) -> list[str]:
         f" -> float32 [b {classes}]",
         "",
         f"The names of the classes, in order, are in {run.workdir / DATASET_FILE}.",
+        *_before(run),
+    ]
+
+
+def _before(run: LoadedRun) -> list[str]:
+    """How the images of one of several data sets get the shape of the input."""
+    original, stored = run.description.original_shape, run.description.stored_shape
+    if original in (None, stored):
+        return []
+    shapes = ["x".join(map(str, shape)) for shape in (original, stored)]
+    return [
+        f"In training, its images of {shapes[0]} were brought to {shapes[1]} (data.brought_to)."
     ]
 
 

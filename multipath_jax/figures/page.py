@@ -56,8 +56,8 @@ def write_page(
       figures: PNG files to include.
       count: largest number of test images in the explorer.
     """
-    lines = read_metrics(run.workdir)
-    title = f"{run.config.model.name} on {run.config.dataset.name}"
+    lines = _of_head(run, read_metrics(run.workdir))
+    title = f"{run.config.model.name} on {_data(run)}"
     data = {
         "facts": list(facts(run, lines).items()),
         "curves": _curves(lines, explored.outline.routers if explored else ()),
@@ -78,6 +78,24 @@ def write_page(
         new.write_text(page, encoding="utf-8")
 
 
+def _data(run: LoadedRun) -> str:
+    name = run.config.dataset.name
+    return name if run.number is None else f"{run.description.name}, of {name}"
+
+
+def _of_head(run: LoadedRun, lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``; of one of several data sets, with its evaluation alone."""
+    prefix = "" if run.number is None else f"{run.description.name}/"
+    measures = [(split, name) for split in SPLITS for name in ("loss", "error")]
+    return [
+        {
+            **line,
+            **{f"{s}/{m}": line[key] for s, m in measures if (key := f"{s}/{prefix}{m}") in line},
+        }
+        for line in lines
+    ]
+
+
 def facts(run: LoadedRun, lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The size of the network, its recipe and its results, by title.
 
@@ -90,7 +108,7 @@ def facts(run: LoadedRun, lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     optimizer = config.optimizer
     return {
         "network": f"{config.model.name} {config.model.options}".strip(),
-        "data set": config.dataset.name,
+        "data set": _data(run),
         **_held_out(config.dataset),
         **_results(lines, evaluated(config.dataset.holdout)),
         "parameters": f"{size.params / 1e6:.3g} M",

@@ -235,6 +235,17 @@ def seconds_of(lines: list[dict]) -> float:
     return (lines[-1].get("seconds") if lines else None) or 0.0
 
 
+def errors_by_set(metrics: Metrics) -> dict[str, float]:
+    """The errors of several data sets in % by name, such as that of ``test/cifar10/error``."""
+    found = {}
+    for key, value in metrics.items():
+        split, _, rest = key.partition("/")
+        name, _, measure = rest.rpartition("/")
+        if split in SPLITS and name and measure == "error":
+            found[name] = value
+    return found
+
+
 class TensorBoard(LoopHook):
     """TensorBoard's files, through clu, which imports TensorFlow: only where it is wanted."""
 
@@ -358,6 +369,7 @@ class Log(LoopHook):
     def _line(self, step: int, metrics: Metrics) -> str:
         parts = [f"step {step}/{self._plan.total}", f"epoch {metrics['epoch']:.2f}"]
         parts += [form.format(metrics[key]) for key, form in SHOWN.items() if key in metrics]
+        parts += [f"{name} {value:.2f} %" for name, value in errors_by_set(metrics).items()]
         parts.append(f"{progress.duration(self._clock.left(step))} left")
         return "  ".join(parts)
 
