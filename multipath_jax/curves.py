@@ -1,6 +1,6 @@
 """``curves.png``: loss, error, and the routers' entropies and shares over the epochs of a run."""
 
-from itertools import count, takewhile
+from itertools import count, cycle, takewhile
 
 from etils import epath
 from matplotlib.axes import Axes
@@ -61,8 +61,8 @@ def _splits(lines: list[dict], measure: str) -> dict[str, str]:
     held_out = any(f"{HELD_OUT}/{measure}" in line for line in lines)
     split = HELD_OUT if held_out else TEST
     names = {f"train/{measure}": "training", f"{split}/{measure}": SPLITS[split]}
-    last = {key: value for line in lines for key, value in line.items()}
-    return names | {f"{split}/{name}/{measure}": name for name in errors_by_set(last)}
+    sets = errors_by_set(key for line in lines for key in line)
+    return names | {f"{split}/{name}/{measure}": name for name in sets}
 
 
 def _series(lines: list[dict], key: str) -> tuple[list[float], list[float]]:
@@ -77,7 +77,7 @@ def _series(lines: list[dict], key: str) -> tuple[list[float], list[float]]:
 
 
 def _lines(axes: Axes, lines: list[dict], names: dict[str, str], label: str) -> None:
-    for color, (key, name) in zip(COLORS, names.items(), strict=False):
+    for color, (key, name) in zip(cycle(COLORS), names.items(), strict=False):
         epochs, values = _series(lines, key)
         axes.plot(epochs, values, color=color, label=f"{name} {values[-1]:.3g}" if values else name)
     axes.set(xlabel="epoch", ylabel=label)

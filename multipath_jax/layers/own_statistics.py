@@ -12,7 +12,6 @@ import contextvars
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -22,8 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 COLLECTION = "own_statistics"
 
 
-@flax.struct.dataclass
-class FromSets:
+class FromSets(NamedTuple):
     """Images of several data sets.
 
     Attributes:

@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -235,14 +235,14 @@ def seconds_of(lines: list[dict]) -> float:
     return (lines[-1].get("seconds") if lines else None) or 0.0
 
 
-def errors_by_set(metrics: Metrics) -> dict[str, float]:
-    """The errors of several data sets in % by name, such as that of ``test/cifar10/error``."""
+def errors_by_set(keys: Iterable[str]) -> dict[str, str]:
+    """The keys of the errors of several data sets, such as ``test/cifar10/error``, by name."""
     found = {}
-    for key, value in metrics.items():
+    for key in keys:
         split, _, rest = key.partition("/")
         name, _, measure = rest.rpartition("/")
         if split in SPLITS and name and measure == "error":
-            found[name] = value
+            found[name] = key
     return found
 
 
@@ -369,7 +369,7 @@ class Log(LoopHook):
     def _line(self, step: int, metrics: Metrics) -> str:
         parts = [f"step {step}/{self._plan.total}", f"epoch {metrics['epoch']:.2f}"]
         parts += [form.format(metrics[key]) for key, form in SHOWN.items() if key in metrics]
-        parts += [f"{name} {value:.2f} %" for name, value in errors_by_set(metrics).items()]
+        parts += [f"{name} {metrics[key]:.2f} %" for name, key in errors_by_set(metrics).items()]
         parts.append(f"{progress.duration(self._clock.left(step))} left")
         return "  ".join(parts)
 

@@ -92,10 +92,10 @@ def test_only_the_statistics_are_not_shared():
     assert "batch_stats" not in variables
 
 
-@pytest.mark.parametrize("k", [None, 1])
-def test_images_of_other_data_sets_change_nothing(k):
+@pytest.mark.parametrize(("k", "execution"), [(None, "unrolled"), (1, "grouped")])
+def test_images_of_other_data_sets_change_nothing(k, execution):
     """Of an image, neither the logits nor the statistics of its data set."""
-    own, variables = made(network(k))
+    own, variables = made(network(k).clone(execution=execution))
     run = jax.jit(partial(own.apply, train=True, mutable=STATE))
     others = jnp.where((NUMBERS == 1)[:, None, None, None], 3 * IMAGES[::-1] + 1, IMAGES)
     before, after = (run(variables, FromSets(images, NUMBERS)) for images in (IMAGES, others))

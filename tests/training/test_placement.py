@@ -97,14 +97,18 @@ def test_many_devices_compute_what_one_does(data_dir, tmp_path, on_one_device, n
 
 
 @pytest.mark.slow  # one data set is divided in the same way, and several over two devices
-def test_eight_devices_train_on_several_data_sets_as_one_does(data_dir, tmp_path):
+@pytest.mark.parametrize(("data", "path", "own"), [(8, 1, True), (2, 2, False)])
+def test_several_data_sets_are_trained_on_as_on_one_device(data_dir, tmp_path, data, path, own):
     (tmp_path / "digits").symlink_to(data_dir / "digits")
     toy_datasets.prepare_two(tmp_path)
     settings = {"dataset.name": "digits+gray+toy", "dataset.proportions": "1, 1, 1"}
-    settings["dataset.own_statistics"] = True
-    one, eight = (run(tmp_path, tmp_path, d, 1, "ResNet8-2-CC", **settings) for d in (1, 8))
+    settings["dataset.own_statistics"] = own
+    one, many = (
+        run(tmp_path, tmp_path, *mesh, "ResNet8-2-CC", **settings)
+        for mesh in ((1, 1), (data, path))
+    )
     assert "test/gray/error" in one
-    assert largest_difference(eight, one) < TOLERANCE
+    assert largest_difference(many, one) < TOLERANCE
 
 
 def check_talk(program, network, data, path):

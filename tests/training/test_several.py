@@ -173,6 +173,14 @@ def test_two_devices_compute_what_one_does(setup):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), *found)
 
 
+def test_batches_are_accumulated(setup):
+    """Traced: micro-batches have the data sets of their images."""
+    found = Setup(recipe(setup.config.dataset.data_dir, accumulate=2)).abstract_carry
+    assert jax.tree.map(jnp.shape, found.state) == jax.tree.map(
+        jnp.shape, setup.abstract_carry.state
+    )
+
+
 def test_the_order_of_the_data_sets_is_part_of_the_run(trained, folder):
     with pytest.raises(UserError, match=r"dataset.name: 'toy.gray' -> 'gray.toy'"):
         Trainer(recipe(folder, **{"dataset.name": "gray+toy"})).fit(trained)
