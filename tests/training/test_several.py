@@ -98,12 +98,27 @@ def test_every_image_is_normalized_by_its_data_set(setup):
 
 
 @pytest.fixture(scope="module")
-def step(setup):
-    """The state before and after a step on images of the second data set alone."""
+def batch(setup):
+    """Images of the second data set alone."""
+    train = setup.dataset.train
+    return Batch(jnp.asarray(train.images[-8:]), jnp.asarray(train.labels[-8:]))
+
+
+@pytest.fixture(scope="module")
+def step(setup, batch):
+    """The state before and after a step."""
     before = setup.fresh_carry(0).state
-    images = jnp.asarray(setup.dataset.train.images[-8:])
-    labels = jnp.asarray(setup.dataset.train.labels[-8:])
-    return jax.device_get((before, setup.train_step(before, Batch(images, labels))[0]))
+    return jax.device_get((before, setup.train_step(before, batch)[0]))
+
+
+def test_other_heads_count_neither_in_the_loss_nor_in_the_error(setup, batch):
+    state = setup.fresh_carry(0).state
+    higher = jax.tree.map(jnp.copy, state.params)
+    higher["dense"]["dense"]["bias"] += jnp.array([100.0] * 3 + [0.0] * 3)
+    found = [setup.train_step(one, batch)[1] for one in (state, state.replace(params=higher))]
+    first, second = (metrics.compute() for metrics in found)
+    assert first["error"] == second["error"] < 1
+    assert first["loss"] == second["loss"]
 
 
 def test_a_head_gets_no_gradient_from_other_data_sets(step):
