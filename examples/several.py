@@ -20,6 +20,7 @@ from functools import partial
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 import multipath_jax as mp
 from multipath_jax import gates
@@ -47,18 +48,17 @@ def main(argv: Sequence[str]) -> int:
     joined = mp.data.load_several(flags.names.split("+"), flags.data_dir)
     print(joined.notes[0], flush=True)
     workdir, rows = pathlib.Path(flags.workdir), []
-    for kind, model, options, dataset in runs(flags, joined):
-        for seed in range(flags.seeds):
-            name = f"{kind.replace(' ', '_')}/seed_{seed}"
-            config = recipe(flags, model, options, seed)
-            with Stopping() as stopping:
-                trainer = mp.Trainer(config, dataset=dataset)
-                result = trainer.fit(workdir / name, should_stop=stopping)
-            if not result.finished:
-                return stopping.exit_status
-            run = mp.load_run(workdir / name, "latest", dataset=dataset)
-            rows.append({"kind": kind, "seed": seed, **measure(run, result.test)})
-            (workdir / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
+    for _, config, dataset in runs(flags, joined):
+        mp.Trainer(config, dataset=dataset)  # checks all configs before the first training
+    for kind, config, dataset in runs(flags, joined):
+        folder = workdir / kind.replace(" ", "_") / f"seed_{config.seed}"
+        with Stopping() as stopping:
+            result = mp.Trainer(config, dataset=dataset).fit(folder, should_stop=stopping)
+        if not result.finished:
+            return stopping.exit_status
+        run = mp.load_run(folder, "latest", dataset=dataset)
+        rows.append({"kind": kind, "seed": config.seed, **measure(run, result.test)})
+        (workdir / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
     print("\n\n".join(tables(rows, joined.heads.names)))
     return 0
 
@@ -76,17 +76,25 @@ def parser() -> cli.Parser:
     return parser
 
 
-def runs(flags: argparse.Namespace, joined: mp.data.Dataset) -> Iterator[tuple]:
-    """The kind, network, options and data set of every run."""
+def runs(
+    flags: argparse.Namespace, joined: mp.data.Dataset
+) -> Iterator[tuple[str, ConfigDict, mp.data.Dataset]]:
+    """The kind, config and data set of every run."""
     unrouted, single = (re.sub(rf"{part}$", "", flags.model) for part in ("-CC", r"-\d+-CC"))
-    yield "soft", flags.model, "", joined
-    yield "k=1", flags.model, flags.k1, joined
-    yield "no routing", unrouted, "", joined
-    for part in joined.parts:
-        yield f"{part.name} alone", single, "", part
+    kinds = [
+        ("soft", flags.model, "", joined),
+        ("k=1", flags.model, flags.k1, joined),
+        ("no routing", unrouted, "", joined),
+        *((f"{part.name} alone", single, "", part) for part in joined.parts),
+    ]
+    for kind, model, options, dataset in kinds:
+        for seed in range(flags.seeds):
+            config = recipe(flags, model, options, seed)
+            config.dataset.own_statistics &= dataset is joined
+            yield kind, config, dataset
 
 
-def recipe(flags: argparse.Namespace, model: str, options: str, seed: int):
+def recipe(flags: argparse.Namespace, model: str, options: str, seed: int) -> ConfigDict:
     """The fast recipe, evaluated at the end only."""
     config = mp.recipes.fast(model, flags.epochs)
     config.model.options, config.seed = options, seed
