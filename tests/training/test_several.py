@@ -145,10 +145,9 @@ def test_errors_are_logged_by_data_set(trained, setup):
             toy, gray = line[f"test/toy/{measure}"], line[f"test/gray/{measure}"]
             assert line[f"test/{measure}"] == pytest.approx((9 * toy + 6 * gray) / 15)
         assert "test/top5_error" not in line  # of three classes each
-    shown = f"error {line['test/error']:.2f} %  "
     log = (trained / "train.log").read_text()
-    assert shown in log
-    assert f"  toy {line['test/toy/error']:.2f} %  gray {line['test/gray/error']:.2f} %" in log
+    each = f"toy {line['test/toy/error']:.2f} %, gray {line['test/gray/error']:.2f} %"
+    assert f"test error {line['test/error']:.2f} % ({each})  " in log
 
 
 def test_errors_are_those_of_the_own_heads_by_hand(trained, setup):
