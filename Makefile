@@ -21,7 +21,7 @@ train: $(READY)  ## train the default network
 	$(BIN)/python -m multipath_jax.main --config=digits --workdir=runs/digits
 
 test: $(READY) lint  ## formatting, lint and the default suite
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 3
 
 test-slow: $(READY)  ## tests that take minutes
 	$(BIN)/python -m pytest -m slow

@@ -2,12 +2,12 @@
 
 Command:   python -m multipath_jax.main --config=cifar_fast:BaseCNN --workdir=runs/fast
            cifar_fast:NAME[,epochs=N][,dataset=cifar100] for any name of list_models()
-Protocol:  not the paper's, but its networks, unchanged: batch 128, 30 epochs, Nesterov's momentum,
-           a warm-up of two epochs to the rate of 0.1, then a straight line to zero. Shift of up to
-           4 pixels each way, reflected at the edges; mirror images in every other epoch; label
-           smoothing of 0.1; a moving average of the weights is evaluated.
-Time:      not measured yet
-Error:     not measured yet
+Protocol:  not the paper's, but its networks, unchanged: batch 128, 10 epochs, Nesterov's momentum,
+           a warm-up over a fifteenth of the epochs to the rate of 0.1, then a straight line to
+           zero. Shift of up to 4 pixels each way, reflected at the edges; mirror images in every
+           other epoch; label smoothing of 0.1; a moving average of the weights is evaluated.
+Time:      42 minutes on two CPU cores beside other work (BaseCNN-2-CC: 73)
+Error:     11.91 % on the test split of CIFAR-10, one seed (BaseCNN-2-CC: 10.99 %)
 """
 
 from ml_collections import ConfigDict

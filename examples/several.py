@@ -1,6 +1,6 @@
 """One network for several data sets: soft, discrete and no routing, and a network for each alone.
 
-python examples/several.py --data_dir=DIR --epochs=30 --workdir=runs/several
+python examples/several.py --data_dir=DIR --epochs=10 --workdir=runs/several
 
 Trains, for every seed, the network with soft routing, with k = 1 and without routing on all data
 sets at once, and a single-path network on each alone, by the fast recipe and for the same number of
@@ -67,7 +67,9 @@ def parser() -> cli.Parser:
     parser = cli.Parser("several", __doc__)
     parser.add_argument("--data_dir", help="folder of prepared data sets; default: TFDS's")
     parser.add_argument("--workdir", required=True)
-    parser.add_argument("--epochs", type=int, default=mp.recipes.FAST_EPOCHS, help="at least 3")
+    parser.add_argument(
+        "--epochs", type=int, default=mp.recipes.FAST_EPOCHS, help="default: %(default)s"
+    )
     parser.add_argument("--names", default=NAMES, help="default: %(default)s")
     parser.add_argument("--model", default="BaseCNN-4-CC", help="default: %(default)s")
     parser.add_argument("--k1", default=K1, metavar="OPTIONS", help="default: %(default)s")

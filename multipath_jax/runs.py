@@ -8,6 +8,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 from functools import cached_property, partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -36,6 +37,7 @@ from multipath_jax.layers import OwnStatistics
 from multipath_jax.layers.own_statistics import of_set
 from multipath_jax.models.adapter import adapt
 from multipath_jax.parallel.devices import evaluation_mesh, replicated
+from multipath_jax.training.hooks import SPLITS, read_metrics
 from multipath_jax.training.setup import make_model, read_dataset
 from multipath_jax.utils import cli, filesystem
 
@@ -142,6 +144,27 @@ class LoadedRun:
         """Phrases that say how the data set's images differ from those of training."""
         other = differences(self.description, describe(self.dataset))
         return [other[key] for key in ("train", "test") if key in other]
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``; of a `head`, with its evaluation in place of that of all.
+
+        Returns:
+          The lines, as dictionaries.
+        """
+        lines = read_metrics(self.workdir)
+        if self.number is None:
+            return lines
+        prefixes = {f"{split}/{self.description.name}/": f"{split}/" for split in SPLITS}
+        return [
+            line
+            | {
+                key.replace(prefix, whole, 1): value
+                for prefix, whole in prefixes.items()
+                for key, value in line.items()
+                if key.startswith(prefix)
+            }
+            for line in lines
+        ]
 
     def test(self, limit: int | None = None) -> Split:
         """The center crops of the test split.

@@ -26,6 +26,7 @@ install_import_hook("multipath_jax", "beartype.beartype")
 import jax  # noqa: E402
 import memory  # noqa: E402
 import processes  # noqa: E402
+import programs  # noqa: E402
 import pytest  # noqa: E402
 
 from multipath_jax.utils.cpu import use_fast_convolutions  # noqa: E402
@@ -39,8 +40,14 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
 # A suite that a script began in the background ignores SIGINT, and so would all that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/multipath_jax/xla"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+def use_cache():
+    """Of compiled programs, small ones too."""
+    jax.config.update("jax_compilation_cache_dir", programs.CACHE)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.01)
+
+
+use_cache()
 
 processes.adopt_orphans()
 
@@ -63,6 +70,13 @@ def test_ends_its_processes(file_ends_its_processes):
     """None outlives its test: it would slow the others down, or outlive the suite."""
     with processes.none_left():
         yield
+
+
+@pytest.fixture(autouse=True)
+def same_cache():
+    """What a test calls as a program does may have chosen another, or none, for the process."""
+    yield
+    use_cache()
 
 
 @pytest.fixture(autouse=True)

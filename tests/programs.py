@@ -13,6 +13,8 @@ import threading
 
 import jax
 
+CACHE = os.path.expanduser("~/.cache/multipath_jax/xla")  # of compiled programs, for all tests
+
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["multipath_jax.main", "multipath_jax.curves", "sklearn.datasets"])
 
@@ -30,13 +32,13 @@ class Program:
         Args:
           script: the file.
           arguments: of its command line.
-          environment: variables beside those of this process.
+          environment: variables beside those of this process, whose cache of programs it shares.
         """
         read, write = multiprocessing.Pipe(duplex=False)
-        arguments, environment = [*map(str, arguments)], {**os.environ, **environment}
+        cache = {"JAX_COMPILATION_CACHE_DIR": CACHE}
+        arguments, environment = [*map(str, arguments)], {**cache, **os.environ, **environment}
         self._process = _CONTEXT.Process(
-            target=_run,
-            args=(write, str(script), arguments, environment, jax.config.jax_compilation_cache_dir),
+            target=_run, args=(write, str(script), arguments, environment)
         )
         self._process.start()
         write.close()
@@ -66,16 +68,16 @@ class Program:
         return self.poll(), printed
 
 
-def _run(write, script, arguments, environment, cache):
-    """In the fork: as if Python had been started with the script, and with the suite's cache."""
+def _run(write, script, arguments, environment):
+    """In the fork: as if Python had been started with the script."""
     for stream in (1, 2):
         os.dup2(write.fileno(), stream)
     write.close()
     sys.stdout, sys.stderr = (os.fdopen(stream, "w", 1, closefd=False) for stream in (1, 2))
     os.environ.clear()
     os.environ.update(environment)
+    cache = environment["JAX_COMPILATION_CACHE_DIR"]  # what JAX reads when it is imported
     jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     sys.argv = [script, *arguments]
     try:
         runpy.run_path(script, run_name="__main__")

@@ -98,7 +98,7 @@ def test_the_fast_recipe_smooths_no_labels_of_networks_that_refuse_it():
 @pytest.mark.parametrize(
     "arguments",
     [
-        "BaseCNN,epochs=2",
+        "BaseCNN,epochs=0",
         "BaseCNN,epochs=x",
         "BaseCNN,dataset=mnist",
         "BaseCNN,epoch=9",

@@ -1,20 +1,18 @@
 """The exported file: equal logits, where neither this package nor Flax can be imported."""
 
-import dataclasses
+import hashlib
 import re
 import subprocess
 import sys
-from functools import partial
 
 import jax
 import jax.export
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from command_line import refusal
-from weights import random_like
+from exports import of_model
 
-from multipath_jax import create_model, export, list_models
+from multipath_jax import create_model, export, list_models, to_onnx
 from multipath_jax.errors import Failure
 from multipath_jax.models import family_of
 from multipath_jax.runs import load_run
@@ -55,18 +53,11 @@ def test_a_fresh_process_without_this_package_gives_equal_logits(run, tmp_path, 
         assert found.dtype == np.float32
         # Programs for other batch sizes round float32 otherwise.
         np.testing.assert_allclose(found, expected[:count], rtol=1e-4, atol=1e-5)
-    assert {path.name for path in tmp_path.iterdir() if "npy" not in path.name} == {"digits.jax"}
-
-
-def of_name(run, name, shape):
-    """A run of another network, its weights random numbers, on images of another shape."""
-    model = create_model(name, 10)
-    image = jnp.zeros((1, *shape))
-    shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), image)
-    variables = random_like(shapes, seed=0)
-    statistics = {key: np.full(shape[-1], 0.5, np.float32) for key in ("mean", "std")}
-    described = dataclasses.replace(run.description, stored_shape=shape, **statistics)
-    return dataclasses.replace(run, model=model, variables=variables, description=described)
+    written = {path.name for path in tmp_path.iterdir() if "npy" not in path.name}
+    assert written == {"digits.jax", "digits.jax.md"}
+    card = (tmp_path / "digits.jax.md").read_text()
+    assert usage.replace(f"{tmp_path}/", "") in card
+    assert hashlib.sha256(out.read_bytes()).hexdigest() in card
 
 
 @pytest.mark.parametrize(
@@ -77,7 +68,7 @@ def of_name(run, name, shape):
     ],
 )
 def test_other_networks_answer_alike(run, name, shape):
-    other = of_name(run, name, shape)
+    other = of_model(run, create_model(name), shape)
     network = jax.export.deserialize(bytearray(export.artifact(other)))
     assert network.platforms == ("cpu", "cuda", "tpu")
     images = np.random.default_rng(0).integers(0, 256, (3, *shape), np.uint8)
@@ -92,7 +83,8 @@ def test_every_network_can_be_exported(run, name):
     # Images of half the size have the same operations.
     height, width, channels = family_of(name).image_shape
     shape = (height // 2, width // 2, channels) if height > 32 else (height, width, channels)
-    network = jax.export.deserialize(bytearray(export.artifact(of_name(run, name, shape))))
+    other = of_model(run, create_model(name), shape)
+    network = jax.export.deserialize(bytearray(export.artifact(other)))
     assert str(network.out_avals[0].shape) == "(b, 10)"
 
 
@@ -101,6 +93,7 @@ def test_every_network_can_be_exported(run, name):
     [
         (["--workdir=RUN"], "--out"),
         (["--workdir=RUN", "--out=TMP/kept"], "exists already"),
+        (["--workdir=RUN", "--out=TMP/card"], "TMP/card.md exists already"),
         (["--workdir=RUN", "--out=TMP"], "is an existing folder"),
         (["--workdir=RUN", "--out=TMP/no/such.jax"], "not a writable folder (No such file"),
         (["--workdir=RUN", "--out=/proc/x.jax"], "/proc is not a writable folder"),
@@ -113,25 +106,42 @@ def test_every_network_can_be_exported(run, name):
         (["--workdir=TMP", "--out=TMP/x.jax"], "has no checkpoint"),
         (["--workdir=RUN", "--out=TMP/x.jax", "--checkpoint=9"], "has no checkpoint '9'"),
         (["--workdir=RUN", "--out=TMP/x.jax", "--dtype=float16"], "float16"),
+        (["--workdir=RUN", "--out=TMP/x.pt", "--format=torch"], "torch"),
+        (
+            ["--workdir=RUN", "--out=TMP/x.onnx", "--format=onnx", "--dtype=bfloat16"],
+            "--format=onnx is float32 only; remove --dtype=bfloat16",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(capsys, monkeypatch, run, tmp_path, argv, message):
-    (tmp_path / "kept").write_text("kept")
+    for kept in ("kept", "card.md"):
+        (tmp_path / kept).write_text("kept")
     places = {"RUN": str(run.workdir), "TMP": str(tmp_path)}
     for name, place in places.items():
         argv = [part.replace(name, place) for part in argv]
+        message = message.replace(name, place)
     assert message in refusal(export, argv, capsys, monkeypatch)
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["kept"]
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["kept", "kept"]
 
 
-def test_no_room_to_write_leaves_nothing(run, tmp_path, monkeypatch):
-    def full(path, content):
+def test_onnx_without_its_packages_is_refused(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(to_onnx, "NEEDS", ("json", "no_such_package"))
+    argv = [f"--workdir={run.workdir}", f"--out={tmp_path}/x.onnx", "--format=onnx"]
+    said = refusal(export, argv, capsys, monkeypatch)
+    assert said == "ONNX needs no_such_package: pip install 'multipath_jax[onnx]'"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("method", ["write_bytes", "write_text"])
+def test_no_room_to_write_leaves_nothing(run, tmp_path, monkeypatch, method):
+    def full(path, content, **options):
         path.touch()
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(export, "artifact", lambda run: b"")
-    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    monkeypatch.setattr(f"pathlib.Path.{method}", full)
     out = tmp_path / "x.jax"
-    with pytest.raises(Failure, match=rf"{out} could not be written \(No space left on device\)"):
+    full_disk = r"could not be written \(No space left on device\)"
+    with pytest.raises(Failure, match=rf"{out}(.md)? {full_disk}"):
         export.main([f"--workdir={run.workdir}", f"--out={out}"])
     assert list(tmp_path.iterdir()) == []

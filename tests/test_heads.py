@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import several
+import yaml
 from command_line import refusal
 from etils import epath
 from PIL import Image
@@ -23,6 +24,7 @@ import toy_datasets
 
 from multipath_jax import checkpoints as ckpt
 from multipath_jax import export, main, pictures, predict, save_weights
+from multipath_jax.card import Exported, model_card
 from multipath_jax.config.keys import default_config
 from multipath_jax.data import brought_to, load_several
 from multipath_jax.errors import UserError
@@ -30,6 +32,7 @@ from multipath_jax.figures import __main__ as figures
 from multipath_jax.layers import FromSets
 from multipath_jax.models.gathered import Gathered
 from multipath_jax.runs import load_run
+from multipath_jax.training.hooks import METRICS_FILE
 from multipath_jax.training.setup import Setup
 
 HEADS = ("toy", "gray")
@@ -163,7 +166,6 @@ def test_export_has_the_logits_of_the_head(run, tmp_path, capsys):
     assert export.main(argv) == 0
     printed = capsys.readouterr().out
     assert "uint8 [b 6 6 3] -> float32 [b 3]" in printed
-    assert "its images of 6x6x1 were brought to 6x6x3" in printed
     images = run.head("gray").test().images
     found = jax.export.deserialize(out.read_bytes()).call(images)
     np.testing.assert_allclose(found, run.head("gray").logits(images), rtol=1e-4, atol=1e-5)
@@ -177,12 +179,35 @@ def test_figures_are_of_the_test_images_of_the_head(run, tmp_path, capsys):
     assert [one["name"] for one in classes] == ["cat", "dog", "owl"]
 
 
-def test_the_page_is_of_the_head(run):
-    line = {"epoch": 1.0, "test/error": 50.0, "test/gray/error": 40.0, "test/toy/error": 60.0}
-    assert figures.page._of_head(run, [line]) == [line]
-    (found,) = figures.page._of_head(run.head("gray"), [line])
-    assert found == line | {"test/error": 40.0}
-    assert figures.page.facts(run.head("gray"), [found])["data set"] == "gray, of toy+gray"
+@pytest.fixture
+def line(run):
+    """A line of its metrics."""
+    path = run.workdir / METRICS_FILE
+    line = {"step": 1, "epoch": 1.0, "test/error": 50.0, "test/flip_error": 45.0}
+    line |= {"test/gray/error": 40.0, "test/gray/flip_error": 30.0, "test/toy/error": 60.0}
+    path.write_text(json.dumps(line) + "\n")
+    yield line
+    path.unlink()
+
+
+def test_the_page_is_of_the_head(run, line):
+    assert run.metrics() == [line]
+    (found,) = run.head("gray").metrics()
+    assert found == line | {"test/error": 40.0, "test/flip_error": 30.0}
+    facts = figures.page.facts(run.head("gray"), [found])
+    assert facts["data set"] == "gray, of toy+gray"
+    assert facts["best test error"] == "40.00 % (epoch 1)"
+
+
+def test_the_card_is_of_the_head(run, line):
+    exported = Exported("gray.jax", b"", "jax", (), ())
+    text = model_card(run.head("gray"), exported)
+    header = yaml.safe_load(text.split("---")[1])
+    (result,) = header["model-index"][0]["results"]
+    assert result["dataset"]["name"] == "gray"
+    assert [metric["value"] for metric in result["metrics"]] == [40.0, 30.0]
+    assert "20 training images of `gray`, and on the other data sets of `toy+gray`." in text
+    assert "6x6x1, brought to this shape" in text
 
 
 def test_weights_of_a_head_are_written(run, tmp_path):

@@ -18,7 +18,7 @@ ORDER = (
     ("checkpoints", "evaluation"),
     ("training",),
     ("curves", "runs"),
-    ("gates", "pictures", "pretrained", "trainer"),
+    ("card", "gates", "pictures", "pretrained", "to_onnx", "trainer"),
     ("trials",),
     ("reproduce",),
     ("figures",),

@@ -48,6 +48,7 @@ def make(folder, target):
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_lint_and_tests(folder):
     done = make(folder, "test")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -45,7 +45,8 @@ def spread(tmp_path_factory, data_dir):
     return workdir
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [3, 1])
 def test_evaluation_and_prediction_on_other_devices(spread, tmp_path, capsys, count):
     """Neither number is a multiple of two paths, nor does 3 divide the batch of 128."""
     run, picture = load_run(spread), tmp_path / "picture.png"

@@ -178,6 +178,7 @@ def larger_source(tmp_path) -> pathlib.Path:
     return write_imagenet(tmp_path / "larger", train=16)
 
 
+@pytest.mark.slow
 def test_killed_it_leaves_nothing_that_looks_finished_and_goes_on(
     larger_source, tmp_path, small_shards
 ):

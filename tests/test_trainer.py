@@ -89,7 +89,8 @@ MODELS = {
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param("plain", marks=pytest.mark.slow), "with dropout", "NNX"]
+    "kind",
+    [*(pytest.param(k, marks=pytest.mark.slow) for k in ("plain", "with dropout")), "NNX"],
 )
 def test_a_network_of_ones_own_trains_resumes_and_is_loaded(kind, tmp_path):
     def trainer(**options):

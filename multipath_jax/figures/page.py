@@ -19,7 +19,7 @@ from multipath_jax.figures import explorer
 from multipath_jax.figures.explorer import Explored
 from multipath_jax.models.complexity import complexity
 from multipath_jax.runs import LoadedRun
-from multipath_jax.training.hooks import SPLITS, read_metrics, seconds_of
+from multipath_jax.training.hooks import SPLITS, seconds_of
 from multipath_jax.utils.progress import duration
 from multipath_jax.utils.storage import read, replacing
 
@@ -56,7 +56,7 @@ def write_page(
       figures: PNG files to include.
       count: largest number of test images in the explorer.
     """
-    lines = _of_head(run, read_metrics(run.workdir))
+    lines = run.metrics()
     title = f"{run.config.model.name} on {_data(run)}"
     data = {
         "facts": list(facts(run, lines).items()),
@@ -81,19 +81,6 @@ def write_page(
 def _data(run: LoadedRun) -> str:
     name = run.config.dataset.name
     return name if run.number is None else f"{run.description.name}, of {name}"
-
-
-def _of_head(run: LoadedRun, lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``; of one of several data sets, with its evaluation alone."""
-    prefix = "" if run.number is None else f"{run.description.name}/"
-    measures = [(split, name) for split in SPLITS for name in ("loss", "error")]
-    return [
-        {
-            **line,
-            **{f"{s}/{m}": line[key] for s, m in measures if (key := f"{s}/{prefix}{m}") in line},
-        }
-        for line in lines
-    ]
 
 
 def facts(run: LoadedRun, lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -43,14 +43,13 @@ def complexity(model: nn.Module, image_shape: tuple[int, int, int]) -> Complexit
       The complexity for one image.
     """
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
-    variables = {key: tree for key, tree in variables.items() if key != "intermediates"}
+    init = functools.partial(model.init, train=False, mutable=True)  # also records the gates
+    variables = dict(jax.eval_shape(init, jax.random.key(0), image))
+    recorded = variables.pop("intermediates", {})
 
     def infer(variables, image):
         return model.apply(variables, image, train=False)
 
-    record = functools.partial(model.apply, train=False, mutable=["intermediates"])
-    _, recorded = jax.eval_shape(record, variables, image)
     program = jax.make_jaxpr(infer)(variables, image)
     inputs = [None] * len(jax.tree.leaves(variables)) + [0]
     multiply_adds, (depth,) = _walk(program.jaxpr, inputs)
@@ -59,8 +58,7 @@ def complexity(model: nn.Module, image_shape: tuple[int, int, int]) -> Complexit
         multiply_adds=multiply_adds,
         depth=depth,
         routers=sum(
-            path[-2].key == "gates"
-            for path, _ in jax.tree_util.tree_leaves_with_path(recorded.get("intermediates", {}))
+            path[-2].key == "gates" for path, _ in jax.tree_util.tree_leaves_with_path(recorded)
         ),
     )
 

@@ -4,6 +4,7 @@ Errors are in percent. The summary, the reproduction, the pages and the tests al
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Literal
 
@@ -150,6 +151,7 @@ def rows(table: int | None = None, model: str | None = None) -> tuple[Row, ...]:
     return tuple(row for row in ROWS if table in (None, row.table) and model in (None, row.model))
 
 
+@functools.cache  # rows are compared by identity
 def unprinted(model: str, num_classes: int = 10, image_shape: tuple[int, int, int] = CIFAR) -> Row:
     """A row for a network, or a number of classes or image size, that is not in the paper."""
     return Row(None, model, model, None, {}, num_classes=num_classes, image_shape=image_shape)

@@ -3,6 +3,7 @@
     python -m multipath_jax.reproduce table2                          every row, three trials each
     python -m multipath_jax.reproduce table2 --rows=BaseCNN-2-CC,BaseCNN --minutes=60
     python -m multipath_jax.reproduce table2 --rows=BaseCNN-2-CC:cifar10_350
+    python -m multipath_jax.reproduce table2 --rows=BaseCNN-2         a network not in the paper
     python -m multipath_jax.reproduce table2 --epochs=20              shortened trials, marked so
     python -m multipath_jax.reproduce table4 --data_dir=DIR           one trial each, ImageNet
     python -m multipath_jax.reproduce table2 --recipe=fast            another recipe, fewer epochs
@@ -105,7 +106,8 @@ def _report(flags: argparse.Namespace) -> int:
     """Prints the requested rows, and writes the pages with all rows."""
     ledger = Ledger(flags.results or "results")
     lines = ledger.lines()
-    print(report.text(lines, _rows(flags), flags.recipe))
+    added = () if flags.rows else dict.fromkeys(row for row, _ in report.unprinted(lines))
+    print(report.text(lines, [*_rows(flags), *added], flags.recipe))
     for path in pages.write(lines, ledger.path.parent, Path("docs/results.md")):
         print(f"wrote {path}")
     return 0
@@ -144,9 +146,10 @@ def _smoke(flags: argparse.Namespace, stopping: Stopping) -> int:
 
 
 def _rows(flags: argparse.Namespace) -> list[paper.Row]:
-    """The requested rows, in the order of the table."""
-    asked = {row for row, _ in flags.pairs}
-    return [row for row in paper.rows(TABLES[flags.table]) if row in asked]
+    """The requested rows: those of the table in its order, then networks not in the paper."""
+    asked = dict.fromkeys(row for row, _ in flags.pairs)
+    printed = [row for row in paper.rows(TABLES[flags.table]) if row in asked]
+    return [*printed, *(row for row in asked if not row.table)]
 
 
 def _place(workdir: os.PathLike | str, results: os.PathLike | str) -> Place:

@@ -68,7 +68,8 @@ def error_curves(lines: Iterable[Line]) -> dict[str, list[curves.Curve]]:
     panels: dict[Panel, dict[paper.Row, list[Line]]] = {}
     for line in lines:
         # Runs of Table 4 are excluded: their name is not one of the table's columns.
-        rows = [row for row in paper.rows(model=line["model"]) if line["column"] in row.errors]
+        rows = paper.rows(model=line["model"]) or [paper.unprinted(line["model"])]
+        rows = [row for row in rows if line["column"] in tables.columns(row)]
         if not rows or tables.altering(line["changed"]) or len(curves.by_epoch(line)[0]) < 2:
             continue
         short, recipe = not report.counts(line, rows[0]), tables.RECIPES.index(line["recipe"])
@@ -106,7 +107,7 @@ class Panel(NamedTuple):
             curves.Curve(
                 row.network,
                 plot.family_of(row.model) in ("CP", "CC"),
-                None if self.short else row.errors[self.column],
+                None if self.short else row.errors.get(self.column),
                 [curves.by_epoch(line) for line in found],
             )
             for row, found in rows.items()
@@ -124,7 +125,9 @@ def page(lines: Sequence[Line], pictures: Mapping[str, str]) -> str:
       pictures: the paths of the existing figures, by name.
     """
     shown = [f"![{CAPTIONS[name]}]({pictures[name]})" for name in CAPTIONS if name in pictures]
-    sections = [_table(lines, table) for table in (2, 3, 4)]
+    sections = [_table_of(lines, table) for table in (2, 3, 4)]
+    if added := report.unprinted(lines):
+        sections.append(f"## Networks that are not in the paper\n\n{_table(lines, added)}")
     sections += filter(None, (_others(lines, recipe) for recipe in tables.RECIPES))
     return PAGE.format(
         epochs=recipes.FAST_EPOCHS,
@@ -133,24 +136,36 @@ def page(lines: Sequence[Line], pictures: Mapping[str, str]) -> str:
     )
 
 
-def _table(lines: Sequence[Line], table: int) -> str:
+def _table_of(lines: Sequence[Line], table: int) -> str:
+    """The section of one of the paper's tables."""
     pairs = [(row, column) for row in paper.rows(table) for column in row.errors]
-    names = [name for name in CALLED if any(report.columns(row, name) for row, _ in pairs)]
-    found = {name: [report.figures(lines, *pair, name) for pair in pairs] for name in names}
-    have = [f"{sum(map(bool, found[name]))} with the {CALLED[name]}" for name in names]
+    found = {name: [report.figures(lines, *pair, name) for pair in pairs] for name in _used(pairs)}
+    have = [f"{sum(map(bool, found[name]))} with the {CALLED[name]}" for name in found]
+    head = f"## Table {table}\n\nErrors measured, of {len(pairs)}: {', '.join(have)}."
+    return f"{head}\n\n{_table(lines, pairs)}"
+
+
+def _used(pairs: Iterable[tuple[paper.Row, str]]) -> list[str]:
+    """The recipes that have runs for any of the rows."""
+    return [name for name in CALLED if any(report.columns(row, name) for row, _ in pairs)]
+
+
+def _table(lines: Sequence[Line], pairs: Sequence[tuple[paper.Row, str]]) -> str:
+    """A table with a line for every row and column."""
+    names = _used(pairs)
     heads = [f"{CALLED[name]}: {cell}" for name in names for cell in CELLS]
     rows = [["network", "data", "paper", *heads], ["---"] * (3 + len(heads))]
-    for number, (row, column) in enumerate(pairs):
-        ours = [cell for name in names for cell in _cells(found[name][number])]
-        rows.append([row.network, paper.COLUMNS[column], f"{row.errors[column]:g}", *ours])
-    written = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
-    head = f"## Table {table}\n\nErrors measured, of {len(pairs)}: {', '.join(have)}."
-    return f"{head}\n\n{written}\n"
+    for row, column in pairs:
+        found = (report.figures(lines, row, column, name) for name in names)
+        ours = [cell for figures in found for cell in _cells(figures)]
+        rows.append([row.network, paper.COLUMNS[column], report.printed(row, column), *ours])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + "\n"
 
 
 def _others(lines: Sequence[Line], recipe: str) -> str:
     """A section with the shortened and altered trials."""
-    table = report.other_table(lines, paper.ROWS, recipe)
+    rows = [*paper.ROWS, *dict.fromkeys(row for row, _ in report.unprinted(lines))]
+    table = report.other_table(lines, rows, recipe)
     head = f"## Shortened or altered trials, {CALLED[recipe]}"
     return f"{head}\n\n```text\n{table}\n```\n" if table else ""
 

@@ -144,6 +144,12 @@ def _groups(keyed: Iterable[tuple[str, Line]], column: str) -> list[Figures]:
 # As text
 
 
+def unprinted(lines: Iterable[Line]) -> list[tuple[paper.Row, str]]:
+    """The networks in the ledger that are not in the paper, and the columns of their trials."""
+    trials = dict.fromkeys((line["model"], line["column"]) for line in lines)
+    return [(paper.unprinted(model), run) for model, run in trials if not paper.rows(model=model)]
+
+
 def text(lines: Sequence[Line], rows: Iterable[paper.Row], recipe: str = tables.PROTOCOL) -> str:
     """The report as text: the rows by a recipe, and the shortened and altered trials."""
     rows, fast = list(rows), recipe == tables.FAST
@@ -159,7 +165,13 @@ def text(lines: Sequence[Line], rows: Iterable[paper.Row], recipe: str = tables.
 
 def columns(row: paper.Row, recipe: str) -> list[str]:
     """The columns of a row for which a recipe has runs."""
-    return [column for column in row.errors if tables.run_of(column) in tables.runs(row, recipe)]
+    runs = tables.runs(row, recipe)
+    return [column for column in tables.columns(row) if tables.run_of(column) in runs]
+
+
+def printed(row: paper.Row, column: str) -> str:
+    """The paper's error as text; "" for a network that is not in the paper."""
+    return f"{row.errors[column]:g}" if column in row.errors else ""
 
 
 def _table(lines: Sequence[Line], rows: Sequence[paper.Row], recipe: str) -> str:
@@ -169,11 +181,13 @@ def _table(lines: Sequence[Line], rows: Sequence[paper.Row], recipe: str) -> str
     for row in rows:
         for column in columns(row, recipe):
             found = figures(lines, row, column, recipe)
+            if not (found or row.table):
+                continue
             own = found.cells() if found else ["open", *[""] * 8]
             mirrored = [found.mirrored if found else ""] * fast
-            printed = "" if row.params is None else f"{row.params:g}"
-            first = [row.network, paper.COLUMNS[column], f"{row.errors[column]:g}"]
-            cells.append([*first, *own[:5], *mirrored, own[5], printed, *own[6:]])
+            theirs = "" if row.params is None else f"{row.params:g}"
+            first = [row.network, paper.COLUMNS[column], printed(row, column)]
+            cells.append([*first, *own[:5], *mirrored, own[5], theirs, *own[6:]])
     return aligned(cells, left=(0, 1, len(headings) - 1))
 
 

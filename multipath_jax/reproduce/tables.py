@@ -1,5 +1,6 @@
 """The recipes of the rows of the tables, and changes to them."""
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -13,7 +14,8 @@ from multipath_jax import recipes
 from multipath_jax.config import keys as config_lib
 from multipath_jax.config.schedule import parse_duration, parse_durations
 from multipath_jax.errors import UserError
-from multipath_jax.models import paper
+from multipath_jax.models import paper, registry
+from multipath_jax.models.family import CIFAR
 from multipath_jax.utils.names import nearest
 
 # The recipes: the paper's, and one with fewer epochs (`recipes.fast`).
@@ -109,9 +111,14 @@ def run_of(column: str) -> str:
     return IMAGENET if column in MEASURES else column
 
 
+def columns(row: paper.Row) -> tuple[str, ...]:
+    """The columns of a row; a network that is not in the paper has those of CIFAR."""
+    return tuple(row.errors) if row.table else recipes.DATASETS
+
+
 def runs(row: paper.Row, name: str = PROTOCOL) -> list[str]:
     """The runs for the columns of a row; the fast recipe is only for CIFAR."""
-    found = dict.fromkeys(map(run_of, row.errors))
+    found = dict.fromkeys(map(run_of, columns(row)))
     return [run for run in found if name == PROTOCOL or run in recipes.DATASETS]
 
 
@@ -126,7 +133,8 @@ def select(
     Args:
       table: 2, 3 or 4.
       names: names of networks or models, with ``:run`` for a single run. If empty, all rows in the
-        order of the table.
+        order of the table. Beside Tables 2 and 3, networks that are not in the paper can be named;
+        their run is that of CIFAR-10 unless stated.
       recipe: one of `RECIPES`.
 
     Raises:
@@ -145,12 +153,24 @@ def _named(table: int, text: str, recipe: str) -> list[tuple[paper.Row, str]]:
     """The runs that ``NAME`` or ``NAME:column`` selects."""
     name, colon, column = text.partition(":")
     known = {key: row for row in paper.rows(table) for key in (row.model, row.network)}
-    if name not in known:
-        raise UserError(_unknown_row(table, name, known))
-    row, all_runs = known[name], runs(known[name], recipe)
+    row = known.get(name) or _unprinted(table, name, known)
+    all_runs = runs(row, recipe)
     if colon and column not in all_runs:
         raise UserError(f"--rows: {name} is trained for {', '.join(all_runs)}, not for {column!r}")
+    if not colon and not row.table:
+        all_runs = all_runs[:1]
     return [(row, column)] if colon else [(row, column) for column in all_runs]
+
+
+def _unprinted(table: int, name: str, known: Mapping[str, paper.Row]) -> paper.Row:
+    """The row of a CIFAR network that is not in the paper; UserError for all other names."""
+    printed = any(name in (row.model, row.network) for row in paper.ROWS)
+    shape = None
+    with contextlib.suppress(UserError):
+        shape = registry.family_of(name).image_shape
+    if printed or table == 4 or shape != CIFAR:
+        raise UserError(_unknown_row(table, name, known))
+    return paper.unprinted(name)
 
 
 def _unknown_row(table: int, name: str, known: Mapping[str, paper.Row]) -> str:

@@ -46,6 +46,7 @@ def test_a_convolution_and_its_gradients_do_as_much_each(stride):
     assert found == [2 * 2 * (8 // stride) ** 2 * 9 * 3 * 5] * 3
 
 
+@pytest.mark.slow
 def test_a_training_step_computes_three_times_what_a_forward_pass_does():
     name = "ResNet8-2-CC"
     size = complexity(create_model(name), (32, 32, 3))

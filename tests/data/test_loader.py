@@ -258,6 +258,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not pathlib.Path("/proc").is_dir(), reason="looks for processes in /proc")
 def test_no_worker_outlives_a_run_that_is_killed(data_dir):
     command = [sys.executable, "-c", PROGRAM, str(data_dir)]

@@ -152,7 +152,7 @@ def test_stops_at_an_unreadable_image_and_goes_on_once_it_is_replaced(source, tm
     with pytest.raises(UserError) as caught:
         _prepare(source, tmp_path / "data", workers=2)
     assert str(caught.value).startswith(f"{path} cannot be read (not an image of a known format")
-    assert "--on_bad=skip" in str(caught.value)
+    assert "on_bad=skip" in str(caught.value)
     assert not (tmp_path / "data" / "imagenet256" / "full" / "1.0.0").exists()
     path.write_bytes(photo(3))
     folder = _prepare(source, tmp_path / "data")

@@ -401,6 +401,7 @@ def test_setup_of_several_workers_needs_a_key_in_an_agent(cloud):
     cloud.ok("setup")  # one worker: gcloud's own key will do
 
 
+@pytest.mark.slow
 def test_setup_installs_again_only_for_other_packages(ready):
     (ready.repository / "new.py").write_text("x = 1\n")
     ready.commit()
@@ -415,6 +416,7 @@ def test_setup_installs_again_only_for_other_packages(ready):
         ready.forget()
 
 
+@pytest.mark.slow
 def test_setup_that_failed_is_begun_again(cloud):
     cloud.tell(pip_status=1)
     assert cloud.tpu("setup").returncode != 0
@@ -502,6 +504,7 @@ def test_train_through_a_connection_that_breaks(ready):
     assert ready.runs_of() == [[*FLAGS, "--distributed=auto"]] * WORKERS
 
 
+@pytest.mark.slow
 def test_train_gives_the_host_huge_pages(ready):
     ready.train(*FLAGS)
     assert ready.huge_pages.read_text() == "always\n"
@@ -542,6 +545,7 @@ def test_flags_for_ssh(ready):
     assert [call[-2:] for call in ready.asked("scp")] == [["--internal-ip", "--scp-flag=-p 22"]]
 
 
+@pytest.mark.slow
 def test_several_slices(cloud):
     for index in range(2):
         (cloud.folder / f"my-tpu-{index}").mkdir()
@@ -564,6 +568,7 @@ def test_several_slices(cloud):
     assert "no agent holds an SSH key" in cloud.tpu("setup", slices).stderr
 
 
+@pytest.mark.slow
 def test_train_keeps_the_user_s_distributed_flag(ready):
     ready.train(*FLAGS, "--distributed=off")
     assert ready.runs_of() == [[*FLAGS, "--distributed=off"]] * WORKERS
@@ -595,6 +600,7 @@ def test_a_run_that_does_not_stop_is_killed(ready):
     assert not any(alive(group) for group in earlier)
 
 
+@pytest.mark.slow
 def test_a_number_that_is_another_program_s_by_now_is_left_alone(ready):
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as other:
         try:
@@ -625,6 +631,7 @@ def test_after_a_preemption_the_same_command_runs_again(ready):
     assert ready.runs_of() == [[*flags, "--distributed=auto"]] * WORKERS
 
 
+@pytest.mark.slow
 def test_each_tpu_has_its_own_last_command(ready):
     ready.train(*FLAGS)
     done = ready.run(ready.script, "train", "--name=other", *PLACE)
@@ -677,6 +684,7 @@ def test_logs_follow(ready):
         process.communicate()
 
 
+@pytest.mark.slow
 def test_logs_before_a_run(ready):
     done = ready.tpu("logs")
     assert done.returncode == 1
@@ -752,6 +760,7 @@ def test_keep_takes_a_run_from_nothing_to_its_end(cloud):
     ]
 
 
+@pytest.mark.slow
 def test_keep_goes_on_after_a_preemption(cloud):
     process = keep(cloud)
     wait_until(lambda: len(cloud.calls("runs")) == WORKERS)
@@ -781,6 +790,7 @@ def test_keep_starts_what_was_stopped_from_outside_again(cloud):
     assert ended(process)[0] == 0
 
 
+@pytest.mark.slow
 def test_keep_gives_up_what_fails(cloud):
     status, out, err = ended(keep(cloud, "--end_with=7"))
     assert status == 7
@@ -810,6 +820,7 @@ def test_keep_ends_at_its_hours_with_a_checkpoint(cloud):
     assert all("signal 15, saved" in cloud.log(index) for index in range(WORKERS))
 
 
+@pytest.mark.slow
 def test_keep_that_is_interrupted_says_that_the_tpu_costs(cloud):
     process = keep(cloud)
     wait_until(lambda: len(cloud.calls("runs")) == WORKERS)
@@ -846,9 +857,9 @@ def test_keep_does_not_wait_for_a_host_that_hangs_beyond_its_hours(cloud):
         ["setup", "--repo=https://example.com/a.git", "--ref=v1"],
         ["train", "--", *FLAGS, "--config.train_for=2 epochs", "--config.name=it's"],
         pytest.param(["logs", "--worker=1", "--lines=5"], marks=pytest.mark.slow),
-        ["stop", "--ssh-flag=--internal-ip"],
+        pytest.param(["stop", "--ssh-flag=--internal-ip"], marks=pytest.mark.slow),
         pytest.param(["outcome"], marks=pytest.mark.slow),
-        ["status"],
+        pytest.param(["status"], marks=pytest.mark.slow),
         ["delete", "--yes"],
     ],
     ids=" ".join,

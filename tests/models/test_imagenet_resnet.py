@@ -114,6 +114,7 @@ def test_gates_are_recorded_router_by_router(x):
         assert gates.shape == (1 if number == 1 else x, 2, x)
 
 
+@pytest.mark.slow
 def test_two_paths_run():
     model, variables = initialized("ResNet18-2-CC", num_classes=4)
     logits, recorded = jax.jit(lambda v: model.apply(v, TINY, mutable=["intermediates"]))(variables)

@@ -14,7 +14,6 @@ from multipath_jax.models import family_of
 from multipath_jax.training.state import create_state
 from multipath_jax.training.step import Batch, make_train_step
 
-QUICK = {"BaseCNN-2-CC"}  # the others are slow tests
 SKIPPING = {"SkipNet", "BlockDrop", "ConvNet-AIG", "ConvNet-AIG-all"}
 NEEDS_32 = ("VGG", "CapsNet")  # pooled too often, or too large a kernel, for 8x8 pixels
 
@@ -27,13 +26,8 @@ def batch_for(name):
     return Batch(jnp.asarray(images / 16, jnp.float32), jnp.asarray(load_digits().target[:16]))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
-        for name in multipath_jax.list_models()
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", multipath_jax.list_models())
 def test_three_steps_lower_the_loss(name):
     model, batch = multipath_jax.create_model(name), batch_for(name)
     optimizer = optax.sgd(0.01, momentum=0.9)

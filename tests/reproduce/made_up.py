@@ -18,7 +18,8 @@ def line(
     recipe=tables.PROTOCOL,
 ):
     """A trial by a recipe, or by what ``changes`` (by key of the config) make of it."""
-    row = next(row for row in paper.rows(model=model) if column in tables.runs(row))
+    rows = paper.rows(model=model) or [paper.unprinted(model)]
+    row = next(row for row in rows if column in tables.runs(row))
     campaign = tables.campaign(row, column, dict(changes), epochs, recipe)
     return campaign.trial(seed) | {
         "network": row.network,

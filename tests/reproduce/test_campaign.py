@@ -20,7 +20,7 @@ from multipath_jax import checkpoints
 from multipath_jax.errors import Failure, UserError
 from multipath_jax.models import paper, registry
 from multipath_jax.reproduce import campaign as campaign_lib
-from multipath_jax.reproduce import tables
+from multipath_jax.reproduce import pages, tables
 from multipath_jax.reproduce.__main__ import main
 from multipath_jax.reproduce.ledger import Ledger
 from multipath_jax.training.hooks import METRICS_FILE
@@ -259,6 +259,7 @@ def test_a_ledger_without_room_is_one_line(undisturbed, data_dir, tmp_path, monk
     assert timeless(ledger(folder)) == timeless(before)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_holds_up_no_other_row(data_dir, tmp_path, monkeypatch, capsys):
     honest = campaign_lib.train_trials
 
@@ -287,6 +288,7 @@ def test_another_process_is_not_disturbed(undisturbed, data_dir):
 def test_a_report_trains_nothing(undisturbed, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(campaign_lib, "train_trials", None)
+    monkeypatch.setattr(pages.plot, "draw", lambda *_: None)  # which takes seconds
     shutil.copytree(undisturbed / "results", "results")
     pathlib.Path("docs").mkdir()
     assert main(["table3", "--report"]) == 0
@@ -324,6 +326,7 @@ def test_epochs_of_a_second_are_not_all_evaluated_and_saved(
     assert [(c.seed, c.trials) for c in seen] == [(4, 2)]
 
 
+@pytest.mark.slow
 def test_a_trial_by_our_recipe_goes_on_after_a_signal_and_is_entered_apart(
     undisturbed, data_dir, tmp_path, monkeypatch, capsys
 ):

@@ -1,11 +1,13 @@
 """The page and the errors by epoch, from lines that nobody trained."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from made_up import line
 
+from multipath_jax import recipes
 from multipath_jax.models import paper
 from multipath_jax.reproduce import curves, pages
 from multipath_jax.reproduce.ledger import Ledger
@@ -22,13 +24,13 @@ def with_errors(model, seed, errors, epochs=None, **more):
 BASE = with_errors("BaseCNN", 0, [30.0, 12.0, 9.0], [50.0, 100.0, 200.0])
 OTHER = with_errors("BaseCNN", 1, [32.0, 11.0], [50.0, 200.0])
 FAST = [
-    with_errors("BaseCNN-2-CC", seed, [20.0, error], [15.0, 30.0], recipe="fast")
+    with_errors("BaseCNN-2-CC", seed, [20.0, error], [5.0, 10.0], recipe="fast")
     for seed, error in enumerate((7.0, 8.0))
 ]
 
 
-def short(**more):
-    entry = line("WideCNN", "cifar10", 0, 18.0, epochs=5.0, **more)
+def short(model="WideCNN", **more):
+    entry = line(model, "cifar10", 0, 18.0, epochs=5.0, **more)
     return entry | {"errors": [40.0, 30.0, 25.0, 20.0, 18.0]}
 
 
@@ -49,7 +51,7 @@ def test_a_mean_is_of_the_epochs_that_all_trials_have():
 
 def test_every_recipe_has_a_panel_of_its_own():
     panels = pages.error_curves([BASE, *FAST, OTHER, short()])
-    assert list(panels) == ["CIFAR-10, protocol, 200 epochs", "CIFAR-10, fast recipe, 30 epochs"]
+    assert list(panels) == ["CIFAR-10, protocol, 200 epochs", "CIFAR-10, fast recipe, 10 epochs"]
     (base,), (routed,) = panels.values()
     assert (base.network, base.routed, base.paper) == ("BaseCNN", False, 9.26)
     assert (routed.network, routed.routed, routed.paper) == ("BaseCNN-2-CC", True, 7.03)
@@ -111,10 +113,25 @@ def test_trials_that_do_not_count_stand_apart_by_recipe():
     tables, protocols, fasts = page.split("## Shortened or altered trials, ")
     assert "9.00" in tables
     assert "WideCNN | CIFAR-10 | 8.96 |  |" in tables
-    for section, name, whole in ((protocols, "protocol", 200), (fasts, "fast recipe", 30)):
+    for section, name, whole in (
+        (protocols, "protocol", 200),
+        (fasts, "fast recipe", recipes.FAST_EPOCHS),
+    ):
         assert section.startswith(f"{name}\n\n```text\n")
         assert f"5 of {whole} epochs" in section
         assert "BaseCNN " not in section
+
+
+def test_networks_that_are_not_in_the_paper_have_a_table_of_their_own():
+    unrouted = line("BaseCNN-2", "cifar10", 0, 8.25, recipe="fast")
+    page = pages.page([BASE, unrouted, short("BaseCNN-4")], {})
+    tables, _, rest = page.partition("## Networks that are not in the paper\n")
+    assert "BaseCNN-2 |" not in tables
+    added, _, others = rest.partition("## Shortened")
+    assert re.search(r"BaseCNN-2 \| CIFAR-10 \|  \| +\|.*\| 8.25 \| 8.25 \| 1 \|", added)
+    assert re.search(r"BaseCNN-4 +CIFAR-10 +5 of 200 epochs", others)
+    (curve,) = pages.error_curves([unrouted | {"errors": [9.0, 8.25]}]).popitem()[1]
+    assert (curve.network, curve.routed, curve.paper) == ("BaseCNN-2", False, None)
 
 
 def test_the_page_is_that_of_the_ledger():

@@ -83,6 +83,13 @@ FAST = [
 ]
 
 
+def test_networks_that_are_not_in_the_paper_are_listed_where_they_were_trained():
+    unrouted = paper.unprinted("BaseCNN-2")
+    found = report.text([line("BaseCNN-2", "cifar10", 0, 8.25)], [BASE, unrouted])
+    (row,) = [text for text in found.splitlines() if text[:10] == "BaseCNN-2 "]
+    assert re.split(r"\s{2,}", row)[:4] == ["BaseCNN-2", "CIFAR-10", "8.25", "8.25"]
+
+
 def test_recipes_are_not_mixed():
     """Neither in a table nor in the picture."""
     lines = [*THREE, *FAST]
@@ -102,7 +109,7 @@ def test_our_recipes_table_has_the_errors_with_mirror_images_apart():
     ]  # fmt: skip
     short = line("BaseCNN", "cifar10", 5, 1.0, recipe="fast", epochs=3.0)
     rest = report.text([short], [BASE], "fast").split("NOT the fast recipe's figures")[1]
-    assert re.search(r"BaseCNN +CIFAR-10 +3 of 30 epochs +1.00 ", rest)
+    assert re.search(r"BaseCNN +CIFAR-10 +3 of 10 epochs +1.00 ", rest)
     routed = report.text([], [ROUTED], "fast")
     assert "350 epochs  " not in routed
     assert routed.count("open") == 2  # the legend's, and the row's

@@ -39,6 +39,19 @@ def test_rows_are_picked_by_network_model_or_column_in_the_order_asked():
     assert names(tables.select(2, ["CapsNet"])) == [("CapsNet", "cifar10")]  # quoted, but trained
 
 
+def test_networks_that_are_not_in_the_paper_are_trained_by_its_recipe():
+    pairs = tables.select(2, ["BaseCNN-2", "BaseCNN", "BaseCNN-2:cifar100"])
+    assert names(pairs) == [
+        ("BaseCNN-2", "cifar10"),
+        ("BaseCNN", "cifar10"),
+        ("BaseCNN-2", "cifar100"),
+    ]
+    assert pairs[0][0] is pairs[2][0]  # rows are compared by identity
+    ours = tables.campaign(*pairs[0], {})
+    assert ours.config == recipes.cifar("BaseCNN-2")
+    assert ours.folder == "cifar10/BaseCNN-2"
+
+
 @pytest.mark.parametrize(
     ("table", "name", "message"),
     [
@@ -46,6 +59,9 @@ def test_rows_are_picked_by_network_model_or_column_in_the_order_asked():
         (2, "ResNet20", "a row of table3"),
         (2, "BaseCNN:cifar100", "is trained for cifar10, not for"),
         (4, "ResNet18:top1", "is trained for imagenet, not for"),
+        (4, "BaseCNN-2", "table4 has no row 'BaseCNN-2'"),
+        (2, "ResNet18-3-CC", "table2 has no row"),
+        (2, "BaseCNN-2:cifar10_350", "is trained for cifar10, cifar100, not for"),
     ],
 )
 def test_a_row_that_cannot_be_trained_is_refused(table, name, message):

@@ -23,9 +23,8 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("kind", "kills"), [("gs", [5]), pytest.param("s3", [5, 7, 10], marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "kills"), [("gs", [5]), ("s3", [5, 7, 10])])
 def test_kills_change_nothing(program, bucket, data_dir, tmp_path, kind, kills):
     workdir = bucket.replace("gs://", f"{kind}://") + "/runs/killed"
     moments = random.Random(0)

@@ -127,6 +127,7 @@ def test_another_number_of_processes_goes_on(together, one, tmp_path):
     assert_close(workdir, one)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_at_one_step(together, tmp_path):
     runs = together(tmp_path / "run", 2, train_for="5000 steps", log_every="1 step")
     runs[0].wait_for("step 2/5000")

@@ -59,6 +59,7 @@ def test_it_goes_on_restarts_and_is_evaluated(bucket, local_run, data_dir, tmp_p
     assert here.evaluate() == there.evaluate()
 
 
+@pytest.mark.slow
 def test_what_comes_after_reads_from_there(bucket, digits_run, tmp_path, capsys):
     buckets.upload(digits_run, run := f"{bucket}/run")
     out = tmp_path / "exported.jax"

@@ -108,6 +108,7 @@ def program(workdir, folder, *flags, **changes):
     return Program(tiny.__file__, *arguments)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_end(undisturbed, photo_dir, tmp_path):
     """kill -9 in mid-epoch, with a worker; then the rest, without any."""
     whole, config, _ = undisturbed
@@ -144,7 +145,7 @@ def test_a_bad_record_stops_the_run(tmp_path, monkeypatch):
         train(recipe(tmp_path), tmp_path / "run")
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_what_a_folder_holds_is_said_once_and_its_names_are_kept(tmp_path, capsys, count):
     source, strange = tmp_path / "images", os.fsdecode(b"caf\xe9")
     for label, name in enumerate(("$x$", strange)):

@@ -55,6 +55,7 @@ def test_they_are_the_runs_alone(alone, workdir, data_dir):
     assert_as_alone(alone, workdir, results)
 
 
+@pytest.mark.slow
 def test_a_request_to_stop_leaves_the_rest_for_the_next_call(alone, workdir, data_dir):
     config = recipe(data_dir, trials=2)
     results = trials.train_trials(config, workdir, should_stop=lambda: True)

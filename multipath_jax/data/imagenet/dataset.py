@@ -44,7 +44,7 @@ class Imagenet256(dataset_builder.FileReaderBuilder):
 
 def builder(config: str, data_dir: str | os.PathLike) -> Imagenet256:
     """The builder of the data set in a TFDS data directory, whether it is prepared or not."""
-    data_dir = os.fspath(filesystem.local("--data_dir", data_dir))
+    data_dir = os.fspath(filesystem.local("data_dir", data_dir))
     return Imagenet256(config=config, data_dir=data_dir, file_format="array_record")
 
 

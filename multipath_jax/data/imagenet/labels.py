@@ -28,7 +28,7 @@ def label_file(source: pathlib.Path) -> pathlib.Path:
             return source / name
     raise UserError(
         f"the validation images in {source} need labels; put {' or '.join(FILES)} there, or give "
-        "such a file with --val_labels"
+        "such a file as val_labels"
     )
 
 

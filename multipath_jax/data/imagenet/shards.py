@@ -132,7 +132,7 @@ def _write_in_pool(shards: Sequence[Shard], on_bad: OnBad, workers: int) -> Iter
     except concurrent.futures.BrokenExecutor as error:
         raise UserError(
             "a worker process was killed, perhaps for lack of memory; "
-            "rerun the command to resume, with fewer --workers if necessary"
+            "rerun the command to resume, with fewer workers if necessary"
         ) from error
     finally:
         stopping.set()
@@ -233,7 +233,7 @@ def _write_records(path: pathlib.Path, records: Iterable[bytes]) -> int:
 def _unreadable(image: ImageFile, reason: BadImage) -> UserError:
     return UserError(
         f"{image} cannot be read ({reason}); replace or remove it and rerun the command, or skip "
-        "such images with --on_bad=skip"
+        "such images (on_bad=skip)"
     )
 
 

@@ -70,7 +70,7 @@ def find_images(
     Raises:
       UserError: files or labels are missing, empty or damaged.
     """
-    source, left_out = filesystem.local("--source", source), LeftOut()
+    source, left_out = filesystem.local("source", source), LeftOut()
     if is_there(source / TRAIN_TAR):
         names, train = _tarred_training(source / TRAIN_TAR, first_classes, left_out)
     elif is_there(source / "train"):
@@ -81,7 +81,7 @@ def find_images(
     if first_classes is not None and len(wanted) < first_classes:
         raise UserError(
             f"{source} has {len(names)} classes, but {first_classes} are required; add the others, "
-            "or prepare all that there are with --config=full"
+            "or prepare the config full, with all that there are"
         )
     validation = _validation(source, names, val_labels, len(wanted), left_out)
     if not validation:
@@ -126,7 +126,7 @@ def _checked(where: pathlib.Path, names: Collection[str]) -> tuple[str, ...]:
         if not WNID.fullmatch(name):
             raise UserError(
                 f"{name!r} in {where} is not a WNID such as n01440764; remove it, or use "
-                "--config=folder to train on folders with other names"
+                "the recipe of configs/folder.py, which trains on folders with any names"
             )
     if not names:
         raise UserError(f"{where} has no classes; {_WANTED}")
@@ -156,7 +156,7 @@ def _validation(
         ]
     else:
         images = flat_images(folder, left_out)
-    labels = filesystem.local("--val_labels", val_labels) if val_labels else label_file(source)
+    labels = filesystem.local("val_labels", val_labels) if val_labels else label_file(source)
     wnids = read_labels(labels, [image.name for image in images])
     index = _indices(wnids, names, labels)
     labelled = (i._replace(label=index[n]) for i, n in zip(images, wnids, strict=True))

@@ -1,0 +1,19 @@
+"""Runs of any network, as exports take them."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from weights import random_like
+
+
+def of_model(run, model, shape):
+    """A run of another network, its weights random numbers, on images of another shape."""
+    image = jnp.zeros((1, *shape))
+    shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), image)
+    statistics = {key: np.full(shape[-1], 0.5, np.float32) for key in ("mean", "std")}
+    described = dataclasses.replace(run.description, stored_shape=shape, **statistics)
+    variables = random_like(shapes, seed=0)
+    return dataclasses.replace(run, model=model, variables=variables, description=described)
