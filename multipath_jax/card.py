@@ -22,7 +22,6 @@ from multipath_jax.checkpoints import CONFIG_FILE
 from multipath_jax.config.keys import FOLDER, FREE_KEYS, OWN, default_config, flatten, read_config
 from multipath_jax.data.datasets import HELD_OUT, TEST
 from multipath_jax.runs import LoadedRun
-from multipath_jax.training.hooks import read_metrics
 from multipath_jax.utils.names import printable
 
 TASK = "image-classification"
@@ -85,7 +84,7 @@ def model_card(run: LoadedRun, exported: Exported) -> str:
       The text, with a newline at its end.
     """
     config = read_config(run.workdir / CONFIG_FILE)  # run.config has the dtype of the export
-    measured = measured_errors(read_metrics(run.workdir), run.step)
+    measured = measured_errors(run.metrics(), run.step)
     header = _header(run, exported.library, config, measured)
     sections = [
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
@@ -138,7 +137,7 @@ def _header(
     run: LoadedRun, library: str, config: ConfigDict, measured: Measured | None
 ) -> dict[str, Any]:
     """The metadata that the hub reads."""
-    name = _data_name(config)
+    name = _data_name(run, config)
     on_hub = ON_HUB.get(name.partition("/")[0])
     header = {
         "library_name": library,
@@ -160,8 +159,10 @@ def _header(
     return header
 
 
-def _data_name(config: ConfigDict) -> str:
+def _data_name(run: LoadedRun, config: ConfigDict) -> str:
     """The name of the data set; not that of a folder, which a card should not disclose."""
+    if run.number is not None:
+        return printable(run.description.name)
     return FOLDER if config.dataset.source else printable(config.dataset.name.removeprefix(OWN))
 
 
@@ -173,6 +174,9 @@ def _network(run: LoadedRun) -> Iterator[tuple[str, str]]:
     yield "parameters", f"{sum(leaf.size for leaf in jax.tree.leaves(run.variables['params'])):,}"
     height, width, channels = described.stored_shape
     yield "input", f"`{described.dtype} [b {height} {width} {channels}]`, with any b"
+    if described.original_shape not in (None, described.stored_shape):
+        original = "x".join(map(str, described.original_shape))
+        yield "images of the data set", f"{original}, brought to this shape (`data.brought_to`)"
     if described.image_shape != described.stored_shape:
         yield "center crop", _size(run)
     of_what = ", of pixels in [0, 1]" if described.dtype == "uint8" else ""
@@ -198,9 +202,11 @@ def _training(run: LoadedRun, config: ConfigDict) -> Iterator[str]:
         yield f"The weights are those of `{source}`; they were not trained further."
     if not run.step:
         return
-    name = _data_name(config)
+    name = _data_name(run, config)
     data = "in a folder" if name == FOLDER else f"of `{name}`"
     yield "## Training"
+    if run.number is not None:
+        data += f", and on the other data sets of `{printable(config.dataset.name)}`"
     yield f"{run.step:,} steps on {run.description.train.count:,} training images {data}."
     if source:
         yield f"The initial weights are those of `{source}`."

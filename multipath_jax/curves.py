@@ -1,13 +1,13 @@
 """``curves.png``: loss, error, and the routers' entropies and shares over the epochs of a run."""
 
-from itertools import count, takewhile
+from itertools import count, cycle, takewhile
 
 from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from multipath_jax.data.datasets import HELD_OUT, TEST
-from multipath_jax.training.hooks import CURVES_FILE, SPLITS, read_metrics
+from multipath_jax.training.hooks import CURVES_FILE, SPLITS, errors_by_set, read_metrics
 from multipath_jax.utils import lettering
 
 # The color-blind safe palette of Okabe and Ito.
@@ -60,7 +60,9 @@ def _splits(lines: list[dict], measure: str) -> dict[str, str]:
     """The labels of the curves by key of the metrics, for training and evaluation."""
     held_out = any(f"{HELD_OUT}/{measure}" in line for line in lines)
     split = HELD_OUT if held_out else TEST
-    return {f"train/{measure}": "training", f"{split}/{measure}": SPLITS[split]}
+    names = {f"train/{measure}": "training", f"{split}/{measure}": SPLITS[split]}
+    sets = errors_by_set(key for line in lines for key in line)
+    return names | {f"{split}/{name}/{measure}": name for name in sets}
 
 
 def _series(lines: list[dict], key: str) -> tuple[list[float], list[float]]:
@@ -75,7 +77,7 @@ def _series(lines: list[dict], key: str) -> tuple[list[float], list[float]]:
 
 
 def _lines(axes: Axes, lines: list[dict], names: dict[str, str], label: str) -> None:
-    for color, (key, name) in zip(COLORS, names.items(), strict=False):
+    for color, (key, name) in zip(cycle(COLORS), names.items(), strict=False):
         epochs, values = _series(lines, key)
         axes.plot(epochs, values, color=color, label=f"{name} {values[-1]:.3g}" if values else name)
     axes.set(xlabel="epoch", ylabel=label)

@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--format=onnx is float32 only; remove --dtype={flags.dtype}")
     out = filesystem.output_file("--out", flags.out)
     card = filesystem.output_file("--out", f"{out}.md")
-    run = load_run(flags.workdir, flags.checkpoint, dtype=flags.dtype)
+    run = load_run(flags.workdir, flags.checkpoint, dtype=flags.dtype).head(flags.head)
     content = onnx_model(run) if flags.format == "onnx" else artifact(run)
     usage = _usage(run, flags.format, out.name)
     exported = Exported(out.name, content, flags.format, PACKAGES[flags.format], usage)
@@ -63,6 +63,7 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> cli.Parser:
     parser = cli.Parser("export", "Exports a trained network as one file, with a model card.")
     parser.add_argument("--workdir", required=True, help="workdir of the run")
+    parser.add_argument("--head", metavar="NAME", help="data set, of a run on several")
     parser.add_argument(
         "--out", required=True, metavar="FILE", help="file to write; the card is FILE.md"
     )

@@ -117,7 +117,9 @@ def _evaluate() -> int:
     lines += [f"the data differ from those of training: {other}" for other in run.other_images]
     for name, value in run.evaluate().items():
         unit = " %" if "error" in name else ""
-        lines.append(f"{name.replace('_', ' ')} {value:.{2 if unit else 4}f}{unit}")
+        part, slash, measure = name.rpartition("/")
+        measure = measure.replace("_", " ")
+        lines.append(f"{part}{slash and ': '}{measure} {value:.{2 if unit else 4}f}{unit}")
     if processes.is_first():
         print("\n".join(lines))
     return 0

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import UInt8
 
+from multipath_jax.data import brought_to
 from multipath_jax.data.files import SUFFIXES, LeftOut, images_within
 from multipath_jax.data.images import BadImage, decode_into
 from multipath_jax.errors import UserError
@@ -45,7 +46,8 @@ def read(path: str | os.PathLike, run: LoadedRun) -> UInt8[np.ndarray, "h w c"]:
     """Reads an image of any size and mode and converts it to the input of a run's network.
 
     It is rescaled to the size of the stored images, cropped as in evaluation, and converted to
-    their number of channels.
+    their number of channels. For one of several data sets, it is first rescaled to the size of the
+    images of this data set, as they were, so that it is as sharp as these.
 
     Args:
       path: the image file.
@@ -57,10 +59,11 @@ def read(path: str | os.PathLike, run: LoadedRun) -> UInt8[np.ndarray, "h w c"]:
     Raises:
       BadImage: the file cannot be read; the message is the reason.
     """
-    stored = np.empty(run.description.stored_shape, np.uint8)
+    description = run.description
+    pixels = np.empty(description.original_shape or description.stored_shape, np.uint8)
     try:
         encoded = pathlib.Path(path).read_bytes()
     except OSError as error:
         raise BadImage(error.strerror or str(error)) from error
-    decode_into(encoded, stored)
-    return run.crop(stored[None])[0]
+    decode_into(encoded, pixels)
+    return run.crop(brought_to(pixels[None], description.stored_shape))[0]

@@ -3,6 +3,7 @@
     python -m multipath_jax.predict --workdir=runs/digits seven.png photographs/
     python -m multipath_jax.predict --workdir=runs/digits --json photographs/ > answers.jsonl
     python -m multipath_jax.predict --workdir=runs/digits --routes=routes.png seven.png
+    python -m multipath_jax.predict --workdir=runs/several --head=digits seven.png
 
 Images may have any size and mode. Folders are searched for images at any depth, as in training:
 hidden files are ignored, links are followed, and the number of ignored files is printed on stderr.
@@ -65,7 +66,7 @@ class Answer(NamedTuple):
 def main(argv: Sequence[str]) -> int:
     """Prints a prediction for each image and returns the exit status."""
     flags = _parser().parse_args(argv)
-    run = load_run(flags.workdir, flags.checkpoint)
+    run = load_run(flags.workdir, flags.checkpoint).head(flags.head)
     enable_compilation_cache(run.config.compilation_cache)
     drawing = flags.routes and _drawing(run, flags.routes)
     left_out = LeftOut()
@@ -89,6 +90,7 @@ def _parser() -> cli.Parser:
     parser = cli.Parser("predict", "Classifies images with a trained network.")
     parser.add_argument("pictures", nargs="+", metavar="IMAGE", help="image files or folders")
     parser.add_argument("--workdir", required=True, help="workdir of the run")
+    parser.add_argument("--head", metavar="NAME", help="data set, of a run on several")
     parser.add_argument("--checkpoint", default="best", help="best (default), latest, or a step")
     parser.add_argument(
         "--routes", metavar="FILE.png", help=f"draw the routes of the first {DRAWN} images"

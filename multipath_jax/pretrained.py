@@ -227,12 +227,13 @@ def save_weights(
       The path of the file.
 
     Raises:
-      UserError: there is no such checkpoint, or the file is there or cannot be written.
+      UserError: there is no such checkpoint, the run is on several data sets (pass one of its
+        heads, ``run.head(NAME)``), or the file is there or cannot be written.
     """
     if not os.fspath(file).endswith(SAFETENSORS):
         raise UserError(f"file={os.fspath(file)}: weights are written as {SAFETENSORS}; name it so")
     path = filesystem.output_file("file", file)
-    run = run if isinstance(run, LoadedRun) else load_run(run, checkpoint)
+    run = (run if isinstance(run, LoadedRun) else load_run(run, checkpoint)).head()
     description, model = run.description, run.config.model
     about = {
         "model": model.name,

@@ -482,29 +482,30 @@ def total_of_active(
 
 
 def active_moments(
-    x: Float[Array, "b *space c"], active: Bool[Array, " b"], axis_name: str | None = None
-) -> tuple[Float[Array, " c"], Float[Array, " c"], Float[Array, ""]]:
+    x: Float[Array, "b *space c"], active: Bool[Array, "*d b"], axis_name: str | None = None
+) -> tuple[Float[Array, "*d c"], Float[Array, "*d c"], Float[Array, "*d"]]:
     """D6: mean and variance of every channel over the pixels of the active images.
 
     Args:
       x: the tensor of one path, ``[b ... c]``.
-      active: whether the path is active for an image, ``[b]``.
+      active: whether the path is active for an image, ``[b]``; or several such masks, ``[d b]``.
       axis_name: the axis of `jax.shard_map` over which the batch is sharded, if any.
 
     Returns:
-      The mean ``[c]``, the variance ``[c]``, and the number of active images. Without active
-      images, mean and variance are zero.
+      The mean ``[c]``, the variance ``[c]``, and the number of active images, for each mask.
+      Without active images, mean and variance are zero.
     """
-    dtype = gate_dtype(x)
-    where, axes = jnp.expand_dims(active, range(1, x.ndim)), tuple(range(x.ndim - 1))
-    values = jnp.where(where, x.astype(dtype), 0)
-    sums = jnp.sum(values, axes), jnp.sum(values**2, axes), jnp.sum(active, dtype=dtype)
+    dtype, pixels = gate_dtype(x), tuple(range(1, x.ndim - 1))
+    x, where = x.astype(dtype), jnp.expand_dims(active, -1)
+    each = jnp.sum(x, pixels), jnp.sum(x**2, pixels), jnp.ones((len(x), 1), dtype)
+    each = (jnp.expand_dims(one, range(active.ndim - 1)) for one in each)
+    sums = tuple(jnp.sum(jnp.where(where, one, 0), axis=-2) for one in each)
     if axis_name is not None:
         sums = lax.psum(sums, axis_name)
     total, squares, images = sums
     count = jnp.maximum(images, 1) * math.prod(x.shape[1:-1])
     mean = total / count
-    return mean, jnp.maximum(squares / count - mean**2, 0), images
+    return mean, jnp.maximum(squares / count - mean**2, 0), jnp.squeeze(images, -1)
 
 
 def straight_through(hard: Float[Array, "*b"], soft: Float[Array, "*b"]) -> Float[Array, "*b"]:

@@ -8,6 +8,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 from functools import cached_property, partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,13 +21,23 @@ from ml_collections import ConfigDict
 
 from multipath_jax import checkpoints
 from multipath_jax.config.keys import OWN, read_config
-from multipath_jax.data import Dataset, Description, EncodedSplit, Split, describe, normalize
+from multipath_jax.data import (
+    Dataset,
+    Description,
+    EncodedSplit,
+    Split,
+    describe,
+    normalize,
+)
 from multipath_jax.data.description import differences, read_description
 from multipath_jax.errors import UserError
 from multipath_jax.evaluation.crops import center_crop
 from multipath_jax.evaluation.evaluate import Views, make_evaluator
+from multipath_jax.layers import OwnStatistics
+from multipath_jax.layers.own_statistics import of_set
 from multipath_jax.models.adapter import adapt
 from multipath_jax.parallel.devices import evaluation_mesh, replicated
+from multipath_jax.training.hooks import SPLITS, read_metrics
 from multipath_jax.training.setup import make_model, read_dataset
 from multipath_jax.utils import cli, filesystem
 
@@ -46,6 +57,7 @@ class LoadedRun:
       description: metadata of the training data: class names, shape of the images, mean and
         standard deviation of the pixels.
       given: the data set passed to `load_run`; None if the config names it.
+      number: the number of the data set, if the run is one `head` of several; otherwise None.
     """
 
     workdir: epath.Path
@@ -55,6 +67,49 @@ class LoadedRun:
     variables: PyTree
     description: Description
     given: Dataset | None = None
+    number: int | None = None
+
+    def head(
+        self, name: str | None = None, model: nn.Module | nnx.Module | None = None
+    ) -> "LoadedRun":
+        """The network for one of several data sets, as a run on this data set alone.
+
+        Its logits, classes, normalization and test images are those of the data set. A run on
+        several data sets can itself only be evaluated.
+
+        Args:
+          name: the data set; None for a run on one data set, which is returned as it is.
+          model: the network for the classes of this data set, if the network was passed to
+            `Trainer(model=...)`.
+
+        Raises:
+          UserError: there is no such head, or the name or the network is missing.
+        """
+        heads = self.description.heads
+        if heads is None and name is None:
+            return self
+        if heads is None:
+            raise UserError(
+                f"there is no head {name!r}: the run in {self.workdir} is on one data set, "
+                f"{self.description.name}; leave the head out"
+            )
+        if name not in heads.names:
+            what = "a head must be chosen" if name is None else f"there is no head {name!r}"
+            raise UserError(
+                f"{what}: the run in {self.workdir} has {', '.join(heads.names)} (--head=NAME, or "
+                "run.head(NAME) in Python)"
+            )
+        number = heads.names.index(name)
+        description = self.description.parts[number]
+        if model is None:
+            _check_named(self.workdir, self.config, "head(NAME, model=...)")
+            model = make_model(self.config, description.num_classes)
+        model = adapt(model)
+        variables = _of_head(self, model, number)
+        _check_fits(model, variables, description.image_shape)
+        return dataclasses.replace(
+            self, model=model, variables=variables, description=description, number=number
+        )
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -72,6 +127,8 @@ class LoadedRun:
                 "load_run(workdir, dataset=...) in Python too"
             )
         found = self.given or read_dataset(self.config.dataset)
+        if self.number is not None and found.parts:
+            found = found.parts[self.number]
         now = dataclasses.replace(
             self.description, class_names=found.class_names, stored_shape=found.image_shape
         )
@@ -80,13 +137,34 @@ class LoadedRun:
                 f"the run in {self.workdir} was trained on other data than {found.name} now has "
                 f"({'; '.join(other.values())}); use the data that it was trained on"
             )
-        return dataclasses.replace(found, mean=self.description.mean, std=self.description.std)
+        return _normalized(found, self.description)
 
     @property
     def other_images(self) -> list[str]:
         """Phrases that say how the data set's images differ from those of training."""
         other = differences(self.description, describe(self.dataset))
         return [other[key] for key in ("train", "test") if key in other]
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``; of a `head`, with its evaluation in place of that of all.
+
+        Returns:
+          The lines, as dictionaries.
+        """
+        lines = read_metrics(self.workdir)
+        if self.number is None:
+            return lines
+        prefixes = {f"{split}/{self.description.name}/": f"{split}/" for split in SPLITS}
+        return [
+            line
+            | {
+                key.replace(prefix, whole, 1): value
+                for prefix, whole in prefixes.items()
+                for key, value in line.items()
+                if key.startswith(prefix)
+            }
+            for line in lines
+        ]
 
     def test(self, limit: int | None = None) -> Split:
         """The center crops of the test split.
@@ -144,8 +222,12 @@ class LoadedRun:
 
         Returns:
           The input of the network, float32 ``[b h w c]``.
+
+        Raises:
+          UserError: the run is on several data sets, and no `head` was chosen.
         """
-        return normalize(jnp.asarray(images), self.description.mean, self.description.std)
+        description = self.head().description
+        return normalize(jnp.asarray(images), description.mean, description.std)
 
     def forward(self, variables: PyTree, images: Images) -> Float[Array, "b classes"]:
         """The logits for given variables: a pure function, for JAX transformations.
@@ -217,31 +299,70 @@ def load_run(
             config.dtype = dtype
         description = read_description(workdir / checkpoints.DATASET_FILE)
         if model is None:
-            _check_named(workdir, config)
+            _check_named(workdir, config, "load_run(workdir, model=...)")
             model = make_model(config, description.num_classes)
         model = adapt(model)
+        if config.dataset.own_statistics:
+            model = OwnStatistics(model, len(description.parts))
         step, weights = checkpoints.read_existing(workdir, checkpoint, read)
     _check_fits(model, weights, description.image_shape)
     return LoadedRun(workdir, config, step, model, jax.device_put(weights), description, dataset)
 
 
-def _check_named(workdir: epath.Path, config: ConfigDict) -> None:
+def _check_named(workdir: epath.Path, config: ConfigDict, call: str) -> None:
     """Raises UserError if the network was passed to `Trainer`, so that no name identifies it."""
     if config.model.name.startswith(OWN):
         raise UserError(
             f"the network of {workdir}, {config.model.name.removeprefix(OWN)}, was passed to "
-            "Trainer(model=...); pass it to load_run(workdir, model=...) in Python too"
+            f"Trainer(model=...); pass it to {call} in Python too"
         )
+
+
+def _normalized(dataset: Dataset, description: Description) -> Dataset:
+    """The data set with the mean and deviation of training."""
+    described = zip(dataset.parts, description.parts, strict=True)
+    return dataclasses.replace(
+        dataset,
+        mean=description.mean,
+        std=description.std,
+        parts=tuple(_normalized(part, one) for part, one in described),
+    )
+
+
+def _of_head(run: LoadedRun, model: nn.Module, number: int) -> PyTree:
+    """The variables of a network for one of several data sets: of the last layer, its columns.
+
+    Args:
+      run: the run on several data sets.
+      model: the network for the classes of this one.
+      number: its number.
+    """
+    heads = run.description.heads
+    total, own = sum(heads.sizes), heads.sizes[number]
+    expected = _shapes(model, run.description.image_shape)
+
+    def narrowed(key: tuple[str, ...], leaf: Array) -> Array:
+        wanted = expected.get(key, leaf.shape)
+        is_last = leaf.shape[-1:] == (total,) and wanted == (*leaf.shape[:-1], own)
+        return leaf[..., heads.columns(number)] if is_last else leaf
+
+    flat = traverse_util.flatten_dict(of_set(run.variables, number))
+    return traverse_util.unflatten_dict({key: narrowed(key, leaf) for key, leaf in flat.items()})
+
+
+def _shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[tuple[str, ...], tuple]:
+    """The shapes of the variables of a network, by path."""
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+    return {key: leaf.shape for key, leaf in traverse_util.flatten_dict(variables).items()}
 
 
 def _check_fits(model: nn.Module, weights: PyTree, image_shape: tuple[int, int, int]) -> None:
     """Raises UserError unless the weights have the names and shapes of the network's."""
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
-    expected, found = (
-        {"/".join(key): leaf.shape for key, leaf in traverse_util.flatten_dict(tree).items()}
-        for tree in ({name: variables[name] for name in weights if name in variables}, weights)
-    )
+    shapes = _shapes(model, image_shape)
+    expected = {"/".join(key): shape for key, shape in shapes.items() if key[0] in weights}
+    flat = traverse_util.flatten_dict(weights)
+    found = {"/".join(key): leaf.shape for key, leaf in flat.items()}
     if other := sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key)):
         key = other[0]
         raise UserError(

@@ -180,7 +180,7 @@ def _with_names(config: ConfigDict, model, dataset, optimizer, loss_fn) -> Confi
             raise UserError(f"model.options={config.model.options} are of a network by its name")
         config.model.name = OWN + type(model).__name__
     if dataset is not None:
-        for key in ("source", "holdout"):
+        for key in ("source", "holdout", "proportions"):
             if config.dataset[key]:
                 raise UserError(
                     f"dataset.{key}={config.dataset[key]} is of a data set that is read; leave it "

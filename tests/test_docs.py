@@ -49,7 +49,7 @@ def at_home(digits_run, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, name, MagicMock())
 
 
-@pytest.mark.parametrize("name", ["api", "networks", "own_images", "training"])
+@pytest.mark.parametrize("name", ["api", "networks", "own_images", "several", "training"])
 def test_python_runs(name, at_home, monkeypatch):
     documents.train_shortly(monkeypatch)
     assert "mp" in documents.run(DOCS / f"{name}.md")
@@ -74,7 +74,7 @@ def test_all_python_is_run():
     pages = {page.stem for page in PAGES if documents.python(page)}
     models = {"README", "CONTRIBUTING", "discrete", "nnx", "own_network", "own_router", "using"}
     models |= {"weights"}
-    assert pages == models | {"api", "networks", "own_images", "training"}
+    assert pages == models | {"api", "networks", "own_images", "several", "training"}
 
 
 def test_weights_go_in_and_out(at_home, digits_run):

@@ -1,15 +1,24 @@
 """The examples run where a run of `make train` would be; each `Trainer` trains a few steps."""
 
+import json
 import re
 import runpy
 import sys
+import types
 from pathlib import Path
 
 import documents
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import several
 import tensorflow_datasets as tfds
+
+sys.path.insert(0, str(Path(__file__).parent / "data"))
+import toy_datasets
+
+from multipath_jax.gates import Observation, RouterRecord
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -99,6 +108,83 @@ def test_growth(holdout, at_home, monkeypatch, capsys):
     columns = ["held-out", "error", "0.003"] if holdout else ["test", "error", "before"]
     assert heading.split()[:3] == columns
     assert {len(line.split()) for line in lines} == ({4} if holdout else {6})
+
+
+@pytest.mark.slow  # trains five networks
+def test_several_data_sets(tmp_path, capsys):
+    """What is printed is what was measured; with nothing left to train, it is the same again."""
+    toy_datasets.prepare_two(tmp_path)
+    argv = ["--names=toy+gray", "--model=Small-2-CC", "--epochs=3", "--seeds=1"]
+    argv += [f"--data_dir={tmp_path}", f"--workdir={tmp_path / 'runs'}", "--set", "batch_size=8"]
+    argv += ["--set", "dataset.own_statistics=True"]
+    found = []
+    for _ in range(2):
+        with several.small_by_name():
+            assert run("several")["main"](argv) == 0
+        rows = json.loads((tmp_path / "runs" / "results.json").read_text())
+        found.append([{**row, "images/s": None} for row in rows])
+    assert found[0] == found[1]
+    printed = capsys.readouterr().out
+    kinds = ["soft", "k=1", "no routing", "toy alone", "gray alone"]
+    assert [row["kind"] for row in rows] == kinds
+    for row in rows:
+        assert re.search(f"{row['kind']} +0 +.*{row['error']:.2f}", printed)
+    assert rows[0]["errors"].keys() == {"toy", "gray"}
+    assert rows[3]["errors"] == {"toy": rows[3]["error"]}
+
+
+def observed(paths):
+    """The records of discrete routers of two outputs: those that are active for each image."""
+    routers, m = [], 1
+    for number, chosen in enumerate(paths, start=1):
+        active = np.arange(2) == np.array(chosen)[:, None]  # [b 2]
+        gates = np.zeros((m, *active.shape), np.float32)
+        gates[0] = active
+        strength = np.zeros((m, len(chosen)), np.float32), np.zeros((2, len(chosen)), np.float32)
+        routers.append(RouterRecord(f"router_{number}", gates, gates, *strength, gates > 0))
+        m = 2
+    return Observation(tuple(routers), np.zeros((len(paths[0]), 3), np.float32))
+
+
+def test_what_routes_say_of_the_data_set():
+    """Of two data sets: at the first router nothing, at the second all, which is a bit."""
+    found = run("several")["route_information"](
+        [observed([[0, 1] * 20, [0] * 40]), observed([[0, 1] * 20, [1] * 40])]
+    )
+    bits = {name: values[0] for name, values in found.items()}
+    assert bits == pytest.approx({"router_1": 0, "router_2": 1, "all": 1}, abs=1e-9)
+    assert found["all"][2] == pytest.approx(1)
+
+
+def test_which_parameters_a_data_set_uses():
+    """Path 1 alone before the second router, both behind it; every image has one at a time."""
+    model = several.small(3, paths=2)
+    image = jax.ShapeDtypeStruct((1, 4, 4, 1), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    head = types.SimpleNamespace(model=model, variables=variables)
+    counts = {name: sum(leaf.size for leaf in jax.tree.leaves(tree))
+              for name, tree in variables["params"].items()}  # fmt: skip
+    found = run("several")["parameters"](head, observed([[0] * 40, [0, 1] * 20]))
+    half = counts["router_1"] + counts["stage"] // 2 + counts["router_2"] // 2
+    assert found == {"used": half + counts["dense"], "of an image": half + counts["dense"] // 2}
+
+
+def test_the_tables_have_every_network():
+    row = {"kind": "soft", "seed": 0, "errors": {"a": 12.5, "b": 0.25}, "error": 6.375}
+    row |= {"training images/s": 1234.0, "images/s": {"a": 56.7, "b": 89.0}}
+    used = {"used": 2000, "of an image": 1500}
+    row |= {"parameters": {"a": used, "b": used}, "information": {"all": (0.5, 0.125, 1.0)}}
+    alone = {**row, "kind": "b alone", "errors": {"b": 1.0}, "images/s": {"b": 3.0}}
+    alone["parameters"] = {"b": used}
+    del alone["information"]
+    errors, routes, parameters, speed = run("several")["tables"]([row, alone], ("a", "b"))
+    assert errors.splitlines()[2:] == [
+        "soft        0  12.50  0.25        6.38     1,234",
+        "b alone     0         1.00        6.38     1,234",
+    ]
+    assert routes.splitlines()[2] == "soft        0  0.500 (0.125)"
+    assert "b alone     0             2.0 (1.5)" in parameters
+    assert "soft        0  57  89" in speed
 
 
 def test_all_examples_are_run():

@@ -90,7 +90,7 @@ def training_step(model: nn.Module, problem: Problem) -> tuple[Callable, Step]:
     """A function ``seed -> state``, and the training step of a run without augmentation."""
     optimizer = make_optimizer(default_config().optimizer, optax.constant_schedule(1e-3))
     create = partial(create_state, model, optimizer, problem.image_shape)
-    return create, make_train_step(model, optimizer, lambda state, images: images)
+    return create, make_train_step(model, optimizer, lambda state, batch: batch.images)
 
 
 def model_step(model: nn.Module, problem: Problem, dispatch: Dispatch) -> CompiledStep:

@@ -71,7 +71,9 @@ def default_config() -> ConfigDict:
 
     # Data.
     config.dataset = ConfigDict()
-    config.dataset.name = "digits"  # digits, cifar10, cifar100, or any prepared TFDS data set
+    # digits, cifar10, cifar100, or any prepared TFDS data set; or several, each with a head of the
+    # network: "cifar10+digits".
+    config.dataset.name = "digits"
     config.dataset.data_dir = ""  # TFDS data directory; "": TFDS's default
     config.dataset.streamed = False  # keep the images in host memory, not on the devices
     config.dataset.shift = 0  # augmentation: largest random shift in each direction, in pixels
@@ -115,6 +117,10 @@ def default_config() -> ConfigDict:
     # "0.485, 0.456, 0.406"; "": by the mean and deviation of the training images.
     config.dataset.mean = ""
     config.dataset.std = ""
+    # Several data sets: their shares of every batch, such as "1, 1"; "": in proportion to the
+    # numbers of their training images.
+    config.dataset.proportions = ""
+    config.dataset.own_statistics = False  # of several data sets, BatchNorm statistics for each
     config.dataset.eval_flip = False  # also evaluate with mirror images, at the end of training
     config.dataset.shift_mode = "zeros"  # fill for shifted images: zeros, reflect
     config.dataset.alternate_flip = False  # mirror every image in every other epoch, not at random
@@ -281,6 +287,7 @@ def validate(config: ConfigDict) -> None:
         raise UserError("dataset.alternate_flip=True needs dataset.flip=True")
     _validate_paths(flat)
     _validate_statistics(flat)
+    _validate_several(flat)
     if flat["dataset.name"] == FOLDER and not flat["dataset.source"]:
         raise UserError("dataset.source is empty; set --config.dataset.source=DIR to your images")
     if flat["dataset.source"] and not flat["dataset.size"]:
@@ -318,6 +325,45 @@ def _validate_statistics(flat: dict[str, Any]) -> None:
             "for every channel, or neither"
         )
     _require(min(std, default=1) > 0, "dataset.std", flat["dataset.std"], "positive")
+
+
+def _validate_several(flat: dict[str, Any]) -> None:
+    """Checks what is about several data sets; `data.join` checks whether they fit together."""
+    name = flat["dataset.name"]
+    names = several(name)
+    for key in ("source", "size"):
+        if names and flat[f"dataset.{key}"]:
+            raise UserError(
+                f"dataset.name={name}: several data sets must be prepared ones in memory; remove "
+                f"dataset.{key}={flat[f'dataset.{key}']}, or name one data set"
+            )
+    proportions = parse_numbers("dataset.proportions", flat["dataset.proportions"])
+    if proportions and (len(proportions) != len(names) or min(proportions) <= 0):
+        raise UserError(
+            f"dataset.proportions={flat['dataset.proportions']} must be positive numbers, one for "
+            f"each of several data sets; dataset.name={name}"
+        )
+    if flat["dataset.own_statistics"]:
+        _validate_own_statistics(flat, bool(names) or name.startswith(OWN))
+
+
+def _validate_own_statistics(flat: dict[str, Any], are_several: bool) -> None:
+    what = "dataset.own_statistics=True"
+    if not are_several:
+        raise UserError(
+            f"{what} needs several data sets, such as cifar10+digits; "
+            f"dataset.name={flat['dataset.name']}"
+        )
+    for key in ("mixup", "cutmix"):
+        if flat[key]:
+            raise UserError(f"{what} needs images of one data set each; use {key}=0")
+    if flat["mesh.path"] != 1:
+        raise UserError(f"{what} is not supported for paths on several devices; use mesh.path=1")
+
+
+def several(name: str) -> list[str]:
+    """The names in ``dataset.name``, if it names several data sets; otherwise none."""
+    return name.split("+") if "+" in name and not name.startswith(OWN) else []
 
 
 def _validate_paths(flat: dict[str, Any]) -> None:

@@ -22,15 +22,17 @@ from multipath_jax.data.datasets import (
 )
 from multipath_jax.data.description import Description, describe
 from multipath_jax.data.encoded import EncodedSplit
+from multipath_jax.data.heads import Heads
+from multipath_jax.data.order import epoch_order
 from multipath_jax.data.resident import (
     EvalBatches,
     ResidentData,
     batch_at,
     batches_per_epoch,
-    epoch_order,
     eval_batches,
     place,
 )
+from multipath_jax.data.several import brought_to, join, load_several
 from multipath_jax.data.trivial_augment import trivial_augment
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "Description",
     "EncodedSplit",
     "EvalBatches",
+    "Heads",
     "MixedLabels",
     "ResidentData",
     "Split",
@@ -45,12 +48,15 @@ __all__ = [
     "augment",
     "batch_at",
     "batches_per_epoch",
+    "brought_to",
     "cutout",
     "describe",
     "epoch_order",
     "eval_batches",
     "from_arrays",
+    "join",
     "load_dataset",
+    "load_several",
     "mix",
     "normalize",
     "open_encoded",

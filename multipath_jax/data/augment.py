@@ -14,14 +14,14 @@ from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
 def normalize(
     images: Num[Array, "b h w c"],
-    mean: Float[Array | np.ndarray, " c"],
-    std: Float[Array | np.ndarray, " c"],
+    mean: Float[Array | np.ndarray, "*each c"],
+    std: Float[Array | np.ndarray, "*each c"],
 ) -> Float[Array, "b h w c"]:
     """Subtracts the mean and divides by the standard deviation of each channel.
 
     Args:
       images: `[b h w c]`; uint8 pixels are scaled to [0, 1] first, float32 pixels are not.
-      mean, std: `[c]`.
+      mean, std: `[c]`, or those of each image, `[b 1 1 c]`.
 
     Returns:
       float32 `[b h w c]`.

@@ -8,15 +8,18 @@ import time
 import zlib
 from collections.abc import Iterator
 
+import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
-from jaxtyping import Float32, Int32, Int64, UInt8
+from jaxtyping import Array, Float, Float32, Int, Int32, Int64, PRNGKeyArray, UInt8
 from PIL import Image
 
 from multipath_jax.data.encoded import EncodedSplit, unreadable
 from multipath_jax.data.folder import open_folder
+from multipath_jax.data.heads import Heads, heads_of
 from multipath_jax.data.images import PIL_MODES, decode
+from multipath_jax.data.order import epoch_order
 from multipath_jax.data.prepared import one_line, open_prepared
 from multipath_jax.data.records import BadRecord, Files, Records, Subset
 from multipath_jax.errors import UserError
@@ -62,6 +65,13 @@ class Split:
         """A checksum of the labels and the pixels, eight hex digits."""
         return f"{zlib.crc32(np.ascontiguousarray(self.images), zlib.crc32(self.labels)):08x}"
 
+    def order(
+        self, key: PRNGKeyArray, epoch: int | Int[Array, ""], batch_size: int
+    ) -> Int32[Array, " n"]:
+        """The order of training in an epoch, as `epoch_order`; a pure function of the arguments."""
+        del batch_size
+        return epoch_order(key, epoch, len(self))
+
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
@@ -73,23 +83,49 @@ class Dataset:
       test: the split to evaluate on.
       class_names: names in the order of the labels.
       mean, std: mean and standard deviation of the training pixels, `[c]`; uint8 pixels are scaled
-        to [0, 1] first.
+        to [0, 1] first. Of several data sets, those of each, `[d c]`.
       notes: lines for a run to print, such as what was found in a user's folder.
       evaluated: "test", or "held_out" if `test` holds training images (`held_out_indices`).
+      parts: the data sets of which this one consists (`join`), with images of one shape.
+      original_shape: of a part, height, width and channels of the images before `join`.
     """
 
     name: str
     train: Split | EncodedSplit
     test: Split | EncodedSplit
     class_names: tuple[str, ...]
-    mean: Float32[np.ndarray, " c"]
-    std: Float32[np.ndarray, " c"]
+    mean: Float32[np.ndarray, "*d c"]
+    std: Float32[np.ndarray, "*d c"]
     notes: tuple[str, ...] = ()
     evaluated: str = TEST
+    parts: tuple["Dataset", ...] = ()
+    original_shape: tuple[int, int, int] | None = None
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def heads(self) -> Heads | None:
+        """The heads of a network for several data sets; None for one."""
+        return heads_of(self.parts)
+
+    def statistics(
+        self, labels: Int[Array, " b"]
+    ) -> tuple[Float[Array | np.ndarray, "..."], Float[Array | np.ndarray, "..."]]:
+        """Mean and standard deviation for images with these labels, which broadcast with them.
+
+        Args:
+          labels: `[b]`.
+
+        Returns:
+          `mean` and `std`, `[c]`; of several data sets, those of each image, `[b 1 1 c]`.
+        """
+        if not self.parts:
+            return self.mean, self.std
+        numbers = self.heads.numbers(labels)
+        mean, std = (jnp.asarray(one)[numbers, None, None] for one in (self.mean, self.std))
+        return mean, std
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -11,6 +11,7 @@ from jaxtyping import Float32
 
 from multipath_jax.data.datasets import Dataset, Split
 from multipath_jax.data.encoded import EncodedSplit
+from multipath_jax.data.heads import Heads, heads_of
 from multipath_jax.errors import UserError
 from multipath_jax.utils import storage
 from multipath_jax.utils.names import printable
@@ -45,8 +46,9 @@ class Description:
       image_shape: height, width and channels after cropping, as the network takes them.
       dtype: type of the pixels, uint8 or float32.
       mean, std: mean and standard deviation of the training pixels, `[c]`; uint8 pixels are scaled
-        to [0, 1] first.
+        to [0, 1] first. Of several data sets, those of each, `[d c]`.
       train, test: metadata of the splits.
+      parts, original_shape: as in `Dataset`.
     """
 
     name: str
@@ -54,14 +56,21 @@ class Description:
     stored_shape: tuple[int, int, int]
     image_shape: tuple[int, int, int]
     dtype: str
-    mean: Float32[np.ndarray, " c"]
-    std: Float32[np.ndarray, " c"]
+    mean: Float32[np.ndarray, "*d c"]
+    std: Float32[np.ndarray, "*d c"]
     train: Examples
     test: Examples
+    parts: tuple["Description", ...] = ()
+    original_shape: tuple[int, int, int] | None = None
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def heads(self) -> Heads | None:
+        """The heads of a network for several data sets; None for one."""
+        return heads_of(self.parts)
 
 
 def describe(dataset: Dataset, image_shape: tuple[int, int, int] | None = None) -> Description:
@@ -84,6 +93,8 @@ def describe(dataset: Dataset, image_shape: tuple[int, int, int] | None = None) 
         std=dataset.std,
         train=_examples(dataset.train),
         test=_examples(dataset.test),
+        parts=tuple(describe(part, image_shape) for part in dataset.parts),
+        original_shape=dataset.original_shape and _shape(dataset.original_shape),
     )
 
 
@@ -144,14 +155,22 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join([*map(printable, names[:_LISTED]), *more])
 
 
-def _rounded(values: Float32[np.ndarray, " c"]) -> str:
-    return ", ".join(f"{value:.4f}" for value in values)
+def _rounded(values: Float32[np.ndarray, "*d c"]) -> str:
+    return ", ".join(f"{value:.4f}" for value in values.ravel())
 
 
 def to_json(description: Description) -> str:
     """The description as indented JSON; `read_description` restores float32 exactly."""
-    values = dataclasses.asdict(description)
+    values = _values(description)
     return json.dumps(values, indent=2, default=np.ndarray.tolist) + "\n"
+
+
+def _values(description: Description) -> dict[str, Any]:
+    """The attributes by name, without those that are of several data sets, if it is of one."""
+    values = dataclasses.asdict(description)
+    values["parts"] = list(map(_values, description.parts))
+    absent = [name for name in ("parts", "original_shape") if not values[name]]
+    return {name: value for name, value in values.items() if name not in absent}
 
 
 def read_description(path: str | os.PathLike) -> Description:
@@ -181,4 +200,6 @@ def _from_json(found: Any) -> Description:
         std=np.array(found["std"], np.float32),
         train=Examples(**found["train"]),
         test=Examples(**found["test"]),
+        parts=tuple(map(_from_json, found.get("parts", ()))),
+        original_shape=_shape(found["original_shape"]) if "original_shape" in found else None,
     )

@@ -75,6 +75,25 @@ def square(image: Image.Image, side: int) -> Image.Image:
     return _rescaled(image, side, side)
 
 
+def resized(
+    images: UInt8[np.ndarray, "n h w c"], height: int, width: int
+) -> UInt8[np.ndarray, "n height width c"]:
+    """Rescales images as `square`, each channel by itself.
+
+    Args:
+      images: `[n h w c]`.
+      height, width: the new size in pixels.
+
+    Returns:
+      `[n height width c]`.
+    """
+    planes = np.moveaxis(images, -1, 1).reshape(-1, *images.shape[1:3])
+    new = np.empty((len(planes), height, width), np.uint8)
+    for plane, into in zip(planes, new, strict=True):
+        into[:] = _rescaled(Image.fromarray(plane), width, height)
+    return np.moveaxis(new.reshape(len(images), -1, height, width), 1, -1)
+
+
 def _rescaled(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.LANCZOS)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Int, Int32, Num, PRNGKeyArray
+from jaxtyping import Array, Bool, Int, Int32, Num
 
 from multipath_jax.data.datasets import Split
 from multipath_jax.errors import UserError
@@ -61,23 +61,6 @@ def batches_per_epoch(n: int, batch_size: int) -> int:
             f"choose a batch size from 1 to {n}"
         )
     return n // batch_size
-
-
-def epoch_order(key: PRNGKeyArray, epoch: int | Int[Array, ""], n: int) -> Int32[Array, " n"]:
-    """The order of the examples in one epoch.
-
-    It depends only on the arguments, so a run that resumes in the middle of an epoch recomputes the
-    same order. Compute it once per epoch, not in every step: it is a sort.
-
-    Args:
-      key: a random key, the same in all epochs.
-      epoch: from zero.
-      n: number of examples.
-
-    Returns:
-      A permutation, int32 `[n]`.
-    """
-    return jax.random.permutation(jax.random.fold_in(key, epoch), n).astype(jnp.int32)
 
 
 def batch_at(

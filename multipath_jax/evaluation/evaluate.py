@@ -1,8 +1,9 @@
 """Loss and errors over a whole split; the result does not depend on the batch size."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from multipath_jax.data import (
     Dataset,
     EncodedSplit,
     EvalBatches,
+    Heads,
     Split,
     eval_batches,
     normalize,
@@ -26,6 +28,7 @@ from multipath_jax.evaluation.crops import (
     ten_crop_log_probabilities,
 )
 from multipath_jax.evaluation.metrics import EvalMetrics, is_wrong, is_wrong_among
+from multipath_jax.layers.own_statistics import of_set
 from multipath_jax.parallel.devices import (
     from_rows,
     own_rows,
@@ -72,6 +75,26 @@ class EvalBatch(NamedTuple):
     mask: Bool[Array, " b"]
 
 
+@dataclasses.dataclass(frozen=True)
+class OneHead:
+    """A network for several data sets as the network of one of them.
+
+    Attributes:
+      network: the network.
+      heads: its heads.
+      number: the number of the data set.
+    """
+
+    network: Network
+    heads: Heads
+    number: int
+
+    def apply(self, variables: PyTree, images: Array, **options: Any) -> Float[Array, "b classes"]:
+        """The logits of the data set's head."""
+        logits = self.network.apply(of_set(variables, self.number), images, **options)
+        return logits[:, self.heads.columns(self.number)]
+
+
 def make_evaluator(
     model: Network,
     dataset: Dataset,
@@ -88,18 +111,29 @@ def make_evaluator(
     ``ten_crop_top5_error`` with ten crops; ``flip_error`` and ``flip_top5_error`` with mirror
     images. A split in memory is placed on the devices and evaluated in one dispatch.
 
+    For several data sets, these are means over all images, each in its own head; the metrics of a
+    data set are named like ``cifar10/error``.
+
     Args:
       model: the network.
       dataset: gives the normalization, the number of classes and the default split.
       batch_size: rounded up to a multiple of the devices, and limited to the size of the split.
       mesh: the devices to use.
-      split: the split to evaluate; None is the test split.
+      split: the split to evaluate, of one data set; None is the test split, or those of several.
       views: which crops are evaluated.
       workers: processes that decode an encoded split.
 
     Returns:
       The function; its values are Python floats.
     """
+    if dataset.parts:
+        each = {
+            part.name: make_evaluator(
+                OneHead(model, dataset.heads, number), part, batch_size, mesh, None, views, workers
+            )
+            for number, part in enumerate(dataset.parts)
+        }
+        return partial(_evaluated_each, each, [len(part.test) for part in dataset.parts])
     split = split or dataset.test
     batch_size = round_up(min(batch_size, len(split)), mesh)
     predictions = make_predictions(model, dataset, views)
@@ -118,6 +152,23 @@ def make_evaluator(
         return values | {name: 100 * float(value) for name, value in errors.items()}
 
     return evaluator
+
+
+def _evaluated_each(
+    each: Mapping[str, Evaluator], sizes: list[int], variables: PyTree
+) -> dict[str, float]:
+    """The metrics of several data sets: means over all images, then those of each data set."""
+    found = {name: evaluator(variables) for name, evaluator in each.items()}
+    first, *others = found.values()
+    means = {
+        key: float(np.average([values[key] for values in found.values()], weights=sizes))
+        for key in first
+        if all(key in values for values in others)
+    }
+    own = {
+        f"{name}/{key}": value for name, values in found.items() for key, value in values.items()
+    }
+    return means | own
 
 
 def make_predictions(model: Network, dataset: Dataset, views: Views) -> dict[str, Predict]:

@@ -2,8 +2,11 @@
 
 import flax
 import jax
+import jax.numpy as jnp
 from clu import metrics
 from jaxtyping import Array, Bool, Float, Int
+
+from multipath_jax.data import Heads
 
 
 @flax.struct.dataclass
@@ -15,8 +18,12 @@ class EvalMetrics(metrics.Collection):
     top5_error: metrics.Average.from_output("wrong5")
 
 
-def is_wrong(logits: Float[Array, "b classes"], labels: Int[Array, " b"]) -> Bool[Array, " b"]:
-    """Whether the largest logit is not that of the label."""
+def is_wrong(
+    logits: Float[Array, "b classes"], labels: Int[Array, " b"], heads: Heads | None = None
+) -> Bool[Array, " b"]:
+    """Whether the largest logit, of several heads that of the label's own, is not the label's."""
+    if heads is not None:
+        logits = jnp.where(heads.own(labels), logits, -jnp.inf)
     return logits.argmax(-1) != labels
 
 

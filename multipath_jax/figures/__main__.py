@@ -5,6 +5,7 @@
     python -m multipath_jax.figures --workdir=runs/cifar --only=maximize,histograms \\
         --gates=2:2-1,4:1-1 --classes=ship,frog
     python -m multipath_jax.figures --workdir=runs/cifar --html
+    python -m multipath_jax.figures --workdir=runs/several --head=digits --out=digits
 
 Figures, each a PNG file in --out, some with a JSON file of their numbers:
     routes        the routes of images through the network (Fig. 8)
@@ -59,7 +60,7 @@ from multipath_jax.utils.names import nearest
 def main(argv: Sequence[str]) -> int:
     """Draws the figures and returns the exit status."""
     flags = parse(argv)
-    run = load_run(flags.workdir, flags.checkpoint)
+    run = load_run(flags.workdir, flags.checkpoint).head(flags.head)
     enable_compilation_cache(run.config.compilation_cache)
     inputs = FigureInputs(run, flags)
     figures = _drawn(inputs, flags.only)
@@ -76,6 +77,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parses the flags. Raises UserError for unknown flags and invalid values."""
     parser = cli.Parser("figures", __doc__)
     parser.add_argument("--workdir", required=True, metavar="RUN", help="workdir of the run")
+    parser.add_argument("--head", metavar="NAME", help="data set, of a run on several")
     parser.add_argument("--checkpoint", default="best", help="best (default), latest, or a step")
     parser.add_argument(
         "--only", metavar="FIGURE,...", help="figures to draw; default: all that are possible"

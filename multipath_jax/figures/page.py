@@ -19,7 +19,7 @@ from multipath_jax.figures import explorer
 from multipath_jax.figures.explorer import Explored
 from multipath_jax.models.complexity import complexity
 from multipath_jax.runs import LoadedRun
-from multipath_jax.training.hooks import SPLITS, read_metrics, seconds_of
+from multipath_jax.training.hooks import SPLITS, seconds_of
 from multipath_jax.utils.progress import duration
 from multipath_jax.utils.storage import read, replacing
 
@@ -56,8 +56,8 @@ def write_page(
       figures: PNG files to include.
       count: largest number of test images in the explorer.
     """
-    lines = read_metrics(run.workdir)
-    title = f"{run.config.model.name} on {run.config.dataset.name}"
+    lines = run.metrics()
+    title = f"{run.config.model.name} on {_data(run)}"
     data = {
         "facts": list(facts(run, lines).items()),
         "curves": _curves(lines, explored.outline.routers if explored else ()),
@@ -78,6 +78,11 @@ def write_page(
         new.write_text(page, encoding="utf-8")
 
 
+def _data(run: LoadedRun) -> str:
+    name = run.config.dataset.name
+    return name if run.number is None else f"{run.description.name}, of {name}"
+
+
 def facts(run: LoadedRun, lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The size of the network, its recipe and its results, by title.
 
@@ -90,7 +95,7 @@ def facts(run: LoadedRun, lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     optimizer = config.optimizer
     return {
         "network": f"{config.model.name} {config.model.options}".strip(),
-        "data set": config.dataset.name,
+        "data set": _data(run),
         **_held_out(config.dataset),
         **_results(lines, evaluated(config.dataset.holdout)),
         "parameters": f"{size.params / 1e6:.3g} M",

@@ -101,19 +101,12 @@ def paths_taken(
     present = np.unique(labels)
     groups = [("all", np.ones(len(labels), bool))]
     groups += [(class_names[label], labels == label) for label in present]
-    rng = np.random.default_rng(seed)
-    shuffled = [rng.permutation(labels) for _ in range(SHUFFLES)]
     names = ["all", *(router.name for router in discrete(observation))]
     return PathsTaken(
         possible=possible(observation),
         taken=tuple(_taken(name, whole[where]) for name, where in groups),
         information=tuple(
-            Information(
-                name,
-                mutual_information(route, labels),
-                float(np.mean([mutual_information(route, other) for other in shuffled])),
-                entropy(labels),
-            )
+            information(name, route, labels, seed)
             for name, route in zip(names, [whole, *each], strict=True)
         ),
         shares=np.stack(
@@ -146,6 +139,27 @@ def possible(observation: Observation) -> int:
         }
         counts = {size: count for size, count in counts.items() if count}
     return sum(counts.values())
+
+
+def information(
+    name: str, routes: Int[np.ndarray, " b"], classes: Int[np.ndarray, " b"], seed: int = 0
+) -> Information:
+    """The mutual information of routes and classes, or other groups of images.
+
+    Args:
+      name: what the routes are of.
+      routes: the number of the route of each image.
+      classes: the number of its class.
+      seed: seed of the shuffles.
+    """
+    rng = np.random.default_rng(seed)
+    shuffled = [rng.permutation(classes) for _ in range(SHUFFLES)]
+    return Information(
+        name,
+        mutual_information(routes, classes),
+        float(np.mean([mutual_information(routes, other) for other in shuffled])),
+        entropy(classes),
+    )
 
 
 def mutual_information(a: Int[np.ndarray, " b"], b: Int[np.ndarray, " b"]) -> float:

@@ -13,6 +13,7 @@ from multipath_jax.layers.conditional import (
 from multipath_jax.layers.highway import ConvHighway
 from multipath_jax.layers.hyper import HyperConv, KernelGenerator
 from multipath_jax.layers.nddr import NDDR, NDDRShortcut
+from multipath_jax.layers.own_statistics import FromSets, OwnStatistics
 from multipath_jax.layers.paths import Execution, Parallel
 from multipath_jax.layers.residual import (
     BasicBlock,
@@ -55,6 +56,7 @@ __all__ = [
     "DenseCrossPredict",
     "DenseLayer",
     "Execution",
+    "FromSets",
     "Gate",
     "GumbelGate",
     "HyperConv",
@@ -62,6 +64,7 @@ __all__ = [
     "NDDRShortcut",
     "NormReLU",
     "OneToMany",
+    "OwnStatistics",
     "Parallel",
     "PoolDense",
     "PreActivationBlock",

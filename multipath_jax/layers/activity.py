@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from multipath_jax import routing
-from multipath_jax.layers import sharding
+from multipath_jax.layers import own_statistics, sharding
 
 
 @flax.struct.dataclass
@@ -60,35 +60,50 @@ def only(active: Bool[Array, " b"] | None) -> Iterator[None]:
 class BatchNorm(nn.BatchNorm):
     """Flax's BatchNorm; behind a discrete router, with the statistics of the active images (D6).
 
-    If a path is active for no image of a batch, the running statistics are used, and not updated.
+    In `OwnStatistics`, images are normalized by the statistics of those of the same data set. If a
+    path is active for no image of a batch (of a data set), the running statistics are used, and not
+    updated.
     """
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *space c"]) -> Float[Array, "b *space c"]:
         """Normalizes a tensor, ``[b ... c] -> [b ... c]``."""
-        active = _ACTIVE.get()
-        if active is None or self.use_running_average:
+        active, sets = _ACTIVE.get(), own_statistics.current_sets()
+        if sets is None and (active is None or self.use_running_average):
             return super().__call__(x)
-        size = (x.shape[-1],)
-        mean = self.variable("batch_stats", "mean", jnp.zeros, size, jnp.float32)
-        variance = self.variable("batch_stats", "var", jnp.ones, size, jnp.float32)
-        scale = self.param("scale", self.scale_init, size, self.param_dtype)
-        bias = self.param("bias", self.bias_init, size, self.param_dtype)
+        collection, size = "batch_stats", (x.shape[-1],)
+        where = jnp.ones(len(x), bool) if active is None else active
+        if sets is not None:
+            collection, size = own_statistics.COLLECTION, (sets.count, *size)
+            where = sets.members() & where[None]
+        mean = self.variable(collection, "mean", jnp.zeros, size, jnp.float32)
+        variance = self.variable(collection, "var", jnp.ones, size, jnp.float32)
+        scale = self.param("scale", self.scale_init, size[-1:], self.param_dtype)
+        bias = self.param("bias", self.bias_init, size[-1:], self.param_dtype)
+        moments = [mean.value, variance.value]
+        if not self.use_running_average:
+            moments = self._of_batch(x, where, (mean, variance))
+        if sets is not None:
+            moments = [found[sets.numbers] for found in moments]
+
+        def over_space(v):  # [c] or [b c]
+            return jnp.expand_dims(v, range(v.ndim - 1, x.ndim - 1))
+
+        factor = over_space(lax.rsqrt(moments[1] + self.epsilon)) * over_space(scale)
+        y = (x.astype(factor.dtype) - over_space(moments[0])) * factor
+        return (y + over_space(bias)).astype(self.dtype or x.dtype)
+
+    def _of_batch(
+        self, x: Array, where: Bool[Array, "*d b"], running: tuple[nn.Variable, nn.Variable]
+    ) -> list[Float[Array, "*d c"]]:
+        """The mean and variance of a batch, with which the running ones are updated."""
         initializing = self.is_initializing()  # runs on one device, and keeps the statistics
         axis_name = None if initializing else self.axis_name
-        *moments, count = routing.active_moments(x, active, axis_name)
-        moments = [
-            jnp.where(count > 0, found, kept.value)
-            for found, kept in zip(moments, (mean, variance), strict=True)
-        ]
-        if not initializing:
-            for found, kept in zip(moments, (mean, variance), strict=True):
+        *moments, count = routing.active_moments(x, where, axis_name)
+        seen, used = jnp.expand_dims(count > 0, -1), []
+        for found, kept in zip(moments, running, strict=True):
+            used.append(jnp.where(seen, found, kept.value))
+            if not initializing:
                 moved = self.momentum * kept.value + (1 - self.momentum) * found
-                kept.value = jnp.where(count > 0, moved, kept.value)
-
-        def over_space(v):
-            return jnp.expand_dims(v, range(x.ndim - 1))
-
-        factor = lax.rsqrt(moments[1] + self.epsilon) * scale
-        y = (x.astype(factor.dtype) - over_space(moments[0])) * over_space(factor)
-        return (y + over_space(bias)).astype(self.dtype or x.dtype)
+                kept.value = jnp.where(seen, moved, kept.value)
+        return used

@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -235,6 +235,27 @@ def seconds_of(lines: list[dict]) -> float:
     return (lines[-1].get("seconds") if lines else None) or 0.0
 
 
+def _shown(metrics: Metrics) -> Iterator[str]:
+    """What the progress line shows of metrics; behind an error, those of several data sets."""
+    by_set = errors_by_set(metrics)
+    each = ", ".join(f"{name} {metrics[key]:.2f} %" for name, key in by_set.items())
+    for key, form in SHOWN.items():
+        if key in metrics:
+            whole = key.removesuffix("/error") in SPLITS
+            yield form.format(metrics[key]) + (f" ({each})" if each and whole else "")
+
+
+def errors_by_set(keys: Iterable[str]) -> dict[str, str]:
+    """The keys of the errors of several data sets, such as ``test/cifar10/error``, by name."""
+    found = {}
+    for key in keys:
+        split, _, rest = key.partition("/")
+        name, _, measure = rest.rpartition("/")
+        if split in SPLITS and name and measure == "error":
+            found[name] = key
+    return found
+
+
 class TensorBoard(LoopHook):
     """TensorBoard's files, through clu, which imports TensorFlow: only where it is wanted."""
 
@@ -357,7 +378,7 @@ class Log(LoopHook):
 
     def _line(self, step: int, metrics: Metrics) -> str:
         parts = [f"step {step}/{self._plan.total}", f"epoch {metrics['epoch']:.2f}"]
-        parts += [form.format(metrics[key]) for key, form in SHOWN.items() if key in metrics]
+        parts += _shown(metrics)
         parts.append(f"{progress.duration(self._clock.left(step))} left")
         return "  ".join(parts)
 

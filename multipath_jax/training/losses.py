@@ -9,7 +9,7 @@ import optax
 from flax import traverse_util
 from jaxtyping import Array, Float, Int, Num, PyTree
 
-from multipath_jax.data import MixedLabels
+from multipath_jax.data import Heads, MixedLabels
 from multipath_jax.errors import UserError
 
 Labels = Int[Array, " b"] | MixedLabels
@@ -18,7 +18,10 @@ LossFn = Callable[[PyTree, Int[Array, " b"]], Float[Array, " b"]]
 
 
 def cross_entropy(
-    logits: Float[Array, "b classes"], labels: Int[Array, " b"], label_smoothing: float = 0.0
+    logits: Float[Array, "b classes"],
+    labels: Int[Array, " b"],
+    label_smoothing: float = 0.0,
+    heads: Heads | None = None,
 ) -> Float[Array, " b"]:
     """The softmax cross-entropy of each example.
 
@@ -26,14 +29,17 @@ def cross_entropy(
       logits: ``[b classes]``.
       labels: ``[b]``.
       label_smoothing: the part of each label that is distributed evenly over all classes.
+      heads: of several data sets; the classes of an example are then those of its own head.
 
     Returns:
       ``[b]``, in the type of the logits.
     """
+    own = None if heads is None else heads.own(labels)
     if not label_smoothing:
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels, where=own)
     targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))
+    targets = optax.smooth_labels(targets, label_smoothing, where=own)
+    return optax.softmax_cross_entropy(logits, targets, where=own)
 
 
 def by_share(measure: Callable[[Array], Array], labels: Labels) -> Num[Array, " b"] | Array:
@@ -49,7 +55,13 @@ def by_share(measure: Callable[[Array], Array], labels: Labels) -> Num[Array, " 
     return share * measure(labels.labels) + (1 - share) * measure(labels.others)
 
 
-def make_loss_fn(own: bool, label_smoothing: float, mixed: bool, given: LossFn | None) -> LossFn:
+def make_loss_fn(
+    own: bool,
+    label_smoothing: float,
+    mixed: bool,
+    given: LossFn | None,
+    heads: Heads | None = None,
+) -> LossFn:
     """Selects the loss function of a run: the user's, or the cross-entropy.
 
     Args:
@@ -57,10 +69,17 @@ def make_loss_fn(own: bool, label_smoothing: float, mixed: bool, given: LossFn |
       label_smoothing: as in `cross_entropy`.
       mixed: whether mixup or cutmix is used.
       given: the user's loss function, if any.
+      heads: of several data sets; the user's loss function is then called with the outputs of all
+        heads, and labels that are numbered over all data sets.
 
     Raises:
-      UserError: label smoothing or mixing is enabled for a loss that does not support it.
+      UserError: label smoothing, mixing or several data sets, with a loss that does not support it.
     """
+    if own and heads:
+        raise UserError(
+            f"{len(heads.names)} data sets need the cross-entropy or loss_fn, but this network "
+            "defines its own loss; use another network, or one data set"
+        )
     if own and given is not None:
         raise UserError("loss_fn: this network defines its own loss; remove loss_fn")
     if (own or given is not None) and label_smoothing:
@@ -74,7 +93,7 @@ def make_loss_fn(own: bool, label_smoothing: float, mixed: bool, given: LossFn |
             "mixup, cutmix: need the cross-entropy or loss_fn, but this network defines its own "
             "loss; use mixup=0 and cutmix=0"
         )
-    return given or partial(cross_entropy, label_smoothing=label_smoothing)
+    return given or partial(cross_entropy, label_smoothing=label_smoothing, heads=heads)
 
 
 def auxiliary(recorded: Mapping) -> Float[Array, ""]:

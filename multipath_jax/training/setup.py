@@ -13,19 +13,21 @@ import optax
 from ml_collections import ConfigDict
 
 from multipath_jax.config import schedule
-from multipath_jax.config.keys import parse_numbers, parse_options, validate
+from multipath_jax.config.keys import parse_numbers, parse_options, several, validate
 from multipath_jax.data import (
     Dataset,
     Description,
     EncodedSplit,
+    Heads,
     batches_per_epoch,
     describe,
     load_dataset,
+    load_several,
     open_encoded,
 )
 from multipath_jax.errors import UserError
 from multipath_jax.evaluation.evaluate import Evaluator, Views, make_evaluator
-from multipath_jax.layers import Execution, Shortcut
+from multipath_jax.layers import Execution, FromSets, OwnStatistics, Shortcut, own_statistics
 from multipath_jax.models import create_model
 from multipath_jax.parallel import devices, placement, processes
 from multipath_jax.parallel.compilation import quick_compilation
@@ -34,7 +36,14 @@ from multipath_jax.training.losses import LossFn, make_loss_fn
 from multipath_jax.training.metrics import TrainMetrics, zeros_like
 from multipath_jax.training.optimizer import make_optimizer
 from multipath_jax.training.sources import Encoded, Resident, Source, Streamed
-from multipath_jax.training.step import Batch, Carry, Runner, make_prepare, make_train_step
+from multipath_jax.training.step import (
+    Batch,
+    Carry,
+    Prepare,
+    Runner,
+    make_prepare,
+    make_train_step,
+)
 from multipath_jax.utils import progress
 
 # Called with the step and the metrics of a line of ``metrics.jsonl``.
@@ -94,8 +103,15 @@ class Setup:
         self.plan = schedule.make_plan(config, per_epoch)
         self.model = model or make_model(config, self.dataset.num_classes, self.plan.total)
         self.image_shape = cropped_shape(self.dataset, config.dataset.crop)
+        heads = self.dataset.heads
+        loss_fn = make_loss_fn(
+            placement.has_own_loss(self.model),
+            config.label_smoothing,
+            config.mixup > 0 or config.cutmix > 0,
+            loss_fn,
+            heads,
+        )
         placement.check(self.model, config.model.name, config.mesh.path, self.image_shape)
-        self.placement = placement.Placement(self.model, self.mesh)
         self.learning_rate = None if optimizer else schedule.learning_rate(config, self.plan)
         self.optimizer = optimizer or make_optimizer(config.optimizer, self.learning_rate)
         self.hooks = tuple(hooks)
@@ -110,16 +126,16 @@ class Setup:
             erase=config.dataset.erase,
             trivial=config.dataset.trivial_augment,
         )
+        if config.dataset.own_statistics:
+            self.model = with_own_statistics(self.model, heads, self.image_shape)
+            prepare = _from_sets(prepare, heads)
+        self.placement = placement.Placement(self.model, self.mesh)
         self.train_step = make_train_step(
             self.placement,
             self.optimizer,
             prepare,
-            loss_fn=make_loss_fn(
-                self.placement.has_own_loss,
-                config.label_smoothing,
-                config.mixup > 0 or config.cutmix > 0,
-                loss_fn,
-            ),
+            loss_fn=loss_fn,
+            heads=heads,
             mixup=config.mixup,
             cutmix=config.cutmix,
             ema=config.ema,
@@ -225,11 +241,16 @@ def read_dataset(config: ConfigDict) -> Dataset:
         data_dir = config.data_dir or None
         if config.size:
             return open_encoded(config.name, data_dir, config.size, config.source, config.holdout)
+        if names := several(config.name):
+            proportions = parse_numbers("dataset.proportions", config.proportions) or None
+            return load_several(names, data_dir, config.holdout, proportions)
         return load_dataset(config.name, data_dir, config.holdout)
 
 
 def normalized(dataset: Dataset, config: ConfigDict) -> Dataset:
     """The data set with the mean and deviation of a config's part ``dataset``, if it has any.
+
+    Of several data sets, each is normalized by the same.
 
     Raises:
       UserError: they are of another number of channels than the images.
@@ -240,6 +261,10 @@ def normalized(dataset: Dataset, config: ConfigDict) -> Dataset:
     )
     if not len(mean):
         return dataset
+    if dataset.parts:
+        parts = tuple(normalized(part, config) for part in dataset.parts)
+        mean, std = (np.stack([getattr(part, key) for part in parts]) for key in ("mean", "std"))
+        return dataclasses.replace(dataset, mean=mean, std=std, parts=parts)
     channels = dataset.image_shape[-1]
     if len(mean) != channels:
         raise UserError(
@@ -258,6 +283,37 @@ def cropped_shape(dataset: Dataset, crop: int) -> tuple[int, int, int]:
             f"choose at most {min(height, width)}"
         )
     return (crop, crop, channels) if crop else dataset.image_shape
+
+
+def with_own_statistics(
+    model: nn.Module, heads: Heads | None, image_shape: tuple[int, int, int]
+) -> OwnStatistics:
+    """The network with BatchNorm statistics for each data set.
+
+    Args:
+      model: the network.
+      heads: the heads of the data sets.
+      image_shape: height, width and channels.
+
+    Raises:
+      UserError: there is one data set only, or the network has no BatchNorm that supports it.
+    """
+    if heads is None:
+        raise UserError("dataset.own_statistics=True needs several data sets; use data.join")
+    network = OwnStatistics(model, len(heads.names))
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    variables = jax.eval_shape(partial(network.init, train=False), jax.random.key(0), image)
+    if own_statistics.COLLECTION not in variables:
+        raise UserError(
+            "dataset.own_statistics=True needs a network with multipath_jax.layers.batch_norm; "
+            "this one has none"
+        )
+    return network
+
+
+def _from_sets(prepare: Prepare, heads: Heads) -> Prepare:
+    """A function like ``prepare`` that also says from which data set each image is."""
+    return lambda state, batch: FromSets(prepare(state, batch), heads.numbers(batch.labels))
 
 
 # Options of discrete routing as fractions of the training, and the same options in steps.

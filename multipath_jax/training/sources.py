@@ -22,7 +22,6 @@ from multipath_jax.data import (
     Split,
     batch_at,
     batches_per_epoch,
-    epoch_order,
     place,
 )
 from multipath_jax.data.encoded import Decoded
@@ -79,7 +78,7 @@ class Resident:
         self._split, self._size = split, batch_size
         self._everywhere, self._where = replicated(mesh), split_batch(mesh)
         self.steps_per_epoch = batches_per_epoch(len(split), batch_size)
-        self._order = _Orders(len(split), self._everywhere)
+        self._order = _Orders(split, batch_size, self._everywhere)
 
     @functools.cached_property
     def _data(self) -> Any:
@@ -135,7 +134,7 @@ class Streamed(_FromHost):
 
     def __init__(self, split: Split, batch_size: int, mesh: Mesh):
         super().__init__(split, batch_size, mesh)
-        self._order = _Orders(len(split), self._everywhere)
+        self._order = _Orders(split, batch_size, self._everywhere)
 
     def batches(self, rng: UInt32[Array, "..."], epoch: int, first_step: int) -> Iterator[Batch]:
         order = np.asarray(self._order(rng, epoch))
@@ -206,11 +205,11 @@ class Encoded(_FromHost):
 
 
 class _Orders:
-    """Computes the order of n examples in an epoch, int32 ``[n]``, and caches the last one."""
+    """Computes the order of the examples in an epoch, int32 ``[n]``, and caches the last one."""
 
-    def __init__(self, count: int, where: jax.sharding.Sharding):
+    def __init__(self, split: Split, batch_size: int, where: jax.sharding.Sharding):
         def draw(rng: UInt32[Array, "..."], epoch: Int[Array, ""]) -> Array:
-            return epoch_order(stream(rng, ORDER), epoch, count)
+            return split.order(stream(rng, ORDER), epoch, batch_size)
 
         self._draw = jax.jit(draw, out_shardings=where)
         self._last: tuple[tuple, Array] | None = None

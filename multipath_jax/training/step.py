@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int, Num, PyTree
 
 from multipath_jax.data import (
+    Heads,
     alternately_mirrored,
     augment,
     mix,
@@ -96,7 +97,7 @@ def make_prepare(
     Section 6.2: random shifts and mirror images. Section 6.4: random crops and mirror images.
 
     Args:
-      dataset: gives the mean and standard deviation for the normalization.
+      dataset: gives the mean and standard deviation for the normalization (`Dataset.statistics`).
       shift: largest shift in pixels; 0: none.
       flip: whether to mirror images.
       crop: side of random crops in pixels; 0: none.
@@ -106,11 +107,11 @@ def make_prepare(
       trivial: whether to apply `trivial_augment`.
 
     Returns:
-      A function ``(state, images [b h w c]) -> [b s s c]``.
+      A function of the state and a batch, whose result is ``[b s s c]``.
     """
 
-    def prepare(state: TrainState, images: Num[Array, "b h w c"]) -> Float[Array, "b s s c"]:
-        key, mirrored = state.step_key(AUGMENT), None
+    def prepare(state: TrainState, batch: Batch) -> Float[Array, "b s s c"]:
+        images, key, mirrored = batch.images, state.step_key(AUGMENT), None
         if alternate:
             run_key = stream(state.rng, AUGMENT)
             mirrored = alternately_mirrored(run_key, images, state.step // alternate)
@@ -121,7 +122,7 @@ def make_prepare(
             images = trivial_augment(jax.random.fold_in(key, 4), images)
         return augment(
             key,
-            normalize(images, dataset.mean, dataset.std),
+            normalize(images, *dataset.statistics(batch.labels)),
             max_shift=shift,
             flip=flip,
             shift_mode=shift_mode,
@@ -139,6 +140,7 @@ def make_train_step(
     prepare: Prepare,
     *,
     loss_fn: LossFn = cross_entropy,
+    heads: Heads | None = None,
     mixup: float = 0.0,
     cutmix: float = 0.0,
     ema: float = 0.0,
@@ -156,6 +158,7 @@ def make_train_step(
       optimizer: an optax transformation.
       prepare: augments and normalizes images (`make_prepare`).
       loss_fn: ``(outputs, labels) -> losses [b]``, for a network without a method `loss`.
+      heads: of several data sets; the error is that in the own head of each example.
       mixup, cutmix: as in `mix`.
       ema: decay of the moving average, if the state has one.
       accumulate: number of micro-batches per step (`accumulated`).
@@ -185,14 +188,14 @@ def make_train_step(
         outputs, losses, updates = forward(variables, images, labels, key)
         loss = losses.mean() + auxiliary(updates.pop("losses", {}))
         routing = routing_statistics(updates.pop("intermediates", {}))
-        wrong = by_share(partial(is_wrong, outputs), labels)
+        wrong = by_share(partial(is_wrong, outputs, heads=heads), labels)
         return loss, Pass(updates, loss, wrong, routing)
 
     gradient = accumulated(jax.grad(objective, has_aux=True), accumulate, unroll)
 
     @jax.jit
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, TrainMetrics]:
-        images, labels = prepare(state, batch.images), batch.labels
+        images, labels = prepare(state, batch), batch.labels
         if mixup or cutmix:
             images, labels = mix(state.step_key(MIX), images, labels, mixup, cutmix)
         variables = (state.params, state.collections)

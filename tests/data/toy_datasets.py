@@ -50,3 +50,14 @@ def prepare(data_dir, splits: dict[str, list[dict]], *, name="toy", features=Non
     builder = Toy(data_dir=data_dir)
     builder.download_and_prepare(file_format="array_record")
     return builder.data_dir
+
+
+def prepare_two(data_dir) -> None:
+    """Writes the data sets ``toy`` of 4x5x3 and ``gray`` of 6x6x1 pixels, of three classes each."""
+    for name, shape, counts in (("toy", (4, 5, 3), (40, 9)), ("gray", (6, 6, 1), (20, 6))):
+        splits = {
+            split: examples(count, shape, seed)
+            for seed, (split, count) in enumerate(zip(("train", "test"), counts, strict=True))
+        }
+        features = {"image": tfds.features.Image(shape=shape), "label": LABEL}
+        prepare(data_dir, splits, name=name, features=features)

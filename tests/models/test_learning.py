@@ -36,7 +36,8 @@ def test_three_steps_lower_the_loss(name):
     # The suite compiles with little effort; CapsNet's many small products would then take minutes.
     options = {"xla_backend_optimization_level": 3} if name == "CapsNet" else None
     step = jax.jit(
-        make_train_step(model, optimizer, lambda state, images: images), compiler_options=options
+        make_train_step(model, optimizer, lambda state, batch: batch.images),
+        compiler_options=options,
     )
     losses = []
     for _ in range(4):  # the loss of the fourth step is that after three

@@ -21,7 +21,7 @@ from multipath_jax.config.keys import default_config
 from multipath_jax.errors import UserError
 from multipath_jax.training.setup import Setup
 from multipath_jax.training.state import TrainState
-from multipath_jax.training.step import make_prepare
+from multipath_jax.training.step import Batch, make_prepare
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}  # float32, sums in another order
 
@@ -67,11 +67,12 @@ def test_it_is_evaluated(run):
 def test_training_is_normalized_alike(run):
     """By the numbers of the config, in its steps as in evaluation."""
     setup = Setup(run.config)
-    few = run.test(4).images
+    few, labels = run.test(4).images, run.test(4).labels
     prepare = make_prepare(setup.dataset, shift=0, flip=False)
     rng = jax.random.key_data(jax.random.key(0))
     state = TrainState(jnp.int32(0), params={}, collections={}, opt_state=(), rng=rng)
-    np.testing.assert_array_equal(prepare(state, jnp.asarray(few)), run.prepare(few))
+    batch = Batch(jnp.asarray(few), jnp.asarray(labels))
+    np.testing.assert_array_equal(prepare(state, batch), run.prepare(few))
     np.testing.assert_allclose(run.prepare(few), (few / 255 - 0.25) / 0.5, **CLOSE)
     assert (setup.description.mean, setup.description.std) == ([0.25], [0.5])
 

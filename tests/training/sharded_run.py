@@ -1,8 +1,11 @@
 """A few steps on a mesh of virtual devices, as a program: what they gave goes into a file.
 
-python sharded_run.py DATA PATH NETWORK OUT [seed]
+python sharded_run.py DATA PATH NETWORK OUT
+
+In its environment DIGITS is the folder of the data sets, and SETTINGS more keys of the config.
 """
 
+import json
 import os
 import sys
 from functools import partial
@@ -55,6 +58,7 @@ def main() -> None:
             "train_for": "4 steps",
             "schedule.learning_rate": 0.05,
         }
+        | json.loads(os.environ.get("SETTINGS", "{}"))
     )
     enable_compilation_cache("auto")
     setup = Setup(config, model=preactivation(10) if NETWORK == "PreActivation" else None)

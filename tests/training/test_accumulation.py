@@ -67,8 +67,8 @@ def test_every_device_keeps_its_own_examples():
     assert setup.sharding.is_equivalent_to(split_batch(mesh, axis=1), setup.ndim)
 
 
-def prepare(key, images):
-    return images
+def prepare(state, batch):
+    return batch.images
 
 
 @cache  # compiled once for all tests

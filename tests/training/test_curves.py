@@ -98,3 +98,16 @@ def test_curves_are_named_by_what_was_evaluated(split, name, workdir, monkeypatc
         {f"train/{measure}": "training", f"{split}/{measure}": name}
         for measure in ("loss", "error")
     ]
+
+
+def test_every_data_set_has_a_curve(workdir, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(curves, "_lines", lambda axes, lines, names, label: drawn.append(names))
+    more = {
+        f"test/{name}/{measure}": 1.0 for name in ("a", "b/c:1") for measure in ("error", "loss")
+    }
+    write(workdir, [line(epoch) | more for epoch in (1, 2)])
+    curves.draw(workdir)
+    loss, error = drawn
+    assert list(loss)[2:] == ["test/a/loss", "test/b/c:1/loss"]
+    assert [*error.values()] == ["training", "test", "a", "b/c:1"]

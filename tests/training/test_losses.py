@@ -2,11 +2,12 @@
 
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from multipath_jax.data import MixedLabels
+from multipath_jax.data import Heads, MixedLabels
 from multipath_jax.errors import UserError
 from multipath_jax.training import losses
 
@@ -43,6 +44,34 @@ def test_mixed_labels_count_by_their_shares():
     np.testing.assert_allclose(found, expected, 1e-6)
 
 
+HEADS = Heads(("a", "b"), (2, 3))
+BOTH = jnp.array([[1.0, 2.0, 9.0, 8.0, 7.0], [9.0, 9.0, 0.5, 0.0, 3.0]])  # an example of each
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_an_example_has_the_cross_entropy_of_its_own_head(smoothing):
+    def loss(logits):
+        return losses.cross_entropy(logits, jnp.array([1, 2 + 2]), smoothing, HEADS)
+
+    first = losses.cross_entropy(BOTH[:1, :2], jnp.array([1]), smoothing)
+    second = losses.cross_entropy(BOTH[1:, 2:], jnp.array([2]), smoothing)
+    np.testing.assert_allclose(loss(BOTH), jnp.concatenate([first, second]), 1e-6)
+    gradient = jax.grad(lambda logits: loss(logits).sum())(BOTH)
+    assert (np.asarray(gradient) != 0).tolist() == [
+        [True] * 2 + [False] * 3,
+        [False] * 2 + [True] * 3,
+    ]
+    assert np.isfinite(gradient).all()
+
+
+def test_an_image_mixed_of_two_data_sets_counts_in_both_heads():
+    labels = MixedLabels(jnp.array([1]), jnp.array([2]), jnp.array([0.25]))
+    found = losses.by_share(partial(losses.cross_entropy, BOTH[:1], heads=HEADS), labels)
+    first = losses.cross_entropy(BOTH[:1, :2], jnp.array([1]))
+    second = losses.cross_entropy(BOTH[:1, 2:], jnp.array([0]))
+    np.testing.assert_allclose(found, 0.25 * first + 0.75 * second, 1e-6)
+
+
 def squared(outputs, labels):
     return (outputs[:, 0] - labels) ** 2
 
@@ -54,6 +83,7 @@ def squared(outputs, labels):
         ((False, 0.1, False, squared), "label_smoothing=0.1 .* loss_fn is given; use label_smo"),
         ((True, 0.0, True, None), "mixup, cutmix: need the cross-entropy"),
         ((True, 0.0, False, squared), "loss_fn: this network defines its own loss"),
+        ((True, 0.0, False, None, HEADS), "2 data sets need .* this network defines its own loss"),
     ],
 )
 def test_losses_that_exclude_each_other_are_refused(arguments, message):

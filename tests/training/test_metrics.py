@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from multipath_jax.data import Heads
 from multipath_jax.evaluation import metrics as evaluation
 from multipath_jax.training import metrics as m
 
@@ -79,6 +80,12 @@ def test_errors_of_the_largest_logits():
     assert evaluation.is_wrong_among(logits, labels, 2).tolist() == [False, True]
     assert evaluation.is_wrong_among(logits, labels, 5).tolist() == [False, True]
     assert evaluation.is_wrong_among(logits, labels, 9).tolist() == [False, False]
+
+
+def test_errors_are_those_of_the_own_head():
+    logits = jnp.array([[1.0, 2, 9, 8, 7], [1, 2, 9, 8, 7], [9, 9, 0, -1, 3]])
+    labels, heads = jnp.array([1, 0, 4]), Heads(("a", "b"), (2, 3))
+    assert evaluation.is_wrong(logits, labels, heads).tolist() == [False, True, False]
 
 
 def test_equal_logits_are_no_success():

@@ -1,7 +1,9 @@
 """Paths on several devices: the numbers of one device, and no talk between two routers."""
 
+import json
 import pathlib
 import re
+import sys
 from functools import partial
 
 import flax.linen as nn
@@ -9,6 +11,9 @@ import jax
 import numpy as np
 import pytest
 from programs import Program
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "data"))
+import toy_datasets
 
 from multipath_jax import create_model
 from multipath_jax.config.keys import default_config
@@ -34,10 +39,11 @@ TOLERANCE = 3e-5
 BATCH = 32  # that of `sharded_run`
 
 
-def run(data_dir, folder, data, path, network):
+def run(data_dir, folder, data, path, network, **settings):
     """What `sharded_run` found, by name."""
     out = folder / f"{network}_{data}_{path}.npz"
-    status, said = Program(PROGRAM, data, path, network, out, DIGITS=str(data_dir)).end(600)
+    given = {"DIGITS": str(data_dir), "SETTINGS": json.dumps(settings)}
+    status, said = Program(PROGRAM, data, path, network, out, **given).end(600)
     assert status == 0, said
     return dict(np.load(out))
 
@@ -88,6 +94,21 @@ def test_many_devices_compute_what_one_does(data_dir, tmp_path, on_one_device, n
     assert difference < (3e-4 if network.startswith("BaseCNN") else TOLERANCE)
     if network.endswith("CC") and path > 1:
         check_talk(str(found["program"]), network, data, path)
+
+
+@pytest.mark.slow  # one data set is divided in the same way, and several over two devices
+@pytest.mark.parametrize(("data", "path", "own"), [(8, 1, True), (2, 2, False)])
+def test_several_data_sets_are_trained_on_as_on_one_device(data_dir, tmp_path, data, path, own):
+    (tmp_path / "digits").symlink_to(data_dir / "digits")
+    toy_datasets.prepare_two(tmp_path)
+    settings = {"dataset.name": "digits+gray+toy", "dataset.proportions": "1, 1, 1"}
+    settings["dataset.own_statistics"] = own
+    one, many = (
+        run(tmp_path, tmp_path, *mesh, "ResNet8-2-CC", **settings)
+        for mesh in ((1, 1), (data, path))
+    )
+    assert "test/gray/error" in one
+    assert largest_difference(many, one) < TOLERANCE
 
 
 def check_talk(program, network, data, path):
