@@ -15,23 +15,9 @@ Error:     depends on your images; 30.20 % for those
 
 from ml_collections import ConfigDict
 
-from multipath_jax.config.keys import FOLDER, default_config
-from multipath_jax.models.registry import family_of
+from multipath_jax import recipes
 
 
 def get_config(name: str = "ResNet18-2-CC") -> ConfigDict:
     """The config for a network. Raises UserError if the name is unknown."""
-    side = max(32, family_of(name).image_shape[0])  # CapsNet's default is 28, but it takes any size
-    config = default_config()
-    config.model.name = name
-    config.dataset.name = FOLDER
-    config.dataset.size = side * 8 // 7  # the ratio of 256 to 224
-    config.dataset.crop = side
-    config.dataset.flip = True
-    config.batch_size = 64
-    config.train_for = "90 epochs"
-    config.schedule.learning_rate = 0.025
-    config.schedule.kind = "cosine"
-    config.schedule.warmup = "1 epoch"
-    config.optimizer.weight_decay = 1e-4
-    return config
+    return recipes.folder(name)

@@ -50,6 +50,11 @@ NUM_PROCESSES = flags.DEFINE_integer(
 )
 MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or evaluate a checkpoint.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "Which to evaluate: best, latest or a step.")
+TEST_SPLIT = flags.DEFINE_bool(
+    "test_split",
+    False,
+    "With --mode=eval: evaluate on the test split, also if the run held out training images.",
+)
 RESTART = flags.DEFINE_bool(
     "restart",
     False,
@@ -110,11 +115,14 @@ def _evaluate() -> int:
         checkpoints.check_workdir(workdir, config)
     run = load_run(workdir, CHECKPOINT.value)
     run = run if config is None else dataclasses.replace(run, config=config)
+    images_differ = run.config.dataset.holdout > 0 and TEST_SPLIT.value  # from those held out
+    run = run.on_test_split() if TEST_SPLIT.value else run
     enable_compilation_cache(run.config.compilation_cache)
     held_out = f", {run.config.dataset.holdout} training images held out"
     what = run.dataset.name + (" test split" if run.dataset.evaluated == TEST else held_out)
     lines = [f"{CHECKPOINT.value} checkpoint of {workdir}, step {run.step}, {what}"]
-    lines += [f"the data differ from those of training: {other}" for other in run.other_images]
+    others = [] if images_differ else run.other_images
+    lines += [f"the data differ from those of training: {other}" for other in others]
     for name, value in run.evaluate().items():
         unit = " %" if "error" in name else ""
         part, slash, measure = name.rpartition("/")

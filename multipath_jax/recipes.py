@@ -1,15 +1,18 @@
-"""Training recipes as configs: the paper's (Sections 6.2 to 6.4) and two of this repository."""
+"""Training recipes as configs: the paper's (Sections 6.2 to 6.4) and others of this repository."""
 
 from ml_collections import ConfigDict
 
-from multipath_jax.config.keys import default_config
+from multipath_jax.config.keys import FOLDER, default_config
 from multipath_jax.errors import UserError
+from multipath_jax.models.registry import family_of
 
 # Prefixes of the names of residual networks; every other network uses the plain CNNs' recipe.
 RESIDUAL = ("ResNet", "SEResNet", "WRN", "HyperWRN", "BlockDrop", "ConvNet-AIG", "SkipNet")
 BOUNDARIES = {200: (80, 150), 350: (150, 250)}  # number of epochs: those after which the rate drops
 DATASETS = ("cifar10", "cifar100")
 FAST_EPOCHS = 10
+# Of the pixels in [0, 1], by which weights for ImageNet are nearly always trained.
+IMAGENET_MEAN, IMAGENET_STD = "0.485, 0.456, 0.406", "0.229, 0.224, 0.225"
 # Networks that define their own loss instead of the cross-entropy; their labels are not smoothed.
 OWN_LOSS = ("BaseCNN-Ensemble", "All-Ensemble", "CapsNet")
 
@@ -108,6 +111,63 @@ def digits() -> ConfigDict:
     config.train_for = "15 epochs"
     config.schedule.learning_rate = 0.05
     config.schedule.boundaries = "9 epochs, 13 epochs"
+    return config
+
+
+def folder(name: str = "ResNet18-2-CC") -> ConfigDict:
+    """A recipe for a folder of images; not in the paper. ``config.dataset.source`` names it.
+
+    Batch 64, 90 epochs, a warm-up of one epoch to the rate of 0.025 (the paper's 0.1 at batch 256,
+    scaled), then a cosine decay. Random crops of 224x224 from images of 256x256 for ImageNet's
+    networks, of 32x32 from 36x36 for the others; mirror images.
+
+    Args:
+      name: a name that `create_model` accepts.
+
+    Returns:
+      A config; its values can be changed before it is used.
+
+    Raises:
+      UserError: the name is unknown.
+    """
+    side = max(32, family_of(name).image_shape[0])  # CapsNet's default is 28, but it takes any size
+    config = default_config()
+    config.model.name = name
+    config.dataset.name = FOLDER
+    config.dataset.size = side * 8 // 7  # the ratio of 256 to 224
+    config.dataset.crop = side
+    config.dataset.flip = True
+    config.batch_size = 64
+    config.train_for = "90 epochs"
+    config.schedule.learning_rate = 0.025
+    config.schedule.kind = "cosine"
+    config.schedule.warmup = "1 epoch"
+    config.optimizer.weight_decay = 1e-4
+    return config
+
+
+def finetune(name: str = "ResNet18-2-CC") -> ConfigDict:
+    """A recipe for a folder of images, from the weights of ``config.init_from``.
+
+    That of `folder` but for these: 20 epochs, the rate is 0.01, and training stops early when the
+    error has been above its lowest for 5 epochs. Images for ImageNet's networks are normalized by
+    ImageNet's mean and deviation, as weights from torchvision and timm require.
+
+    Args:
+      name: a name that `create_model` accepts.
+
+    Returns:
+      A config; its values can be changed before it is used.
+
+    Raises:
+      UserError: the name is unknown.
+    """
+    config = folder(name)
+    config.train_for = "20 epochs"
+    config.patience = "5 epochs"
+    config.schedule.learning_rate = 0.01
+    if family_of(name).image_shape[0] == 224:
+        config.dataset.mean, config.dataset.std = IMAGENET_MEAN, IMAGENET_STD
     return config
 
 

@@ -111,6 +111,16 @@ class LoadedRun:
             self, model=model, variables=variables, description=description, number=number
         )
 
+    def on_test_split(self) -> "LoadedRun":
+        """The run with the test split of its data set, if it held out training images.
+
+        In place of the ``config.dataset.holdout`` training images on which it was evaluated so far:
+        for one measurement of what was chosen on them.
+        """
+        config = self.config.copy_and_resolve_references()
+        config.dataset.holdout = 0
+        return dataclasses.replace(self, config=config)
+
     @cached_property
     def dataset(self) -> Dataset:
         """The whole data set, read on first access.

@@ -226,7 +226,11 @@ def test_programs_ask_for_a_head_in_one_line(program, head, run, tmp_path, capsy
 
 
 def test_eval_prints_the_errors_of_every_data_set(run, measured, capsys, monkeypatch):
-    for name, value in (("WORKDIR", str(run.workdir)), ("CHECKPOINT", "best")):
+    for name, value in (
+        ("WORKDIR", str(run.workdir)),
+        ("CHECKPOINT", "best"),
+        ("TEST_SPLIT", False),
+    ):
         monkeypatch.setattr(main, name, types.SimpleNamespace(value=value))
     monkeypatch.setattr(main.config_flags, "CONFIG", types.SimpleNamespace(value=None))
     monkeypatch.setattr(type(run), "evaluate", lambda _: measured)

@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 
 from multipath_jax import weights
 from multipath_jax.checkpoints.store import Checkpoints, open_existing, read_existing, steps_in
-from multipath_jax.checkpoints.workdir import CONFIG_FILE
+from multipath_jax.checkpoints.workdir import CONFIG_FILE, DATASET_FILE
 from multipath_jax.config.keys import OWN, parse_options, read_config
+from multipath_jax.data.description import read_description
 from multipath_jax.errors import UserError
 from multipath_jax.models import family_of
 from multipath_jax.parallel.devices import replicated_like
@@ -158,10 +159,15 @@ def _compare(
         {key: "/".join(key) for key in expected},
         {"/".join(key): shape for key, shape in there.items()},
     )
-    path = filesystem.path("init_from", config.init_from) / CONFIG_FILE
-    if storage.exists(path):
-        stored = read_config(path).model
+    source = filesystem.path("init_from", config.init_from)
+    if storage.exists(source / CONFIG_FILE):
+        stored = read_config(source / CONFIG_FILE).model
         _check_options(parse_options("model.options", stored.options), config)
+    if storage.exists(source / DATASET_FILE):
+        data = read_description(source / DATASET_FILE)
+        if not data.parts:
+            mean, std = map(tuple, (data.mean.tolist(), data.std.tolist()))
+            found = dataclasses.replace(found, mean=mean, std=std)
     return _checked(Source(found, growth, {}), config)
 
 
@@ -174,7 +180,8 @@ def _convert(
     growth = weights.find_growth(model, own, there, _named(config))
     found = weights.convert(state, growth.expected if growth else own)
     _check_options(found.options, config)
-    return _checked(Source(found.compared, growth, found.arrays), config, whole=True)
+    compared = dataclasses.replace(found.compared, mean=state.mean, std=state.std)
+    return _checked(Source(compared, growth, found.arrays), config, whole=True)
 
 
 def _checked(source: Source, config: ConfigDict, whole: bool = False) -> Source:

@@ -30,6 +30,7 @@ FREE_KEYS = (
     "init_from",
     "init_partial",
     "growth_noise",
+    "patience",
     "mesh.data",
     "mesh.path",
     "dispatch",
@@ -137,6 +138,18 @@ def default_config() -> ConfigDict:
     # Decay of a moving average of parameters and statistics, such as 0.9999. If it is set, the
     # average is what is evaluated, kept as the best and read by init_from.
     config.ema = 0.0
+
+    # Fine-tuning of the weights of init_from.
+    config.finetune = ConfigDict()
+    config.finetune.head_first = ""  # a duration in which only the head is trained at first
+    config.finetune.head = (
+        ""  # its parameters, as patterns such as "dense, router_*"; "": last layer
+    )
+    config.finetune.layer_decay = 1.0  # factor between the learning rates of a layer and the next
+    config.finetune.frozen = ""  # parameters that are not trained, as patterns: "stem, stack_1"
+    config.finetune.frozen_statistics = False  # BatchNorm uses its running statistics, unchanged
+    # Stop early when the error has been above its lowest for this duration, such as "10 epochs".
+    config.patience = ""
 
     # Logging, evaluation and checkpoint intervals. All three also happen at the end of training.
     config.log_every = "1 epoch"
@@ -299,13 +312,18 @@ def validate(config: ConfigDict) -> None:
     if flat["optimizer.nesterov"] and not momentum:
         raise UserError("optimizer.nesterov=True needs optimizer.momentum, such as 0.9")
     _require(0 <= decay < math.inf, "optimizer.weight_decay", decay, "at least 0")
+    layer_decay = flat["finetune.layer_decay"]
+    _require(0 < layer_decay <= 1, "finetune.layer_decay", layer_decay, "above 0 and at most 1")
+    if flat["finetune.head"] and not flat["finetune.head_first"]:
+        raise UserError("finetune.head needs finetune.head_first, a duration such as '5 epochs'")
     for key in ("label_smoothing", "ema"):
         _require(0 <= flat[key] < 1, key, flat[key], "at least 0 and below 1")
     for key in ("train_for", "log_every", "eval_every", "checkpoint_every"):
         parse_duration(key, flat[key])
     parse_durations("schedule.boundaries", flat["schedule.boundaries"])
-    if flat["schedule.warmup"]:
-        parse_duration("schedule.warmup", flat["schedule.warmup"])
+    for key in ("schedule.warmup", "finetune.head_first", "patience"):
+        if flat[key]:
+            parse_duration(key, flat[key])
     if flat["schedule.boundaries"] and flat["schedule.kind"] != "step":
         raise UserError(
             f"schedule.kind={flat['schedule.kind']} takes no boundaries, but "

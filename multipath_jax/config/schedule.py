@@ -81,6 +81,8 @@ class Plan:
       log_every, eval_every, checkpoint_every: intervals, in steps.
       profile: first and last step of the profiler trace; None if nothing is traced.
       warmup: number of steps of the linear warm-up.
+      head_first: number of steps in which only the head is trained.
+      patience: number of steps that the error may be above its lowest; 0: any number.
     """
 
     steps_per_epoch: int
@@ -91,6 +93,8 @@ class Plan:
     checkpoint_every: int
     profile: tuple[int, int] | None = None
     warmup: int = 0
+    head_first: int = 0
+    patience: int = 0
 
     def due(self, every: int, step: int) -> bool:
         """Whether an event with the interval ``every`` is due after ``step`` steps.
@@ -121,6 +125,9 @@ def make_plan(config: ConfigDict, steps_per_epoch: int) -> Plan:
     def steps(key):
         return parse_duration(key, config[key]).steps(steps_per_epoch)
 
+    def steps_if_set(key, text):
+        return parse_duration(key, text).steps(steps_per_epoch) if text else 0
+
     total = steps("train_for")
     boundaries = _boundaries(config, total, steps_per_epoch)
     warmup = _warmup(config, min((total, *boundaries)), steps_per_epoch)
@@ -128,7 +135,16 @@ def make_plan(config: ConfigDict, steps_per_epoch: int) -> Plan:
     profile = parse_window("profile", config.profile)
     if profile and profile[1] > total:
         raise UserError(f"profile={config.profile!r} reaches past the {total} steps of training")
-    return Plan(steps_per_epoch, total, boundaries, **cadence, profile=profile, warmup=warmup)
+    return Plan(
+        steps_per_epoch,
+        total,
+        boundaries,
+        **cadence,
+        profile=profile,
+        warmup=warmup,
+        head_first=steps_if_set("finetune.head_first", config.finetune.head_first),
+        patience=steps_if_set("patience", config.patience),
+    )
 
 
 def _boundaries(config: ConfigDict, total: int, steps_per_epoch: int) -> tuple[int, ...]:

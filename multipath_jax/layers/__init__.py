@@ -10,6 +10,7 @@ from multipath_jax.layers.conditional import (
     SkipGate,
     straight_through,
 )
+from multipath_jax.layers.frozen_statistics import frozen_statistics
 from multipath_jax.layers.highway import ConvHighway
 from multipath_jax.layers.hyper import HyperConv, KernelGenerator
 from multipath_jax.layers.nddr import NDDR, NDDRShortcut
@@ -79,6 +80,7 @@ __all__ = [
     "SkipGate",
     "SqueezeExcite",
     "batch_norm",
+    "frozen_statistics",
     "max_pool_2x2",
     "straight_through",
 ]

@@ -77,8 +77,9 @@ def run_steps(
         asked; None: about a second's worth.
     """
     end = run.plan.total if until is None else until
-    if run.step == run.plan.total:
+    if run.is_over():
         run.has_ended()
+        return
     if run.step >= end:
         return
     run.compile()
@@ -87,6 +88,9 @@ def run_steps(
         while run.step < end:
             run.advance(pace, end)
             run.hooks(run.step, run.metrics())
+            if run.is_exhausted():
+                run.stop_early()
+                return
             if run.step < end and processes.any_process(should_stop()):
                 run.stop()
                 return

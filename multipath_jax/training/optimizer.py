@@ -1,14 +1,16 @@
-"""The optimizer of a config: SGD (Section 6.2), or any optimizer of optax by name."""
+"""The optimizer of a config: SGD (Section 6.2), or any of optax by name; rates by layer."""
 
 import fnmatch
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, Int, PyTree
 from ml_collections import ConfigDict
 
 from multipath_jax.config.keys import parse_options
@@ -88,17 +90,141 @@ def is_decayed(params: PyTree, without: str) -> PyTree:
 
     Args:
       params: the parameters of a network.
-      without: glob patterns for parameters without weight decay, separated by commas. Each is
-        matched against the path of a parameter, such as ``router_1/gate/w1``, and its last part.
+      without: patterns for parameters without weight decay, as in `matching`.
 
     Returns:
       A tree of bools.
     """
-    patterns = [pattern.strip() for pattern in without.split(",")]
+    return jax.tree.map(lambda found: not found, matching(params, without))
 
-    def decayed(path: tuple, _: Any) -> bool:
+
+def matching(params: PyTree, patterns: str) -> PyTree:
+    """A mask of the parameters that match patterns.
+
+    Args:
+      params: the parameters of a network.
+      patterns: glob patterns, separated by commas. Each is compared with the path of a parameter,
+        such as ``router_1/gate/w1``, with the beginnings of that path and with its last part.
+
+    Returns:
+      A tree of bools.
+    """
+    wanted = [pattern.strip() for pattern in patterns.split(",")]
+
+    def matches(path: tuple, _: Any) -> bool:
         names = [str(getattr(key, "key", key)) for key in path]
-        compared = ("/".join(names), names[-1])
-        return not any(fnmatch.fnmatchcase(n, p) for n in compared for p in patterns)
+        beginnings = ("/".join(names[: n + 1]) for n in range(len(names)))
+        compared = (*beginnings, names[-1])
+        return any(fnmatch.fnmatchcase(n, p) for n in compared for p in wanted)
 
-    return jax.tree_util.tree_map_with_path(decayed, params)
+    return jax.tree_util.tree_map_with_path(matches, params)
+
+
+# --- Rates by layer ------------------------------------------------------------------------------
+
+
+class ByLayerState(NamedTuple):
+    """State of `scale_by_layer`: the number of updates."""
+
+    count: Int[Array, ""]
+
+
+def scale_by_layer(
+    factors: PyTree, is_head: PyTree, head_first: int
+) -> optax.GradientTransformation:
+    """Multiplies the updates of an optimizer by a factor for each parameter.
+
+    It comes after the optimizer, whose moments follow the gradients of all parameters, also of
+    those that do not change yet.
+
+    Args:
+      factors: a tree of numbers; 0 for parameters that are not trained.
+      is_head: a tree of bools.
+      head_first: number of updates in which only the head changes.
+
+    Returns:
+      An optax transformation.
+    """
+
+    def init(params: PyTree) -> ByLayerState:
+        return ByLayerState(jnp.zeros((), jnp.int32))
+
+    def update(
+        updates: PyTree, state: ByLayerState, params: PyTree = None
+    ) -> tuple[PyTree, ByLayerState]:
+        body = state.count >= head_first
+        scaled = jax.tree.map(
+            lambda update, factor, head: update * (factor if head else factor * body),
+            updates,
+            factors,
+            is_head,
+        )
+        return scaled, ByLayerState(state.count + 1)
+
+    return optax.GradientTransformation(init, update)
+
+
+def rates_by_layer(
+    config: ConfigDict, head_first: int, params: dict[str, PyTree]
+) -> optax.GradientTransformation:
+    """The factors of the learning rate that a config describes.
+
+    Args:
+      config: the section ``finetune`` of a config.
+      head_first: number of steps in which only the head is trained.
+      params: the network's parameters, or their shapes, by layer in the order of the layers
+        (`params_in_order`).
+
+    Returns:
+      An optax transformation that comes after the optimizer.
+
+    Raises:
+      UserError: a pattern matches no parameter, or none is left to train.
+    """
+    for key in ("head", "frozen"):
+        _check_patterns(f"finetune.{key}", config[key], params)
+    is_head, frozen = matching(params, head_of(config, params)), matching(params, config.frozen)
+    if all(jax.tree.leaves(frozen)):
+        raise UserError(f"finetune.frozen={config.frozen} leaves no parameter to train")
+    rates = {name: config.layer_decay**after for after, name in enumerate(reversed(list(params)))}
+    factors = {
+        name: jax.tree.map(lambda found, rate=rates[name]: 0.0 if found else rate, frozen[name])
+        for name in params
+    }
+    return scale_by_layer(factors, is_head, head_first)
+
+
+def head_of(config: ConfigDict, params: dict[str, PyTree]) -> str:
+    """The patterns of the head's parameters: ``config.head``, else the last layer."""
+    return config.head or next(reversed(params))
+
+
+def _check_patterns(key: str, patterns: str, params: dict[str, PyTree]) -> None:
+    for pattern in filter(None, patterns.split(",")):
+        if not any(jax.tree.leaves(matching(params, pattern))):
+            raise UserError(
+                f"{key}: no parameter matches {pattern.strip()!r}; the layers are "
+                f"{', '.join(params)}"
+            )
+
+
+def params_in_order(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, PyTree]:
+    """The shapes of a network's parameters by layer, in the order in which the layers are made.
+
+    Args:
+      model: the network.
+      image_shape: height, width and channels.
+
+    Returns:
+      A tree of `jax.ShapeDtypeStruct` for each layer: each module that the network itself calls.
+    """
+    names: list[str] = []
+
+    def trace(key: Array, image: Array) -> PyTree:
+        params = model.init(key, image, train=False)["params"]
+        names.extend(params)  # here in their order; JAX sorts the keys of what is returned
+        return params
+
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    shapes = jax.eval_shape(trace, jax.random.key(0), image)
+    return {name: shapes[name] for name in names}

@@ -4,15 +4,18 @@ import dataclasses
 import time
 
 import jax
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
 from multipath_jax import checkpoints as ckpt
 from multipath_jax.data.datasets import TEST
+from multipath_jax.data.description import Description
 from multipath_jax.errors import Failure, UserError
 from multipath_jax.parallel import processes
 from multipath_jax.training.hooks import (
     METRICS_FILE,
+    SPLITS,
     Checkpointing,
     Clock,
     Hooks,
@@ -27,6 +30,7 @@ from multipath_jax.training.setup import Setup
 from multipath_jax.training.step import Carry
 from multipath_jax.utils import progress
 from multipath_jax.utils.cpu import convolutions_in_use
+from multipath_jax.weights import Comparison
 
 SECONDS_PER_CALL = 1.0  # how often the hooks are called, and it is asked whether to stop
 
@@ -46,6 +50,7 @@ class Result:
       best_error: the lowest test error of the run, in %.
       paths: what was written.
       evaluated: ``test`` or, if the errors are of training images held out, ``held_out``.
+      stopped_early: whether ``config.patience`` has ended the run.
     """
 
     step: int
@@ -54,11 +59,12 @@ class Result:
     best_error: float | None
     paths: list[epath.Path]
     evaluated: str = TEST
+    stopped_early: bool = False
 
     @property
     def finished(self) -> bool:
         """Whether nothing is left to train."""
-        return self.step == self.total
+        return self.stopped_early or self.step == self.total
 
 
 class Run:
@@ -198,6 +204,31 @@ class Run:
         self.save(None)
         self.log.say(f"stopped at step {self.step}; the same command goes on from there")
 
+    def is_over(self) -> bool:
+        """Whether nothing is left to train."""
+        return self.step == self.plan.total or self.is_exhausted()
+
+    def is_exhausted(self) -> bool:
+        """Whether the error has been above its lowest for ``config.patience``.
+
+        It depends on the step and on the best checkpoint alone, as a run that resumes finds them.
+        """
+        plan, step = self.plan, self.step
+        if not plan.patience or step == plan.total or not plan.due(plan.eval_every, step):
+            return False
+        best = self.checkpoints.best_of(self.checkpoints.steps)
+        return bool(processes.first_decides(best is not None and step - best >= plan.patience))
+
+    def stop_early(self) -> None:
+        """Saves the end of a run whose patience has run out, and says so."""
+        split = self.setup.dataset.evaluated
+        self.save(self.test["error"])
+        best, lowest = self.checkpoints.best, self.checkpoints.best_error
+        self.log.say(
+            f"stopped early at step {self.step}: the {SPLITS[split]} error was lowest, "
+            f"{lowest:.2f} %, at step {best} (patience={self.config.patience})"
+        )
+
     def has_ended(self) -> None:
         """Says so, and measures the end once more."""
         self.log.say(f"this run has ended at step {self.step}; nothing is left to train")
@@ -227,17 +258,34 @@ class Run:
             self.checkpoints.wait()
         paths = [self.workdir / ckpt.FOLDER, self.workdir / METRICS_FILE]
         best, split = self.checkpoints.best_error, self.setup.dataset.evaluated
-        return Result(self.step, self.plan.total, self.test, best, paths, split)
+        early = self.is_exhausted()
+        return Result(self.step, self.plan.total, self.test, best, paths, split, early)
 
 
 def first_carry(setup: Setup, config: ConfigDict) -> tuple[Carry, list[str]]:
     """The carry of step 0, of weights from ``config.init_from`` if it is set, and what to say."""
-    carry = setup.fresh_carry(config.seed)
+    carry, notes = setup.fresh_carry(config.seed), [*setup.notes]
     if not config.init_from:
-        return carry, []
+        return carry, notes
     variables, found = ckpt.initialize_from(config, carry.state.variables, model=setup.model)
     carry = carry._replace(state=carry.state.with_variables(variables))
-    return carry, [f"starting from the weights of {config.init_from}", *found.lines]
+    notes += [f"starting from the weights of {config.init_from}", *found.lines]
+    return carry, [*notes, *_other_normalization(found, setup.description)]
+
+
+def _other_normalization(found: Comparison, data: Description) -> list[str]:
+    """What to say if images were normalized otherwise when the weights were trained."""
+    there, here = (found.mean, found.std), (data.mean, data.std)
+    if not found.mean or all(
+        np.shape(a) == np.shape(b) and np.allclose(a, b, atol=1e-3)  # a quarter of a grey level
+        for a, b in zip(there, here, strict=True)
+    ):
+        return []
+    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in there)
+    return [
+        f"the weights were trained on images normalized by mean {mean} and deviation {std}, not "
+        "by this run's; dataset.mean and dataset.std set them"
+    ]
 
 
 class Pace:

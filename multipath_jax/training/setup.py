@@ -27,14 +27,26 @@ from multipath_jax.data import (
 )
 from multipath_jax.errors import UserError
 from multipath_jax.evaluation.evaluate import Evaluator, Views, make_evaluator
-from multipath_jax.layers import Execution, FromSets, OwnStatistics, Shortcut, own_statistics
+from multipath_jax.layers import (
+    Execution,
+    FromSets,
+    OwnStatistics,
+    Shortcut,
+    frozen_statistics,
+    own_statistics,
+)
 from multipath_jax.models import create_model
 from multipath_jax.parallel import devices, placement, processes
 from multipath_jax.parallel.compilation import quick_compilation
 from multipath_jax.training import state
 from multipath_jax.training.losses import LossFn, make_loss_fn
 from multipath_jax.training.metrics import TrainMetrics, zeros_like
-from multipath_jax.training.optimizer import make_optimizer
+from multipath_jax.training.optimizer import (
+    head_of,
+    make_optimizer,
+    params_in_order,
+    rates_by_layer,
+)
 from multipath_jax.training.sources import Encoded, Resident, Source, Streamed
 from multipath_jax.training.step import (
     Batch,
@@ -64,6 +76,7 @@ class Setup:
       placement: the network with the sharding of its variables.
       plan: the durations of the config in steps.
       learning_rate: the learning rate schedule; None if the optimizer was passed.
+      notes: what to say of the optimizer.
       train_step: the pure function ``(state, batch) -> (state, metrics)``.
     """
 
@@ -115,6 +128,7 @@ class Setup:
         self.learning_rate = None if optimizer else schedule.learning_rate(config, self.plan)
         self.optimizer = optimizer or make_optimizer(config.optimizer, self.learning_rate)
         self.hooks = tuple(hooks)
+        self.notes: tuple[str, ...] = ()
         prepare = make_prepare(
             self.dataset,
             config.dataset.shift,
@@ -129,6 +143,9 @@ class Setup:
         if config.dataset.own_statistics:
             self.model = with_own_statistics(self.model, heads, self.image_shape)
             prepare = _from_sets(prepare, heads)
+        self.optimizer = self._by_layer(self.optimizer)
+        if config.finetune.frozen_statistics:
+            _check_freezable(self.model, self.image_shape)
         self.placement = placement.Placement(self.model, self.mesh)
         self.train_step = make_train_step(
             self.placement,
@@ -141,7 +158,18 @@ class Setup:
             ema=config.ema,
             accumulate=config.accumulate,
             unroll=devices.on_cpu(self.mesh),
+            frozen=config.finetune.frozen_statistics,
         )
+
+    def _by_layer(self, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+        """The optimizer with the learning rates of ``config.finetune`` for the layers."""
+        config, head_first = self.config.finetune, self.plan.head_first
+        if not (head_first or config.frozen) and config.layer_decay == 1:
+            return optimizer
+        params = params_in_order(self.model, self.image_shape)
+        if head_first:
+            self.notes = (f"only {head_of(config, params)} is trained up to step {head_first}",)
+        return optax.chain(optimizer, rates_by_layer(config, head_first, params))
 
     @cached_property
     def description(self) -> Description:
@@ -309,6 +337,18 @@ def with_own_statistics(
             "this one has none"
         )
     return network
+
+
+def _check_freezable(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
+    """Raises UserError if no layer of a network has statistics that can be frozen."""
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    with frozen_statistics() as layers:
+        jax.eval_shape(partial(model.init, train=False), jax.random.key(0), image)
+    if not layers:
+        raise UserError(
+            "finetune.frozen_statistics=True needs a network with flax.linen.BatchNorm; this one "
+            "has none"
+        )
 
 
 def _from_sets(prepare: Prepare, heads: Heads) -> Prepare:

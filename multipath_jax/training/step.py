@@ -1,5 +1,6 @@
 """The training step, and the compiled loop over many steps."""
 
+import contextlib
 import itertools
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +21,7 @@ from multipath_jax.data import (
     trivial_augment,
 )
 from multipath_jax.evaluation.metrics import is_wrong
+from multipath_jax.layers import frozen_statistics
 from multipath_jax.parallel.compilation import Cost, compiled
 from multipath_jax.parallel.placement import Network, has_own_loss
 from multipath_jax.training.accumulation import Pass, accumulated
@@ -146,6 +148,7 @@ def make_train_step(
     ema: float = 0.0,
     accumulate: int = 1,
     unroll: bool = True,
+    frozen: bool = False,
 ) -> Step:
     """Makes the training step, a pure function ``(state, batch) -> (state, metrics)``.
 
@@ -163,6 +166,7 @@ def make_train_step(
       ema: decay of the moving average, if the state has one.
       accumulate: number of micro-batches per step (`accumulated`).
       unroll: whether to unroll the loop over micro-batches.
+      frozen: whether BatchNorm layers use their running statistics and do not change them.
 
     Returns:
       The step. It is jitted, so that it is traced only once, also inside of other functions.
@@ -185,7 +189,8 @@ def make_train_step(
 
     def objective(params, collections, images, labels, key):
         variables = {"params": params, **collections}
-        outputs, losses, updates = forward(variables, images, labels, key)
+        with frozen_statistics() if frozen else contextlib.nullcontext():
+            outputs, losses, updates = forward(variables, images, labels, key)
         loss = losses.mean() + auxiliary(updates.pop("losses", {}))
         routing = routing_statistics(updates.pop("intermediates", {}))
         wrong = by_share(partial(is_wrong, outputs, heads=heads), labels)

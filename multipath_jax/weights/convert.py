@@ -48,6 +48,8 @@ class Comparison:
       extra: of those that are there alone.
       head: the layer of ``reshaped``, if it is one alone and differs by its outputs alone.
       growth: what a log has to say of paths that were added.
+      mean, std: of the pixels in [0, 1] by channel, with which the weights were trained; empty
+        where the source does not say so.
     """
 
     fitting: tuple[Key, ...]
@@ -56,6 +58,8 @@ class Comparison:
     extra: list[str]
     head: Head | None = None
     growth: str = ""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     @property
     def lines(self) -> list[str]:

@@ -19,6 +19,7 @@ from multipath_jax import checkpoints as ckpt
 from multipath_jax import export, import_weights, predict
 from multipath_jax.config.keys import default_config
 from multipath_jax.errors import UserError
+from multipath_jax.training.run import first_carry
 from multipath_jax.training.setup import Setup
 from multipath_jax.training.state import TrainState
 from multipath_jax.training.step import Batch, make_prepare
@@ -241,3 +242,27 @@ def test_a_state_dict_without_pytorch(file, tmp_path, capsys, monkeypatch):
     assert "pip install 'multipath_jax[torch]'" in refusal(
         import_weights, flags, capsys, monkeypatch
     )
+
+
+def test_the_recipe_for_fine_tuning_starts_from_a_file(tmp_path):
+    """A folder of images of three classes, a network grown to two paths, a head of its own."""
+    rng = np.random.default_rng(0)
+    for index in range(30):
+        folder = tmp_path / "images" / ("train" if index < 24 else "test") / "abc"[index % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (40, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    arrays = definitions.drawn(definitions.resnet8, np.zeros((1, 3, 32, 32), np.float32))
+    config = mp.recipes.finetune("ResNet8-2-CC")
+    config.dataset.source = str(tmp_path / "images")
+    config.init_from = str(saved(arrays, tmp_path / "resnet8.safetensors"))
+    config.model.options = "shortcut=centered"
+    config.finetune.head_first = "1 epoch"
+    config.batch_size = 8
+    setup = Setup(config)
+    carry, notes = first_carry(setup, config)
+    assert "only dense is trained up to step 3" in notes
+    assert any(note.endswith("starts afresh: 10 classes there and 3 here") for note in notes)
+    assert any(note.startswith("growing from 1 path to 2") for note in notes)
+    (stem,) = (leaf for leaf in jax.tree.leaves(carry.state.params["stem"]) if leaf.ndim == 4)
+    np.testing.assert_array_equal(stem, arrays["conv1.weight"].transpose(2, 3, 1, 0))

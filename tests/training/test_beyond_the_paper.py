@@ -13,6 +13,7 @@ from workdirs import final, lines
 from multipath_jax import checkpoints as ckpt
 from multipath_jax import main
 from multipath_jax.errors import UserError
+from multipath_jax.runs import load_run
 from multipath_jax.trainer import train
 
 TOTAL = 10
@@ -101,7 +102,7 @@ def test_a_run_on_held_out_images_says_so_everywhere(
     assert f"held-out error {result.test['error']:.2f} %  " in said
     assert f"\nheld-out error {result.test['error']:.2f} % (best of the run" in said
     assert "test error" not in said
-    flags = {"WORKDIR": os.fspath(workdir), "CHECKPOINT": "latest"}
+    flags = {"WORKDIR": os.fspath(workdir), "CHECKPOINT": "latest", "TEST_SPLIT": False}
     for flag, value in flags.items():
         monkeypatch.setattr(main, flag, types.SimpleNamespace(value=value))
     monkeypatch.setattr(main.config_flags, "CONFIG", types.SimpleNamespace(value=None))
@@ -109,6 +110,13 @@ def test_a_run_on_held_out_images_says_so_everywhere(
     printed = capsys.readouterr().out
     assert f"step {TOTAL}, digits, 142 training images held out\n" in printed
     assert f"\nerror {result.test['error']:.2f} %\n" in printed
+    monkeypatch.setattr(main, "TEST_SPLIT", types.SimpleNamespace(value=True))
+    assert main._evaluate() == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].endswith(f"step {TOTAL}, digits test split")
+    error = load_run(workdir, "latest").on_test_split().evaluate()["error"]
+    assert f"error {error:.2f} %" in printed
+    assert not any("differ" in line for line in printed)
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,11 @@ def test_the_program_says_that_it_evaluates_other_images(
     shutil.rmtree(folder / "test" / "red")
     folder.rename(tmp_path / where)
     config = None if where == "mine" else recipe(tmp_path / where)
-    for flag, value in {"WORKDIR": os.fspath(trained), "CHECKPOINT": "best"}.items():
+    for flag, value in {
+        "WORKDIR": os.fspath(trained),
+        "CHECKPOINT": "best",
+        "TEST_SPLIT": False,
+    }.items():
         monkeypatch.setattr(main, flag, types.SimpleNamespace(value=value))
     monkeypatch.setattr(main.config_flags, "CONFIG", types.SimpleNamespace(value=config))
     assert main._evaluate() == 0
