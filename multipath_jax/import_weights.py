@@ -1,14 +1,14 @@
-"""A run made of weights that were trained elsewhere.
+"""Makes a run from weights of another library.
 
     python -m multipath_jax.import_weights --from=resnet20.safetensors --model=ResNet20 \\
       --dataset=cifar10 --workdir=runs/r20 --mean=0.485,0.456,0.406 --std=0.229,0.224,0.225
     python -m multipath_jax.main --mode=eval --workdir=runs/r20
 
-The workdir is like any other: it is evaluated, exported and drawn, and init_from starts from it.
-FILE is a .safetensors file, a state dict of PyTorch (.pth, .pt, .th or .bin), a folder with one, or
-an address of either; docs/weights.md has the networks that are known.
+The workdir can be used like that of any run: for evaluation, export, figures, and init_from.
+--from is a .safetensors file, a PyTorch state dict (.pth, .pt, .th or .bin), a folder with one of
+them, or an address; docs/weights.md lists the supported networks.
 
-Exit status: 0; 1 if there is no room to write; 2 for bad input, and nothing is written then.
+Exit status: 0 success; 1 a file cannot be written; 2 invalid input, and nothing is written.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from multipath_jax.weights import StateDict
 
 
 def main(argv: Sequence[str]) -> int:
-    """Makes the workdir and says what it holds; gives the exit status."""
+    """Makes the workdir and returns the exit status."""
     flags = _parser().parse_args(argv)
     workdir = filesystem.path("--workdir", flags.workdir)
     check_free(workdir)
@@ -47,24 +47,24 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser("import_weights", "A run made of weights that were trained elsewhere.")
+    parser = cli.Parser("import_weights", "Makes a run from weights of another library.")
     add = parser.add_argument
-    add("--from", required=True, dest="source_file", metavar="FILE", help="of the weights")
-    add("--workdir", required=True, help="to make; holds no run yet")
-    add("--model", default="", help="the network, such as ResNet18; by default what FILE says")
-    add("--options", default="", help="of the network, such as shortcut=identity")
-    add("--dataset", default="digits", help="cifar10, or any other that training takes")
-    add("--data_dir", default="", help="where TFDS has it")
-    add("--source", default="", metavar="DIR", help="a folder of images, for --dataset=folder")
-    add("--size", type=int, default=0, help="the side to which images are rescaled")
-    add("--crop", type=int, default=0, help="the side of the crops that the network sees")
-    add("--mean", default="", help="of the pixels in [0, 1], by channel: 0.485,0.456,0.406")
-    add("--std", default="", help="their deviation")
+    add("--from", required=True, dest="source_file", metavar="FILE", help="file of the weights")
+    add("--workdir", required=True, help="folder of the new run")
+    add("--model", default="", help="network, such as ResNet18; default: from FILE's metadata")
+    add("--options", default="", help="options of the network, such as shortcut=identity")
+    add("--dataset", default="digits", help="data set, such as cifar10")
+    add("--data_dir", default="", help="TFDS data directory")
+    add("--source", default="", metavar="DIR", help="folder of images, with --dataset=folder")
+    add("--size", type=int, default=0, help="side to which images are rescaled")
+    add("--crop", type=int, default=0, help="side of the center crops")
+    add("--mean", default="", help="mean of the pixels in [0, 1], such as 0.485,0.456,0.406")
+    add("--std", default="", help="their standard deviation")
     return parser
 
 
 def _config(flags, state: StateDict) -> ConfigDict:
-    """The config of the run but for its network."""
+    """The config of the run without its network."""
     config = default_config()
     config.init_from = filesystem.anywhere("--from", flags.source_file)
     config.dataset.name = flags.dataset

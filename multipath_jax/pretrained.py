@@ -1,4 +1,4 @@
-"""Weights from elsewhere, as a network or as a run, and a run's weights for others.
+"""Loading weights of other libraries as a network or as a run, and saving weights for them.
 
 network, variables = multipath_jax.load_weights("resnet18.safetensors", "ResNet18")
 """
@@ -34,17 +34,17 @@ from multipath_jax.utils import filesystem, storage
 from multipath_jax.weights import Comparison, StateDict
 from multipath_jax.weights.files import SAFETENSORS
 
-ANY = 10  # a number of classes, where it does not matter
+ANY = 10  # number of classes where it is not known yet
 
 
 class Origin(NamedTuple):
-    """The network that weights are of.
+    """The network of weights.
 
     Attributes:
-      name: as `create_model` knows it.
-      options: with which it computes what it did.
+      name: its name, for `create_model`.
+      options: the options with which it computes what it did in the other library.
       num_classes: width of its output.
-      image_shape: of the images that it sees: height, width and channels.
+      image_shape: height, width and channels of its input.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Origin(NamedTuple):
     image_shape: tuple[int, int, int]
 
 
-# --- In ------------------------------------------------------------------------------------------
+# --- Loading -------------------------------------------------------------------------------------
 
 
 def load_weights(
@@ -64,25 +64,26 @@ def load_weights(
     image_shape: tuple[int, int, int] | None = None,
     **options: Any,
 ) -> tuple[nn.Module, PyTree]:
-    """A network with the weights of a file, or with the best ones of a run.
+    """Loads a network with the weights of a file, or with the best weights of a run.
 
     Args:
-      source: a ``.safetensors`` file; a state dict of PyTorch (``.pth``, ``.pt``, ``.th`` or
-        ``.bin``), which takes PyTorch to be read; a folder with ``model.safetensors`` or
-        ``pytorch_model.bin``; an address of one of these that fsspec reads; or a run's workdir.
-      name: of the network, as `create_model` knows it; "": as the source says.
-      num_classes: width of the output; None: the source's. With another number the last layer
-        starts afresh, of which a warning is logged.
-      image_shape: of the images: height, width and channels; None: as the source says, or those
-        that the network is meant for.
-      **options: of the network, beside those with which it computes what the source's did.
+      source: a ``.safetensors`` file; a PyTorch state dict (``.pth``, ``.pt``, ``.th`` or
+        ``.bin``), which requires PyTorch; a folder with ``model.safetensors`` or
+        ``pytorch_model.bin``; an address of one of these that fsspec supports; or a workdir.
+      name: name of the network, for `create_model`; "": from the metadata of the source.
+      num_classes: width of the output; None: as in the source. If it differs, the last layer has
+        its initial weights, and a warning is logged.
+      image_shape: height, width and channels of the input; None: from the metadata of the source,
+        or else the usual one of the network.
+      **options: options of the network, in addition to those with which it computes what the
+        source's network did.
 
     Returns:
       The network and its variables.
 
     Raises:
-      UserError: the source cannot be read, is no state dict, or is of another network; what is
-        missing, extra or of another shape is named.
+      UserError: the source cannot be read, is not a state dict, or is of another network; the
+        message lists missing, extra and misshapen arrays.
     """
     source, state = os.fspath(source), None
     if ckpt.is_workdir(source):
@@ -115,16 +116,17 @@ def origin_of(
     options: Mapping[str, Any] | None = None,
     image_shape: tuple[int, int, int] | None = None,
 ) -> Origin:
-    """The network that a file's weights are of.
+    """Determines the network of a file's weights.
 
     Args:
-      source: for errors.
-      name: of the network, in place of what the file says.
-      options: of the network, in place of what it needs.
-      image_shape: of its images, in place of what the file says.
+      state: the content of the file.
+      source: the file, for errors.
+      name: name of the network; "": from the metadata.
+      options: options that override the required ones.
+      image_shape: height, width and channels of the input; None: from the metadata.
 
     Raises:
-      UserError: nothing says which network it is, or the file is of another one.
+      UserError: the name is unknown, or the file is of another network.
     """
     name = name or state.model
     if not name:
@@ -152,38 +154,38 @@ def _of_workdir(source: str, name: str) -> Origin:
 
 
 def _value_of(variable: jax.Array | jax.ShapeDtypeStruct, fresh: jax.Array) -> jax.Array:
-    """The fresh value where there is a shape alone."""
+    """The variable; the initial value if the variable is only a shape."""
     return fresh if isinstance(variable, jax.ShapeDtypeStruct) else variable
 
 
 def _init(network: nn.Module, image_shape: tuple[int, ...]) -> PyTree:
-    """The variables with which training would begin."""
+    """The initial variables of a network."""
     variables = network.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False)
     return {name: tree for name, tree in variables.items() if name not in RECORDS}
 
 
 def in_words(options: Mapping[str, Any]) -> str:
-    """Options of a network as ``config.model.options`` has them."""
+    """Formats options of a network as in ``config.model.options``."""
     return ",".join(f"{name}={value}" for name, value in options.items())
 
 
 def make_run(
     state: StateDict, config: ConfigDict, dataset: Dataset, workdir: epath.Path
 ) -> Comparison:
-    """Makes a workdir of which a file's weights are the only checkpoint, of step 0.
+    """Makes a workdir with the weights of a file as its only checkpoint, of step 0.
 
     Args:
-      state: what the file has.
-      config: of the run; ``init_from`` is the file.
-      dataset: that the config describes.
-      workdir: holds no run yet.
+      state: the content of the file.
+      config: the config of the run; ``init_from`` is the file.
+      dataset: the data set of the config.
+      workdir: the workdir, without a run.
 
     Returns:
-      How the file's arrays fitted.
+      The comparison of the file with the network.
 
     Raises:
-      UserError: the workdir holds a run or cannot be written; the config does not fit the data; the
-        file does not fit the network. Nothing is written then.
+      UserError: the workdir has a run or cannot be written, the config does not fit the data, or
+        the file does not fit the network; nothing is written then.
     """
     check_free(workdir)
     config.batch_size = min(config.batch_size, len(dataset.train))
@@ -199,36 +201,36 @@ def make_run(
 
 
 def check_free(workdir: epath.Path) -> None:
-    """Raises UserError if a workdir holds a run, or cannot be one."""
+    """Raises UserError if a workdir has a run, or is not a folder."""
     ckpt.check_workdir(workdir, default_config(), restart=True)
     if ckpt.steps_in(workdir) or storage.exists(workdir / ckpt.CONFIG_FILE):
         raise UserError(f"workdir {workdir} holds a run already; use another")
 
 
-# --- Out -----------------------------------------------------------------------------------------
+# --- Saving --------------------------------------------------------------------------------------
 
 
 def save_weights(
     run: str | os.PathLike | LoadedRun, file: str | os.PathLike, checkpoint: str | int = "best"
 ) -> pathlib.Path:
-    """Writes a run's weights as a ``.safetensors`` file.
+    """Saves the weights of a run as a ``.safetensors`` file.
 
-    A network of torchvision's is written in torchvision's names and order of axes, and a ResNet for
-    CIFAR in those of He et al.'s usual form, so that ``load_state_dict`` takes it in PyTorch; any
-    other in our own. Beside the arrays, the file's metadata have the network's name and options,
-    the mean and deviation of the pixels, and the names of the classes.
+    Networks of torchvision are written with torchvision's names and order of axes, and ResNets for
+    CIFAR with those that are usual in PyTorch, so that ``load_state_dict`` can read them; all
+    others with the names of this package. The metadata of the file have the name and options of the
+    network, the mean and standard deviation of the pixels, and the names of the classes.
 
     Args:
-      run: a workdir, or what `load_run` gave.
-      file: to write; it is not there yet.
-      checkpoint: of a workdir: ``"best"``, ``"latest"`` or a step.
+      run: a workdir, or a run from `load_run`.
+      file: the file to write, which must not exist.
+      checkpoint: which checkpoint of a workdir: ``"best"``, ``"latest"`` or a step.
 
     Returns:
       The path of the file.
 
     Raises:
       UserError: there is no such checkpoint, the run is on several data sets (pass one of its
-        heads, ``run.head(NAME)``), or the file is there or cannot be written.
+        heads, ``run.head(NAME)``), or the file exists or cannot be written.
     """
     if not os.fspath(file).endswith(SAFETENSORS):
         raise UserError(f"file={os.fspath(file)}: weights are written as {SAFETENSORS}; name it so")

@@ -1,4 +1,4 @@
-"""`Trainer`: a config, and whatever of it a user brings along, trained in a workdir."""
+"""`Trainer`: trains a config, optionally with a custom network, data, optimizer or loss."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -25,15 +25,15 @@ from multipath_jax.utils import filesystem
 
 
 class Trainer:
-    """Trains a network as ``python -m multipath_jax.main`` does, whose promises hold here too.
+    """Trains a network, as ``python -m multipath_jax.main`` does.
 
-    A run goes on from its newest checkpoint exactly where it stopped; a workdir that holds a run of
-    another config or of other data is refused. What is given here takes the place of what the
-    config describes: the stored config names it ``own:NAME``, and `load_run` has to be given it as
-    well. Of an optimizer and a loss only the names are compared when a run goes on.
+    A run resumes from its newest checkpoint exactly where it stopped. A workdir with a run of
+    another config or other data is refused. Objects passed here replace those that the config
+    describes; the stored config names them ``own:NAME``, and they must be passed to `load_run` too.
+    When a run resumes, only the names of an optimizer and a loss are compared.
 
     Attributes:
-      config: with the names of what was given.
+      config: the config, with the names of the passed objects.
     """
 
     def __init__(
@@ -49,19 +49,20 @@ class Trainer:
         """Reads the data and makes the network; nothing is computed or written yet.
 
         Args:
-          config: a recipe, such as `multipath_jax.recipes.cifar` gives.
-          model: any network that maps images ``[b h w c]`` to logits ``[b classes]``, in Linen or
-            NNX, in place of ``config.model``. Linen: ``train=`` is given if its call takes it,
-            random streams if it asks for them; its collections are kept. See `models.adapter`.
-          dataset: such as `multipath_jax.data.from_arrays` gives, in place of ``config.dataset``'s
-            name and place. Its augmentation is the config's.
-          optimizer: in place of ``config.optimizer`` and ``config.schedule``.
-          loss_fn: ``(outputs, labels [b]) -> losses [b]``, in place of the cross-entropy.
-          hooks: each called as ``hook(step, metrics)`` whenever there are metrics, those of a line
-            of ``metrics.jsonl``: a dict of numbers, such as ``train/loss`` and ``test/error``. They
-            come last, when the line is written and the checkpoint of that step, if one is due,
-            begun: one that raises ends the run and loses neither. Of several processes the first
-            alone calls them.
+          config: a config, such as `multipath_jax.recipes.cifar` returns.
+          model: a network from images ``[b h w c]`` to logits ``[b classes]``, used instead of
+            ``config.model``; a `flax.linen.Module`, whose call may take ``train=``, or a
+            `flax.nnx.Module` (see `models.adapter`). Its random streams and collections are
+            supported.
+          dataset: a data set, such as `multipath_jax.data.from_arrays` returns, used instead of
+            the one that ``config.dataset`` names, with the config's augmentation.
+          optimizer: an optax transformation, used instead of ``config.optimizer`` and
+            ``config.schedule``.
+          loss_fn: ``(outputs, labels [b]) -> losses [b]``, used instead of the cross-entropy.
+          hooks: functions ``hook(step, metrics)``, called by process 0 whenever metrics are logged,
+            with the values of the line in ``metrics.jsonl``, such as ``train/loss`` and
+            ``test/error``. The line is on disk and a checkpoint that is due has been started by
+            then, so an exception in a hook ends the run without losing them.
 
         Raises:
           UserError: the config does not fit the data, the network or the devices.
@@ -85,24 +86,26 @@ class Trainer:
         should_stop: Callable[[], bool] = never,
         steps_per_call: int | None = None,
     ) -> Result:
-        """Trains, from the newest checkpoint of the workdir if it has one.
+        """Trains, from the newest checkpoint of the workdir if there is one.
 
         Args:
-          workdir: where checkpoints and logs go.
-          until: a duration from the start of the run, such as ``"5 epochs"``, after which to stop
-            with a checkpoint; the learning rates are those of the whole run. None: to the end.
-          restart: begins afresh; what the workdir has of a run is moved into its ``earlier``.
-          should_stop: asked after every call of the compiled steps; True ends the run with a
-            checkpoint, from which the next call goes on.
-          steps_per_call: how many steps a call takes at most; None: about a second's worth. It
-            changes no result.
+          workdir: folder for checkpoints and logs.
+          until: a duration from the start of the run, such as ``"5 epochs"``, after which a
+            checkpoint is saved and training stops; the learning rates are those of the whole
+            training. None: train to the end.
+          restart: whether to start from scratch; the files of an earlier run are moved to the
+            folder ``earlier`` in the workdir.
+          should_stop: called about once a second; if it returns True, a checkpoint is saved and
+            training stops. The next call of `fit` resumes.
+          steps_per_call: the largest number of steps between calls of ``should_stop``; None:
+            about a second's worth. It does not change results.
 
         Returns:
-          How it ended; ``test["error"]`` is the last error in percent.
+          The result; ``test["error"]`` is the last error in percent.
 
         Raises:
-          UserError: the workdir holds another run, or something else that the user can mend.
-          TrainingFailed: the loss is not finite.
+          UserError: the workdir has another run or is in use, or an input is invalid.
+          TrainingFailed: the loss or a weight is not finite.
         """
         workdir, plan = filesystem.path("workdir", workdir), self._parts.plan
         pace, end = Pace(steps_per_call), plan.total
@@ -122,12 +125,11 @@ class Trainer:
             return ended(run)
 
     def evaluate(self) -> dict[str, float]:
-        """The metrics of the test split with the weights at which `fit` ended.
-
-        Before `fit`, they are those of the weights with which a new run begins.
+        """Evaluates the weights at the end of `fit` or, before `fit`, the initial weights.
 
         Returns:
-          ``loss``; ``error`` and, of more than five classes, ``top5_error``, in percent.
+          The metrics: ``loss``, ``error`` in percent and, with more than five classes,
+          ``top5_error`` in percent.
 
         Raises:
           UserError: the weights of ``config.init_from`` cannot be read, or do not fit.
@@ -139,7 +141,7 @@ class Trainer:
 
 
 def ended(run: Run) -> Result:
-    """How a run ended, with all that belongs to it written and its curves drawn."""
+    """Waits until all files of a run are written, draws its curves, and returns the result."""
     result = run.result()
     drawn = curves.draw(run.workdir) if processes.is_first() else []
     return dataclasses.replace(result, paths=[*result.paths, *drawn])
@@ -151,21 +153,21 @@ def train(
     should_stop: Callable[[], bool] = never,
     restart: bool = False,
 ) -> Result:
-    """Trains one run by a config alone; of ``config.trials`` it is the first.
+    """Trains one run of a config; ``config.trials`` is ignored.
 
     Args:
-      config: a recipe.
-      workdir: where checkpoints and logs go.
+      config: the config.
+      workdir: folder for checkpoints and logs.
       should_stop: as for `Trainer.fit`.
       restart: as for `Trainer.fit`.
 
     Returns:
-      How it ended.
+      The result.
 
     Raises:
       UserError, TrainingFailed: as `Trainer.fit`.
     """
-    # Before the data are read, which can take long.
+    # Checked before the data are read, which can take long.
     folder = filesystem.path("workdir", workdir)
     ckpt.check_workdir(folder, config, restart)
     ckpt.check_source(folder, config, restart)
@@ -173,18 +175,19 @@ def train(
 
 
 def _with_names(config: ConfigDict, model, dataset, optimizer, loss_fn) -> ConfigDict:
-    """A copy of the config that names what is not described by it."""
+    """A copy of the config with the names of the passed objects."""
     config = config.copy_and_resolve_references()
     if model is not None:
         if config.model.options:
-            raise UserError(f"model.options={config.model.options} are of a network by its name")
+            raise UserError(
+                f"model.options={config.model.options} cannot be used with model=; remove them"
+            )
         config.model.name = OWN + type(model).__name__
     if dataset is not None:
         for key in ("source", "holdout", "proportions"):
             if config.dataset[key]:
                 raise UserError(
-                    f"dataset.{key}={config.dataset[key]} is of a data set that is read; leave it "
-                    "out where dataset= is given"
+                    f"dataset.{key}={config.dataset[key]} cannot be used with dataset=; remove it"
                 )
         config.dataset.name = OWN + dataset.name
     if optimizer is not None:

@@ -1,4 +1,4 @@
-"""Several trials of one recipe (the tables give the best of three), each an ordinary run."""
+"""Several trials of one recipe with consecutive seeds, each an ordinary run."""
 
 from collections.abc import Callable
 
@@ -21,16 +21,18 @@ def train_trials(
     restart: bool = False,
     steps_per_call: int | None = None,
 ) -> list[Result]:
-    """Trains ``config.trials`` seeds from ``config.seed`` on, in ``workdir/seed_N`` each.
+    """Trains ``config.trials`` seeds from ``config.seed`` on, each in ``workdir/seed_N``.
 
-    One after another, by one compiled program; every trial has the config, the workdir and the
-    result of the run of that seed alone, and goes on as one.
+    The trials run one after another with the same compiled program. Each has the config, the
+    workdir and the result of a separate run with its seed, and can be resumed as such.
 
     Args:
+      config: the config.
+      workdir: parent folder of the trials' workdirs.
       should_stop, restart, steps_per_call: as for `Trainer.fit`.
 
     Returns:
-      How the trials ended, in the order of their seeds; those that were not begun are left out.
+      The results of the trials that were started, in the order of their seeds.
 
     Raises:
       UserError, TrainingFailed: as `trainer.train`.
@@ -57,7 +59,7 @@ def train_trials(
 
 
 def configs(config: ConfigDict) -> list[ConfigDict]:
-    """The configs of the single runs."""
+    """The configs of the trials."""
     own = [config.copy_and_resolve_references() for _ in range(config.trials)]
     for number, single in enumerate(own):
         single.update(seed=config.seed + number, trials=1)

@@ -217,9 +217,9 @@ def test_arrays_that_do_not_fit_are_refused(change, message):
         (
             {"model.options": "depth=3"},
             {"model": Plain()},
-            "model.options=depth=3 are of a network",
+            "model.options=depth=3 cannot be used with model=",
         ),
-        ({"dataset.holdout": 9}, {}, "dataset.holdout=9 is of a data set that is read"),
+        ({"dataset.holdout": 9}, {}, "dataset.holdout=9 cannot be used with dataset="),
         ({"label_smoothing": 0.1}, {"loss_fn": lambda o, y: o[:, 0]}, "loss_fn is given"),
         ({"mesh.path": 2}, {"model": Plain()}, "own:Plain has no paths that can be sharded"),
     ],

@@ -1,4 +1,4 @@
-"""Starting from the weights of another run, or from those of a file; with more paths, if wanted."""
+"""Initial weights from another run or from a file, optionally for a network with more paths."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -27,12 +27,12 @@ PARTIAL = "--config.init_partial=True takes over what fits"
 
 
 class Source(NamedTuple):
-    """What a source gives.
+    """The arrays of a source, for a network.
 
     Attributes:
-      found: how its arrays fit.
-      growth: how they become those of a network with more paths; None: as they are.
-      arrays: those that fit, by their keys there; empty as long as they are not read.
+      found: the comparison of the arrays with those of the network.
+      growth: the conversion to a network with more paths; None if it has the same paths.
+      arrays: the arrays that fit, by key; empty until they are read.
     """
 
     found: Comparison
@@ -47,12 +47,17 @@ def check_source(
     variables: PyTree | None = None,
     model: nn.Module | None = None,
 ) -> None:
-    """Raises UserError if a fresh run is to start from weights that are not there, or do not fit.
+    """Checks that the weights of ``config.init_from`` exist and fit, if a run will need them.
 
     Args:
-      restart: whether the run is to be a fresh one in any case.
-      variables: the network's, or their shapes; None: whether they fit is not looked at yet.
-      model: the network; None: a source of fewer paths does not fit.
+      workdir: the workdir of the run; if it has checkpoints, the weights are not needed.
+      config: the config of the run.
+      restart: whether the run starts from scratch.
+      variables: the variables of the network, or their shapes; None: the fit is not checked.
+      model: the network; None: a source with fewer paths does not fit.
+
+    Raises:
+      UserError: the weights cannot be read, or do not fit.
     """
     if not config.init_from or (steps_in(workdir) and not restart):
         return
@@ -69,7 +74,7 @@ def check_source(
 
 
 def is_workdir(source: str) -> bool:
-    """Whether a source is a run's workdir, rather than a file of weights or a folder with one."""
+    """Whether a source is the workdir of a run, and not a file of weights or a folder with one."""
     kind, colon, _ = source.partition("://")
     if colon and kind not in filesystem.BUCKETS:
         return False
@@ -82,20 +87,25 @@ def initialize_from(
     state: StateDict | None = None,
     model: nn.Module | None = None,
 ) -> tuple[PyTree, Comparison]:
-    """The variables with those of ``config.init_from`` in place of their values.
+    """Replaces the variables of a network by those of ``config.init_from``.
 
-    Of a workdir they are the weights of its best checkpoint. The last layer stays as it is where
-    the source has another number of classes. Where the source has fewer paths, it is grown
-    (`weights.Growth`).
+    For a workdir, these are the weights of its best checkpoint. The last layer is not replaced if
+    the source has another number of classes. A source with fewer paths is grown (`weights.Growth`).
 
     Args:
-      state: what the source has, if it is a file that was read already.
+      config: the config of the run.
+      variables: the initial variables of the network.
+      state: the content of the source, if it is a file that has been read already.
       model: as in `check_source`.
 
+    Returns:
+      The variables, and the comparison of the source with the network.
+
     Raises:
-      UserError: the workdir has no checkpoint, or the file cannot be read; it lacks arrays of the
-        network, has them of another shape, or has others too (a file), and ``config.init_partial``
-        does not allow that; it has none of them; or the same arrays would compute something else.
+      UserError: the workdir has no checkpoint, or the file cannot be read; arrays of the network
+        are missing or have another shape, or a file has additional ones, and
+        ``config.init_partial`` is not set; no array fits; or the network would compute something
+        else with the same arrays.
     """
     if state is None and is_workdir(config.init_from):
         source = _from_workdir(config, variables, model)
@@ -113,7 +123,7 @@ def initialize_from(
 
 
 def _like(own: Any, value: Any) -> jax.Array:
-    """The value, of the type of ours and lying where ours does."""
+    """The value with the type and sharding of ``own``."""
     value = value.astype(own.dtype)
     if isinstance(value, jax.Array):
         return value
@@ -149,7 +159,7 @@ def _compare(
     config: ConfigDict,
     model: nn.Module | None,
 ) -> Source:
-    """The arrays of a network and those of a checkpoint. Raises UserError as `initialize_from`."""
+    """Compares a network with a checkpoint. Raises UserError as `initialize_from`."""
     own = _shapes(variables)
     there = {key: tuple(value.shape) for key, value in checkpoints.shapes(step).items()}
     growth = weights.find_growth(model, own, there, _named(config))
@@ -174,7 +184,7 @@ def _compare(
 def _convert(
     state: StateDict, variables: PyTree, config: ConfigDict, model: nn.Module | None
 ) -> Source:
-    """The arrays of a file that a network has. Raises UserError as `initialize_from`."""
+    """Compares a network with a file. Raises UserError as `initialize_from`."""
     own = _shapes(variables)
     there = {tuple(name.split("/")): array.shape for name, array in state.arrays.items()}
     growth = weights.find_growth(model, own, there, _named(config))
@@ -185,7 +195,7 @@ def _convert(
 
 
 def _checked(source: Source, config: ConfigDict, whole: bool = False) -> Source:
-    """The source, if it fits; ``whole`` as in `Comparison.check`."""
+    """The source, after `Comparison.check`."""
     found, growth, name = source.found, source.growth, _named(config)
     if growth:
         steps = f"growing from {weights.counted(growth.paths)} to {growth.most}"
@@ -196,7 +206,7 @@ def _checked(source: Source, config: ConfigDict, whole: bool = False) -> Source:
 
 
 def _function(config: ConfigDict) -> str:
-    """What a network computes that has grown."""
+    """A phrase about the function of a grown network."""
     if not config.growth_noise:
         return "which compute the same; copies stay equal in training (growth_noise=0)"
     return (
@@ -214,10 +224,11 @@ def _named(config: ConfigDict) -> str:
 
 
 def _check_options(there: Mapping[str, Any], config: ConfigDict) -> None:
-    """Raises UserError if the network would compute something else with arrays that fit.
+    """Raises UserError if the network would compute something else with the same arrays.
 
     Args:
       there: options of the source's network.
+      config: the config of the run.
     """
     if config.model.name.startswith(OWN):
         return

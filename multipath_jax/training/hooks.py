@@ -1,6 +1,6 @@
-"""What the loop calls: the progress line, metrics.jsonl, TensorBoard, checkpoints, users' hooks.
+"""Hooks of the training loop: logs, metrics.jsonl, TensorBoard, checkpoints, profiles, user hooks.
 
-Each is a `LoopHook`; `training.run.Run` puts them in their order.
+Each is a `LoopHook`; `training.run.Run` sets their order.
 """
 
 import contextlib
@@ -28,12 +28,12 @@ METRICS_FILE = "metrics.jsonl"
 DROPPED_FILE = "metrics.dropped.jsonl"
 TEXT_FILE = "train.log"
 TRACES = "profile"  # a folder
-CURVES_FILE = "curves.png"  # drawn of the metrics when a run ends or stops
-TENSORBOARD_NEEDS = ("tensorflow", "tensorboard")  # clu's writer; the one does not bring the other
+CURVES_FILE = "curves.png"  # written when a run ends or stops
+TENSORBOARD_NEEDS = ("tensorflow", "tensorboard")  # packages that clu's writer imports
 
-# What is evaluated, by how the names of its metrics begin (`Dataset.evaluated`).
+# Labels of the evaluated images, by the prefix of their metrics (`Dataset.evaluated`).
 SPLITS = {TEST: "test", HELD_OUT: "held-out"}
-# What of it the progress line shows, and how.
+# The metrics in the progress line, with their formats.
 SHOWN = {
     "train/loss": "loss {:.4f}",
     "train/error": "error {:.2f} %",
@@ -43,31 +43,46 @@ SHOWN = {
     "images_per_second": "{:,.0f} images/s",
 }
 
-Metrics = dict[str, float]  # by the names of ``metrics.jsonl``
+Metrics = dict[str, float]  # by the keys of ``metrics.jsonl``
 
 
 class LoopHook:
-    """What the loop calls around the compiled steps; a method that is not overridden does nothing.
+    """Base class of hooks; methods that are not overridden do nothing.
 
-    For every call of the compiled steps these come in turn: `before_steps`, the steps,
-    `after_steps`, the measurements that the plan names, and the call of the hook itself.
+    For every group of steps, the loop calls `before_steps`, runs the steps, calls `after_steps`,
+    computes the metrics that are due, and calls the hook itself.
     """
 
     def before_steps(self, step: int) -> None:
-        """Steps follow; ``step`` are taken so far."""
+        """Called before steps.
+
+        Args:
+          step: number of steps taken so far.
+        """
 
     def after_steps(self, step: int, count: int, seconds: float) -> None:
-        """``count`` more steps, up to ``step``, took so long."""
+        """Called after steps.
+
+        Args:
+          step: number of steps taken so far.
+          count: number of steps in this group.
+          seconds: time of this group.
+        """
 
     def __call__(self, step: int, metrics: Metrics) -> None:
-        """``metrics`` are of the steps up to ``step``; empty where the plan measures nothing."""
+        """Called with the metrics.
+
+        Args:
+          step: number of steps taken so far.
+          metrics: the metrics of this step; empty if none are due.
+        """
 
     def close(self) -> None:
-        """The run ends."""
+        """Called at the end of the run."""
 
 
 class Hooks(LoopHook):
-    """Several as one, in their order."""
+    """A sequence of hooks as one hook."""
 
     def __init__(self, hooks: Sequence[LoopHook]):
         self._hooks = tuple(hooks)
@@ -85,25 +100,25 @@ class Hooks(LoopHook):
             hook(step, metrics)
 
     def close(self) -> None:
-        """Closes all, whichever of them fails, the last first."""
+        """Closes all hooks in reverse order, even if some of them fail."""
         with contextlib.ExitStack() as stack:
             for hook in self._hooks:
                 stack.callback(hook.close)
 
 
 class UserHook(LoopHook):
-    """A function ``hook(step, metrics)``: called where there are metrics, by the first process."""
+    """A function ``hook(step, metrics)``, called by process 0 whenever there are metrics."""
 
     def __init__(self, hook: Callable[[int, Metrics], Any]):
         self._hook = hook
 
     def __call__(self, step: int, metrics: Metrics) -> None:
         if metrics and processes.is_first():
-            self._hook(step, dict(metrics))  # its own: it may change them
+            self._hook(step, dict(metrics))  # a copy, which the function may change
 
 
 class Checkpointing(LoopHook):
-    """Saves where the plan says so, and after an evaluation with the lowest error so far."""
+    """Saves checkpoints at intervals, and after every evaluation with the lowest error so far."""
 
     def __init__(
         self,
@@ -112,12 +127,13 @@ class Checkpointing(LoopHook):
         best_error: float | None,
         save: Callable[[float | None], None],
     ):
-        """No checkpoint is written yet.
+        """Sets up the hook.
 
         Args:
+          plan: the intervals.
           evaluated: the split whose errors are compared.
-          best_error: the lowest so far, in %.
-          save: called with the error of this step in %, or None where it was not measured.
+          best_error: the lowest error so far in percent; None if there is none.
+          save: called with the error of this step in percent; None if it was not measured.
         """
         self._plan, self._save, self._error = plan, save, f"{evaluated}/error"
         self._best_error = math.inf if best_error is None else best_error
@@ -132,16 +148,23 @@ class Checkpointing(LoopHook):
 
 
 class Profiler(LoopHook):
-    """``config.profile``: what host and devices do between two steps, into ``workdir/profile``.
+    """Traces a range of steps (``config.profile``) into ``workdir/profile``.
 
-    TensorBoard (with its profile plugin) opens that folder; https://ui.perfetto.dev opens the
-    ``perfetto_trace.json.gz`` in it. What is being recorded when the run ends is written too.
+    The folder can be opened with TensorBoard's profile plugin, and its ``perfetto_trace.json.gz``
+    with https://ui.perfetto.dev. If the run ends within the range, the trace ends there.
     """
 
     def __init__(
         self, workdir: epath.Path, window: tuple[int, int] | None, say: Callable[[str], None]
     ):
-        """``window``: the first step that is not yet taken when the trace begins, and the last."""
+        """Sets up the hook.
+
+        Args:
+          workdir: the workdir of the run.
+          window: the trace starts after the first of these steps and ends after the second; None:
+            no trace.
+          say: prints a line.
+        """
         self._folder, self._window, self._say = workdir / TRACES, window, say
         self._recording = contextlib.ExitStack()
 
@@ -159,7 +182,7 @@ class Profiler(LoopHook):
     @contextlib.contextmanager
     def _recorded(self) -> Iterator[None]:
         options = jax.profiler.ProfileOptions()
-        options.python_tracer_level = 0  # every call in Python would bury the device's work
+        options.python_tracer_level = 0  # calls in Python would crowd out the devices
         with storage.filled(self._folder) as folder:
             jax.profiler.start_trace(folder, create_perfetto_trace=True, profiler_options=options)
             try:
@@ -171,18 +194,18 @@ class Profiler(LoopHook):
 
 
 class MetricsFile(LoopHook):
-    """``metrics.jsonl``: one JSON object a line, in the order of its key ``step``.
+    """Writes ``metrics.jsonl``, one JSON object per line, in increasing order of the key ``step``.
 
     Attributes:
-      notes: what to say of lines that were moved to ``metrics.dropped.jsonl``.
-      seconds: the time that the run had taken when it wrote the last of its lines.
+      notes: lines to print about lines that were moved to ``metrics.dropped.jsonl``.
+      seconds: the training time up to the last line.
     """
 
     def __init__(self, workdir: epath.Path, last_step: int):
-        """Opens the file to append; its lines are then those up to ``last_step``.
+        """Opens the file for appending, with the lines up to ``last_step``.
 
-        The others, which will come again, and what is no line of it are moved to the end of
-        ``metrics.dropped.jsonl``. A kill meanwhile loses nothing.
+        Later lines, which the run will write again, and broken lines are moved to the end of
+        ``metrics.dropped.jsonl``. Nothing is lost if the process is killed meanwhile.
         """
         path = workdir / METRICS_FILE
         kept, dropped, lines = [], [], []
@@ -203,7 +226,7 @@ class MetricsFile(LoopHook):
         self._file = storage.Growing(path)
 
     def __call__(self, step: int, metrics: Metrics) -> None:
-        """Appends a line; it outlives this process once this returns. Not finite: null."""
+        """Appends a line, which is on disk when this returns; non-finite values are null."""
         if metrics:
             finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
             self._file.write(json.dumps({"step": step, **finite}) + "\n")
@@ -213,7 +236,7 @@ class MetricsFile(LoopHook):
 
 
 def read_metrics(workdir: epath.Path) -> list[dict]:
-    """The lines of a workdir's ``metrics.jsonl``, less those that are none (`jsonl.parse`)."""
+    """The lines of a workdir's ``metrics.jsonl``, without broken lines (`jsonl.parse`)."""
     text = _read(epath.Path(workdir) / METRICS_FILE)
     return [line for _, line in jsonl.parse(text, _is_measured) if line]
 
@@ -223,7 +246,7 @@ def _read(path: epath.Path) -> bytes:
 
 
 def _is_measured(line: dict[str, Any]) -> bool:
-    """Whether it is as `MetricsFile` writes them: a step, and finite numbers or null."""
+    """Whether a line has the form of `MetricsFile`: a step, and finite numbers or null."""
     numbers = [value for value in line.values() if value is not None]
     return isinstance(line.get("step"), int) and all(
         isinstance(value, int | float) and abs(value) <= sys.float_info.max for value in numbers
@@ -231,12 +254,12 @@ def _is_measured(line: dict[str, Any]) -> bool:
 
 
 def seconds_of(lines: list[dict]) -> float:
-    """The time that a run had taken when it wrote the last of these lines."""
+    """The training time in seconds up to the last of these lines."""
     return (lines[-1].get("seconds") if lines else None) or 0.0
 
 
 def _shown(metrics: Metrics) -> Iterator[str]:
-    """What the progress line shows of metrics; behind an error, those of several data sets."""
+    """The metrics as phrases of the progress line; errors by data set in parentheses."""
     by_set = errors_by_set(metrics)
     each = ", ".join(f"{name} {metrics[key]:.2f} %" for name, key in by_set.items())
     for key, form in SHOWN.items():
@@ -257,13 +280,17 @@ def errors_by_set(keys: Iterable[str]) -> dict[str, str]:
 
 
 class TensorBoard(LoopHook):
-    """TensorBoard's files, through clu, which imports TensorFlow: only where it is wanted."""
+    """Writes TensorBoard files with clu, which imports TensorFlow, so only on request."""
 
     def __init__(self, workdir: epath.Path, wanted: str):
-        """``wanted``: on, off, or auto (if TensorFlow is installed).
+        """Opens the files.
+
+        Args:
+          workdir: the workdir of the run.
+          wanted: on, off, or auto (if TensorFlow is installed).
 
         Raises:
-          UserError: wanted but not installed.
+          UserError: the packages are missing and ``wanted`` is on.
         """
         missing = [name for name in TENSORBOARD_NEEDS if importlib.util.find_spec(name) is None]
         if wanted == "on" and missing:
@@ -286,13 +313,20 @@ class TensorBoard(LoopHook):
 
 
 class Clock(LoopHook):
-    """Counts images and seconds, and says how long the rest will take."""
+    """Measures throughput and training time, and estimates the remaining time."""
 
     def __init__(self, plan: Plan, batch_size: int, step: int, before: float = 0.0):
-        """``step``: where the run begins or goes on; ``before``: its seconds until then."""
+        """Starts the clock.
+
+        Args:
+          plan: the durations of the run.
+          batch_size: number of images per step.
+          step: number of steps taken so far.
+          before: training time so far, in seconds.
+        """
         self._plan, self._batch_size = plan, batch_size
         self._start, self._before, self._begun = step, before, time.monotonic()
-        self._first_steps: float | None = None  # when they began; compiling comes before
+        self._first_steps: float | None = None  # start of the first steps, after the compilation
         self._images, self._seconds = 0, 0.0
 
     def after_steps(self, step: int, count: int, seconds: float) -> None:
@@ -302,16 +336,16 @@ class Clock(LoopHook):
         self._seconds += seconds
 
     def so_far(self, step: int) -> Metrics:
-        """The epoch, and the images per second since the last measurements, without evaluation."""
+        """The epoch, and the images per second since the last metrics, without evaluation."""
         values = {"epoch": step / self._plan.steps_per_epoch}
         if self._seconds:
             values["images_per_second"] = float(f"{self._images / self._seconds:.6g}")
         return values
 
     def measured(self, step: int) -> Metrics:
-        """The same at measurements, from which on it counts anew, and ``seconds``.
+        """As `so_far`, with the training time ``seconds``; restarts the count of images.
 
-        These are the run's with evaluation, over all its sittings up to the last line of each.
+        The training time includes evaluation, and earlier processes up to their last metrics.
         """
         values = self.so_far(step)
         values["seconds"] = round(self._before + time.monotonic() - self._begun, 2)
@@ -319,17 +353,17 @@ class Clock(LoopHook):
         return values
 
     def left(self, step: int) -> float:
-        """The seconds until the end, at the mean pace of the steps so far."""
+        """The estimated seconds to the end, at the mean pace of this process."""
         begun = self._begun if self._first_steps is None else self._first_steps
         pace = (time.monotonic() - begun) / max(1, step - self._start)
         return pace * (self._plan.total - step)
 
 
 class Log(LoopHook):
-    """A live bar on a terminal, plain lines in a log file.
+    """Prints the progress of a run: a bar on a terminal, otherwise lines; a context manager.
 
-    What it prints is in the workdir's ``train.log`` too, with the time, over all sittings. Of
-    several processes the first alone writes and prints. A context, which is closed in the end.
+    All lines are also appended to ``train.log`` in the workdir, with the time. Only process 0
+    prints and writes.
     """
 
     def __init__(
@@ -341,13 +375,15 @@ class Log(LoopHook):
         loss: Callable[[], float],
         name: str = "",
     ):
-        """Begins the bar, and opens ``train.log``.
+        """Draws the bar and opens ``train.log``.
 
         Args:
-          clock: is called before this.
-          step: where the run begins or goes on.
-          loss: gives the mean since the last measurements.
-          name: of one run among several.
+          plan: the durations of the run.
+          clock: its clock, a hook that is called before this one.
+          workdir: its workdir.
+          step: number of steps taken so far.
+          loss: returns the mean loss since the last metrics.
+          name: prefix of the lines, if there are several runs.
         """
         self._plan, self._clock, self._loss, self._name = plan, clock, loss, name
         self._first = processes.is_first()
@@ -363,7 +399,7 @@ class Log(LoopHook):
         )
 
     def after_steps(self, step: int, count: int, seconds: float) -> None:
-        """Where there is no bar, a line says how far the run is if there was none for a while."""
+        """Updates the bar; without a bar, prints a line if there was none for a while."""
         now = self._clock.so_far(step)
         self._bar.set_postfix_str(
             SHOWN["images_per_second"].format(now["images_per_second"]), False
@@ -383,7 +419,7 @@ class Log(LoopHook):
         return "  ".join(parts)
 
     def say(self, text: str) -> None:
-        """Prints lines, above the bar if there is one."""
+        """Prints lines, above the bar if there is one, and appends them to ``train.log``."""
         if not self._first:
             return
         self._note(text)
@@ -394,7 +430,7 @@ class Log(LoopHook):
             self._bar.write(text)
 
     def _note(self, text: str) -> None:
-        """Adds lines to ``train.log``."""
+        """Appends lines to ``train.log``."""
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         if self._text:
             self._text.write("".join(f"{now}  {line}\n" for line in text.splitlines()))
@@ -403,9 +439,9 @@ class Log(LoopHook):
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
-        """Notes the error that ends the run, if one does."""
+        """Appends the error that ends the run to ``train.log``, if there is one."""
         if error is not None:
-            with contextlib.suppress(OSError, Failure):  # which may be of the same cause
+            with contextlib.suppress(OSError, Failure):  # perhaps for the same reason
                 self._note(f"ended by {type(error).__name__}: {error}")
         self._bar.close()
         if self._text:

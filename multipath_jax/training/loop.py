@@ -1,4 +1,4 @@
-"""The loop: calls the compiled steps, then the hooks, until it is to stop."""
+"""The training loop: groups of compiled steps, each followed by the hooks."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -12,8 +12,7 @@ from multipath_jax.training.hooks import CURVES_FILE, DROPPED_FILE, METRICS_FILE
 from multipath_jax.training.run import Pace, Run
 from multipath_jax.training.setup import Setup
 
-# What a run writes into its workdir, but for the traces and TensorBoard's files, which have names
-# of their own each time.
+# Names of the files of a run, except traces and TensorBoard files, whose names are always new.
 WRITTEN = (
     ckpt.FOLDER,
     ckpt.DAMAGED,
@@ -27,12 +26,12 @@ WRITTEN = (
 
 
 def never() -> bool:
-    """``should_stop`` of a run that goes to its end."""
+    """A ``should_stop`` function that never stops."""
     return False
 
 
 def say_what_was_found(setup: Setup) -> None:
-    """Prints the data set's notes; once, however many runs share it."""
+    """Prints the notes of the data set."""
     if processes.is_first():
         for line in setup.dataset.notes:
             print(line, flush=True)
@@ -42,12 +41,20 @@ def say_what_was_found(setup: Setup) -> None:
 def start_run(
     setup: Setup, config: ConfigDict, workdir: epath.Path, name: str = "", restart: bool = False
 ) -> Iterator[Run]:
-    """A run of a workdir, from its newest checkpoint if it has one; in the end all is written.
+    """Context manager: a run in a workdir, from its newest checkpoint if there is one.
+
+    On exit, all files are complete and closed.
 
     Args:
-      config: that of ``setup``, but for the seed.
-      name: in front of what it prints, where there are several.
-      restart: as for `train`.
+      setup: the data set, model, optimizer and compiled functions.
+      config: the config of ``setup``, except for the seed.
+      workdir: the workdir.
+      name: prefix of printed lines, if there are several runs.
+      restart: whether to move the files of an earlier run aside and start from scratch.
+
+    Raises:
+      UserError: the workdir has a run with other data or is in use, or ``config.init_from`` or a
+        checkpoint cannot be read.
     """
     fresh = setup.abstract_carry.state.variables
     ckpt.check_source(workdir, config, restart, fresh, setup.model)
@@ -68,13 +75,17 @@ def run_steps(
     until: int | None = None,
     pace: Pace | None = None,
 ) -> None:
-    """Trains to the end, or to the step ``until``, or until asked to stop.
-
-    A checkpoint is the last thing that it does, unless the run is to go on.
+    """Trains to the end, to a given step, or until a stop is requested.
 
     Args:
-      pace: how many steps a call takes, after which the hooks are called and ``should_stop`` is
-        asked; None: about a second's worth.
+      run: the run.
+      should_stop: called after every group of steps; if it returns True, a checkpoint is saved and
+        training stops.
+      until: the last step; None: the end of training. No checkpoint is saved there.
+      pace: the number of steps per group; None: it is adapted to about a second.
+
+    Raises:
+      TrainingFailed: the loss or a weight is not finite.
     """
     end = run.plan.total if until is None else until
     if run.is_over():

@@ -1,4 +1,4 @@
-"""A run in progress: its state and its files, and the hooks that its steps call."""
+"""A training run in progress: its state, its files and its hooks."""
 
 import dataclasses
 import time
@@ -32,24 +32,25 @@ from multipath_jax.utils import progress
 from multipath_jax.utils.cpu import convolutions_in_use
 from multipath_jax.weights import Comparison
 
-SECONDS_PER_CALL = 1.0  # how often the hooks are called, and it is asked whether to stop
+SECONDS_PER_CALL = 1.0  # between calls of the hooks and of ``should_stop``
 
 
 class TrainingFailed(Failure):
-    """The loss or the weights stopped being finite; the last good checkpoint is kept."""
+    """The loss or a weight is not finite; the last checkpoint is kept."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How a run ended.
+    """The result of a run.
 
     Attributes:
-      step: the steps taken; fewer than ``total`` if the run was asked to stop.
-      test: the last measurements on the test split (``loss``, ``error`` and ``top5_error`` in %);
-        empty if it was stopped before the first.
-      best_error: the lowest test error of the run, in %.
-      paths: what was written.
-      evaluated: ``test`` or, if the errors are of training images held out, ``held_out``.
+      step: number of steps taken; less than ``total`` if the run was stopped.
+      total: number of steps of the whole training.
+      test: metrics of the last evaluation (``loss``, and ``error`` and ``top5_error`` in percent);
+        empty if there was none.
+      best_error: the lowest error of all evaluations, in percent; None if there was none.
+      paths: the files and folders that were written.
+      evaluated: the evaluated images: ``test``, or ``held_out`` for training images.
       stopped_early: whether ``config.patience`` has ended the run.
     """
 
@@ -68,14 +69,20 @@ class Result:
 
 
 class Run:
-    """A run in progress: where it stands, how it goes on, and what the loop calls besides.
+    """A run in progress.
 
     Attributes:
-      step: the steps taken.
-      test: the last measurements on the test split; empty before the first.
-      notes: what to say of where it comes from.
-      log: the progress line.
-      hooks: called by the loop, in their order; the log is among them.
+      setup: the data set, model, optimizer and compiled functions.
+      plan: the durations in steps.
+      config: the config, with the seed of this run.
+      workdir: the workdir.
+      checkpoints: the checkpoints of the workdir.
+      carry: the current state and metrics.
+      step: number of steps taken.
+      test: metrics of the last evaluation; empty if there was none.
+      notes: lines to print about the start: the checkpoint, or the initial weights.
+      log: prints the progress.
+      hooks: all hooks, including the log.
     """
 
     def __init__(
@@ -86,9 +93,17 @@ class Run:
         checkpoints: ckpt.Checkpoints,
         name: str = "",
     ):
-        """Resumes, else starts from ``config.init_from``, else afresh.
+        """Restores the newest checkpoint; if there is none, starts with the initial weights.
 
-        Until it is known how, nothing in the workdir is changed.
+        The initial weights are those of ``config.init_from``, if it is set. If either of them
+        cannot be read, nothing in the workdir is changed.
+
+        Args:
+          setup: the data set, model, optimizer and compiled functions.
+          config: the config of ``setup``, except for the seed.
+          workdir: the workdir.
+          checkpoints: the checkpoints of the workdir.
+          name: prefix of printed lines, if there are several runs.
         """
         self.setup, self.plan, self.config = setup, setup.plan, config
         self.workdir, self.checkpoints = workdir, checkpoints
@@ -101,7 +116,7 @@ class Run:
         self._make_hooks(name)
 
     def _make_hooks(self, name: str) -> None:
-        """Makes the log and the hooks; of several processes the first alone writes files."""
+        """Makes the log and the hooks; only process 0 writes files."""
         files: tuple[TensorBoard | MetricsFile, ...] = ()
         before = 0.0
         if processes.is_first():
@@ -118,15 +133,15 @@ class Run:
                 Profiler(self.workdir, self.plan.profile, self.log.say),
                 *files,
                 self.log,
-                # After the lines up to it, which must be there when it is, and before what a user
-                # brings along, which may fail.
+                # After the metrics file, so that a checkpoint never exists without its lines, and
+                # before the user's hooks, which may fail.
                 Checkpointing(self.plan, evaluated, best, self.save),
                 *map(UserHook, self.setup.hooks),
             )
         )
 
     def _start(self) -> tuple[Carry, list[str]]:
-        """The carry to go on from, and what to say about where it comes from."""
+        """The first carry of this process, and lines to print about it."""
         carry, lines = self.checkpoints.restore_newest(self.setup.abstract_carry)
         if carry is not None:
             return carry, lines
@@ -134,17 +149,21 @@ class Run:
         return carry, [*lines, *more]
 
     def compile(self) -> None:
-        """Compiles the training step, unless that was done."""
+        """Compiles the training step, unless it is compiled."""
         if said := convolutions_in_use():
             self.log.say(said)
         if cost := self.setup.runner.compile(self.carry):
             self.log.say(f"compiled the training step: {cost}")
 
     def advance(self, pace: "Pace", end: int) -> None:
-        """Takes some steps: no more than the pace, and to ``end`` or the plan's next stop at most.
+        """Runs a group of steps, at most to ``end`` or the plan's next stop.
+
+        Args:
+          pace: the largest number of steps.
+          end: the last step.
 
         Raises:
-          TrainingFailed: the loss of one of them is not finite.
+          TrainingFailed: the loss of a step is not finite.
         """
         count = pace.steps(min(end, self.plan.next_stop(self.step)) - self.step)
         self.hooks.before_steps(self.step)
@@ -163,7 +182,7 @@ class Run:
         self.hooks.after_steps(self.step, count, seconds)
 
     def metrics(self) -> Metrics:
-        """What the plan measures at this step; empty if it is nothing."""
+        """The metrics that are due at this step; empty if there are none."""
         values = {}
         if self.plan.due(self.plan.log_every, self.step):
             values |= self._training_values()
@@ -175,7 +194,7 @@ class Run:
         return values | self.clock.measured(self.step) if values else {}
 
     def _training_values(self) -> Metrics:
-        """The means since the last log, and the learning rate."""
+        """Means of the training metrics since the last log, and the learning rate."""
         found = jax.device_get(self.carry.metrics).compute()
         rate = self.setup.learning_rate
         return {
@@ -186,23 +205,23 @@ class Run:
         }
 
     def _loss(self) -> float:
-        """The mean loss since the last log."""
+        """The mean training loss since the last log."""
         return float(jax.device_get(self.carry.metrics).compute()["loss"])
 
     def _evaluate(self) -> dict[str, float]:
-        """The measurements on the test split, more of them at the end of training."""
+        """Evaluates; at the end of training also on ten crops or mirror images, if configured."""
         ended = self.step == self.plan.total
         evaluate = self.setup.evaluate_fully if ended else self.setup.evaluate
         return evaluate(self.carry.state.weights)
 
     def evaluate(self) -> None:
-        """Evaluates, unless that was done in this run's time."""
+        """Evaluates, unless this process has evaluated before."""
         self.test = self.test or self._evaluate()
 
     def stop(self) -> None:
-        """Saves, to go on from there another time."""
+        """Saves a checkpoint to resume from."""
         self.save(None)
-        self.log.say(f"stopped at step {self.step}; the same command goes on from there")
+        self.log.say(f"stopped at step {self.step}; rerun the command to resume")
 
     def is_over(self) -> bool:
         """Whether nothing is left to train."""
@@ -211,7 +230,7 @@ class Run:
     def is_exhausted(self) -> bool:
         """Whether the error has been above its lowest for ``config.patience``.
 
-        It depends on the step and on the best checkpoint alone, as a run that resumes finds them.
+        This depends only on the step and the best checkpoint, so it is the same after resuming.
         """
         plan, step = self.plan, self.step
         if not plan.patience or step == plan.total or not plan.due(plan.eval_every, step):
@@ -220,7 +239,7 @@ class Run:
         return bool(processes.first_decides(best is not None and step - best >= plan.patience))
 
     def stop_early(self) -> None:
-        """Saves the end of a run whose patience has run out, and says so."""
+        """Saves a checkpoint at the end by early stopping, and prints the best one."""
         split = self.setup.dataset.evaluated
         self.save(self.test["error"])
         best, lowest = self.checkpoints.best, self.checkpoints.best_error
@@ -230,12 +249,15 @@ class Run:
         )
 
     def has_ended(self) -> None:
-        """Says so, and measures the end once more."""
+        """Prints that the run has ended, and evaluates it."""
         self.log.say(f"this run has ended at step {self.step}; nothing is left to train")
         self.test = self._evaluate()
 
     def save(self, error: float | None) -> None:
-        """Begins to write a checkpoint; ``error``: on the test split in %, where it is known.
+        """Starts to write a checkpoint.
+
+        Args:
+          error: the error of this step in percent; None if it is unknown.
 
         Raises:
           TrainingFailed: a weight is not finite.
@@ -253,7 +275,7 @@ class Run:
         )
 
     def result(self) -> Result:
-        """How it ended, with all that belongs to it written."""
+        """Waits until all checkpoints are written, and returns the result."""
         with progress.at_work("writing the last checkpoint"):
             self.checkpoints.wait()
         paths = [self.workdir / ckpt.FOLDER, self.workdir / METRICS_FILE]
@@ -263,7 +285,7 @@ class Run:
 
 
 def first_carry(setup: Setup, config: ConfigDict) -> tuple[Carry, list[str]]:
-    """The carry of step 0, of weights from ``config.init_from`` if it is set, and what to say."""
+    """The carry of step 0, with the weights of ``config.init_from``, if set; and lines to print."""
     carry, notes = setup.fresh_carry(config.seed), [*setup.notes]
     if not config.init_from:
         return carry, notes
@@ -274,7 +296,7 @@ def first_carry(setup: Setup, config: ConfigDict) -> tuple[Carry, list[str]]:
 
 
 def _other_normalization(found: Comparison, data: Description) -> list[str]:
-    """What to say if images were normalized otherwise when the weights were trained."""
+    """A line to print if the weights were trained with another normalization."""
     there, here = (found.mean, found.std), (data.mean, data.std)
     if not found.mean or all(
         np.shape(a) == np.shape(b) and np.allclose(a, b, atol=1e-3)  # a quarter of a grey level
@@ -289,10 +311,13 @@ def _other_normalization(found: Comparison, data: Description) -> list[str]:
 
 
 class Pace:
-    """How many steps a call takes. Where one begins and ends changes no result."""
+    """The number of steps per group, which does not change any result."""
 
     def __init__(self, steps_per_call: int | None = None):
-        """``steps_per_call``: at most; None: as many as fit into `SECONDS_PER_CALL`, from one on.
+        """Sets the pace.
+
+        Args:
+          steps_per_call: the largest number of steps; None: it is adapted to `SECONDS_PER_CALL`.
 
         Raises:
           UserError: it is less than one.
@@ -303,10 +328,10 @@ class Pace:
         self._steps = steps_per_call or 1
 
     def steps(self, limit: int) -> int:
-        """Of the coming call, at most ``limit``."""
+        """The number of steps of the next group, at most ``limit``."""
         return processes.first_decides(min(limit, self._steps))
 
     def measured(self, steps: int, seconds: float) -> None:
-        """``steps`` took so long."""
+        """Adapts the pace to the time of a group of steps."""
         if self._fixed is None:
             self._steps = max(1, int(steps * SECONDS_PER_CALL / seconds))

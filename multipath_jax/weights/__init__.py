@@ -1,4 +1,4 @@
-"""Weights that came from elsewhere: their files, their names, and the same in our networks."""
+"""Weights of other libraries: files, names, conversion, and growth to more paths."""
 
 from multipath_jax.weights.convert import (
     TELLING,

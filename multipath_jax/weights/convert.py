@@ -1,4 +1,4 @@
-"""Between the arrays of a file and the variables of a network."""
+"""Conversion between the arrays of a file and the variables of a network."""
 
 import dataclasses
 import json
@@ -18,15 +18,15 @@ from multipath_jax.weights.layouts import LAYOUTS, Key, Layout, Place, Shape
 TELLING = {"shortcut": "projection"}
 
 
-# --- What fits -----------------------------------------------------------------------------------
+# --- Comparison ----------------------------------------------------------------------------------
 
 
 class Head(NamedTuple):
-    """A last layer of another number of outputs.
+    """A last layer whose number of outputs differs.
 
     Attributes:
-      layer: its path in our network.
-      there, here: the outputs in the source, and in the network.
+      layer: its path in the network.
+      there, here: number of outputs in the source, and in the network.
     """
 
     layer: str
@@ -39,17 +39,17 @@ class Head(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """The arrays of a network and those of a source that are to take their place.
+    """A comparison of the arrays of a network with those of a source.
 
     Attributes:
-      fitting: our keys of those that are in both.
-      missing: the names there of those that are not there.
-      reshaped: of those that are there of another shape, with both shapes.
-      extra: of those that are there alone.
-      head: the layer of ``reshaped``, if it is one alone and differs by its outputs alone.
-      growth: what a log has to say of paths that were added.
-      mean, std: of the pixels in [0, 1] by channel, with which the weights were trained; empty
-        where the source does not say so.
+      fitting: keys of the arrays of the network that are in the source with the same shape.
+      missing: names in the source's layout of arrays that the source lacks.
+      reshaped: names of arrays with another shape, with both shapes.
+      extra: names of arrays that only the source has.
+      head: the layer of ``reshaped``, if it is a single one and only its outputs differ.
+      growth: a line about added paths; "" if there are none.
+      mean, std: mean and standard deviation by channel of the pixels in [0, 1] with which the
+        weights were trained; empty if they are unknown.
     """
 
     fitting: tuple[Key, ...]
@@ -63,7 +63,7 @@ class Comparison:
 
     @property
     def lines(self) -> list[str]:
-        """What a log has to say of it."""
+        """Lines for the log."""
         return [
             *([self.growth] if self.growth else []),
             *([str(self.head)] if self.head else []),
@@ -73,13 +73,13 @@ class Comparison:
         ]
 
     def check(self, source: str, remedy: str, partial: bool = False, whole: bool = False) -> None:
-        """Raises UserError if anything but a head of other outputs does not fit.
+        """Raises UserError if arrays do not fit, except for a head with other outputs.
 
         Args:
-          source: for the error.
-          remedy: what to do about it.
-          partial: whether arrays may be missing or of another shape.
-          whole: whether all that is there has to be used, unless ``partial``.
+          source: the source, for the message.
+          remedy: what to do, for the message.
+          partial: whether arrays may be missing or have another shape.
+          whole: whether extra arrays are an error, unless ``partial``.
         """
         if not self.fitting:
             raise UserError(f"{source}: nothing in it fits this network")
@@ -99,14 +99,14 @@ class Comparison:
             )
 
     def _missing(self) -> list[str]:
-        """The names, each with the one there that is most like it."""
+        """The missing names, each with the most similar extra name."""
         if not self.extra:
             return self.missing
         return [f"{name} (nearest there: {nearest(name, self.extra)})" for name in self.missing]
 
 
 def listed(names: list[str], most: int = 8) -> str:
-    """The first names, and how many follow."""
+    """Lists the first names, and the number of the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
@@ -114,12 +114,12 @@ def listed(names: list[str], most: int = 8) -> str:
 def compare(
     own: Mapping[Key, Shape], names: Mapping[Key, str], there: Mapping[str, Shape]
 ) -> Comparison:
-    """What of a network's arrays is in a source.
+    """Compares the arrays of a network with those of a source.
 
     Args:
-      own: the shapes that the network's arrays have there.
-      names: what they are called there.
-      there: the shapes of all that is there.
+      own: shapes of the network's arrays in the layout of the source, by key.
+      names: their names in the source, by key.
+      there: shapes of all arrays in the source, by name.
     """
     present = {key: there[names[key]] for key in own if names[key] in there}
     reshaped = {key: (shape, own[key]) for key, shape in present.items() if shape != own[key]}
@@ -135,7 +135,7 @@ def compare(
 
 
 def _head(reshaped: Mapping[Key, tuple[Shape, Shape]]) -> Head | None:
-    """That of `Comparison`: a kernel, a bias or more, and in each one axis is another."""
+    """The attribute `Comparison.head`: one layer with a bias, in whose arrays one axis differs."""
     layers = {"/".join(key[1:-1]) for key in reshaped}
     changes = {
         tuple(pair for pair in zip(there, here, strict=False) if pair[0] != pair[1])
@@ -149,17 +149,17 @@ def _head(reshaped: Mapping[Key, tuple[Shape, Shape]]) -> Head | None:
     return Head(layer, *pairs[0]) if len(pairs) == 1 else None
 
 
-# --- From a file, and to one ---------------------------------------------------------------------
+# --- Conversion ----------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """A file's arrays as those of a network.
+    """The arrays of a file, for a network.
 
     Attributes:
-      arrays: those that fit, by our keys and with our order of axes.
-      compared: what fits and what does not.
-      options: what the network has to be made with to compute what the file's did, by name.
+      arrays: the arrays that fit, with the keys and the order of axes of the network.
+      compared: the comparison with the network.
+      options: options with which the network computes what the file's network did, by name.
     """
 
     arrays: dict[Key, np.ndarray]
@@ -168,11 +168,11 @@ class Reading:
 
 
 def convert(state: StateDict, shapes: Mapping[Key, Shape]) -> Reading:
-    """Finds a network's arrays in a file, by the layout of which the file has the most names.
+    """Finds the arrays of a network in a file, in the layout with the most matching names.
 
     Args:
-      state: what the file has.
-      shapes: of the network's variables, flattened.
+      state: the content of the file.
+      shapes: shapes of the network's variables, by flattened key.
     """
     found = [(layout, layout.places(shapes)) for layout in LAYOUTS]
     layout, places = max(
@@ -194,11 +194,11 @@ def convert(state: StateDict, shapes: Mapping[Key, Shape]) -> Reading:
 
 
 def to_file(variables: Mapping[Key, np.ndarray], about: Mapping[str, Any]) -> bytes:
-    """A network's variables as a safetensors file, in others' names if they have such a network.
+    """Serializes variables in the safetensors format, in the first layout that has all of them.
 
     Args:
-      variables: flattened.
-      about: what else the file is to say, by the fields of `StateDict`; JSON.
+      variables: the variables, by flattened key.
+      about: metadata for the file, by fields of `StateDict`; values for JSON.
     """
     shapes = {key: value.shape for key, value in variables.items()}
     found = (layout.places(shapes) for layout in LAYOUTS)
@@ -211,7 +211,7 @@ def to_file(variables: Mapping[Key, np.ndarray], about: Mapping[str, Any]) -> by
 
 
 def _options(state: StateDict, layout: Layout) -> dict[str, str]:
-    """Those of `Reading`; a file that we wrote says them itself."""
+    """The attribute `Reading.options`; files written by this package have them as metadata."""
     if state.options is not None:
         return {key: value for key, value in state.options.items() if key in TELLING}
     needless = any(re.fullmatch(layout.unless, name) for name in state.arrays)
@@ -219,7 +219,7 @@ def _options(state: StateDict, layout: Layout) -> dict[str, str]:
 
 
 def _flattened(array: np.ndarray) -> np.ndarray:
-    """The kernel of a dense layer, where timm's VGG has it as a convolution's."""
+    """Flattens the kernel of a convolution, which timm's VGG has for dense layers."""
     return array.reshape(len(array), -1) if array.ndim == 4 else array
 
 
@@ -231,7 +231,7 @@ def _shape_there(shape: Shape, place: Place) -> Shape:
 
 
 def _to_ours(array: np.ndarray, place: Place) -> np.ndarray:
-    """``[o i h w]`` -> ``[h w i o]`` and ``[o i]`` -> ``[i o]``."""
+    """Reorders axes: ``[o i h w]`` -> ``[h w i o]`` and ``[o i]`` -> ``[i o]``."""
     if not place.side or array.ndim == 1:
         return array
     if array.ndim == 4:
@@ -241,7 +241,7 @@ def _to_ours(array: np.ndarray, place: Place) -> np.ndarray:
 
 
 def _to_theirs(array: np.ndarray, place: Place) -> np.ndarray:
-    """The other way round."""
+    """The inverse of `_to_ours`."""
     if not place.side or array.ndim == 1:
         return array
     if array.ndim == 4:

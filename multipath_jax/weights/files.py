@@ -1,4 +1,4 @@
-"""Files of weights: safetensors, PyTorch's state dicts, folders as on the Hugging Face hub."""
+"""Reading files of weights: safetensors, PyTorch state dicts, folders of the Hugging Face hub."""
 
 import dataclasses
 import io
@@ -19,9 +19,9 @@ from multipath_jax.weights.layouts import ARCHITECTURES, UNUSED
 
 SAFETENSORS = ".safetensors"
 PYTORCH = (".pth", ".pt", ".th", ".bin")
-IN_FOLDER = ("model.safetensors", "pytorch_model.bin")  # the first that is there is read
+IN_FOLDER = ("model.safetensors", "pytorch_model.bin")  # the first one that exists is read
 CONFIG_FILE = "config.json"
-ABOUT = "multipath_jax"  # what our files say of themselves, in the metadata of safetensors
+ABOUT = "multipath_jax"  # key of our metadata in safetensors files
 _DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -33,23 +33,25 @@ _DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
-# Where a training program's file may have the state dict, and what wrappers put before names.
+# Keys of the state dict in files of training programs, and prefixes that wrappers add to names.
 _WITHIN = ("state_dict", "model_state_dict", "model_state", "model", "net")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
 @dataclasses.dataclass(frozen=True)
 class StateDict:
-    """What a file has.
+    """The content of a file.
+
+    Metadata that the file does not have are empty.
 
     Attributes:
       place: the file, for messages.
-      arrays: by their names there, less those that nothing computes with.
-      model: the network's name as `create_model` knows it, where the file says so.
-      options: that the network was made with, by name, where we wrote the file.
-      mean, std: of the pixels in [0, 1] by channel, where the file says so.
-      class_names: in the order of the outputs, where the file says so.
-      image_shape: of the images that the network sees, where we wrote the file.
+      arrays: the arrays by name, without counters of batches.
+      model: name of the network, for `create_model`.
+      options: options of the network by name; None if unknown. Only in files of this package.
+      mean, std: mean and standard deviation of the pixels in [0, 1], by channel.
+      class_names: names of the classes in the order of the outputs.
+      image_shape: height, width and channels of the network's input. Only in files of this package.
     """
 
     place: str
@@ -63,10 +65,10 @@ class StateDict:
 
 
 def is_weights(text: str | os.PathLike) -> bool:
-    """Whether a path or an address is that of a file of weights, or of a folder with one.
+    """Whether a path or an address is a file of weights, or a folder with one.
 
     Raises:
-      UserError: an address that cannot be looked at.
+      UserError: the address cannot be accessed.
     """
     text = os.fspath(text)
     if text.endswith((SAFETENSORS, *PYTORCH)):
@@ -75,14 +77,14 @@ def is_weights(text: str | os.PathLike) -> bool:
 
 
 def read(name: str, text: str | os.PathLike) -> StateDict:
-    """The arrays of a file, and what it says of their network.
+    """Reads the arrays and the metadata of a file.
 
     Args:
-      name: the flag or the key of the config that has it, for errors.
-      text: a path or any address that fsspec knows, of a file or a folder.
+      name: the flag or config key of the file, for errors.
+      text: path of a file or folder, or an address that fsspec supports.
 
     Raises:
-      UserError: it cannot be read, is cut off, or is no state dict.
+      UserError: the file cannot be read, is truncated, or is not a state dict.
     """
     place = filesystem.anywhere(name, text)
     file = place if place.endswith((SAFETENSORS, *PYTORCH)) else _in_folder(name, place)
@@ -99,7 +101,7 @@ def read(name: str, text: str | os.PathLike) -> StateDict:
             arrays, about = _from_pytorch(name, file, content), {}
     except UserError:
         raise
-    except Exception as error:  # damage surfaces as whatever a reader stumbles over
+    except Exception as error:  # readers raise many types of errors for damaged files
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{name}={text} is no whole file of its kind ({first[:200]}); get it anew"
@@ -109,11 +111,11 @@ def read(name: str, text: str | os.PathLike) -> StateDict:
     return StateDict(file, _plain(name, text, arrays), **about)
 
 
-# --- Where it is ---------------------------------------------------------------------------------
+# --- Access --------------------------------------------------------------------------------------
 
 
 def _in_folder(name: str, folder: str) -> str | None:
-    """The file of weights in a folder, if it has one."""
+    """The file of weights in a folder; None if there is none."""
     for file in IN_FOLDER:
         path = f"{folder.rstrip('/')}/{file}"
         if _with_files(name, path, lambda files, key: files.isfile(key)):
@@ -126,7 +128,7 @@ def _bytes(name: str, file: str) -> bytes:
 
 
 def _with_files(name: str, place: str, ask: Callable[[Any, str], Any]) -> Any:
-    """What fsspec answers. Raises UserError, whatever it is that a kind of address raises."""
+    """Calls ``ask`` with the file system of an address. All its errors are raised as UserError."""
     try:
         return ask(*fsspec.url_to_fs(os.path.expanduser(place)))
     except Exception as error:
@@ -135,22 +137,24 @@ def _with_files(name: str, place: str, ask: Callable[[Any, str], Any]) -> Any:
         raise UserError(f"{what} cannot be read ({reason or type(error).__name__})") from error
 
 
-# --- What it has ---------------------------------------------------------------------------------
+# --- Content -------------------------------------------------------------------------------------
 
 
 def _from_safetensors(content: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays, and of what we wrote the fields of `StateDict`."""
+    """The arrays, and the metadata of files that this package wrote."""
     arrays = {}
     for key, found in safetensors.deserialize(content):
         if dtype := _DTYPES.get(found["dtype"]):
             arrays[key] = np.frombuffer(found["data"], dtype).reshape(found["shape"])
-    length = int.from_bytes(content[:8], "little")  # of the header, which the reader keeps back
+    length = int.from_bytes(
+        content[:8], "little"
+    )  # of the header, which `deserialize` does not return
     about = json.loads(content[8 : 8 + length]).get("__metadata__", {})
     return arrays, _fields(json.loads(about.get(ABOUT, "{}")))
 
 
 def _fields(about: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `StateDict` among what a file says of itself."""
+    """The entries of metadata that are fields of `StateDict`."""
     known = {field.name for field in dataclasses.fields(StateDict)} - {"place", "arrays"}
     return {
         key: tuple(value) if isinstance(value, list) else value
@@ -179,7 +183,7 @@ def _from_pytorch(name: str, file: str, content: bytes) -> dict[str, np.ndarray]
 
 
 def _plain(name: str, text: str | os.PathLike, arrays: dict[str, np.ndarray]) -> dict:
-    """The arrays without what wrappers put before all names. Raises UserError if there is none."""
+    """Removes prefixes that all names have. Raises UserError if there are no arrays."""
     arrays = {key: value for key, value in arrays.items() if not UNUSED.fullmatch(key)}
     if not arrays:
         raise UserError(
@@ -192,7 +196,7 @@ def _plain(name: str, text: str | os.PathLike, arrays: dict[str, np.ndarray]) ->
 
 
 def _about_folder(name: str, folder: str) -> dict[str, Any]:
-    """What a folder's config.json says, as timm writes it on the hub; nothing if it has none."""
+    """Metadata from a folder's config.json in timm's format; empty if there is none."""
     path = f"{folder.rstrip('/')}/{CONFIG_FILE}"
     if not _with_files(name, path, lambda files, key: files.isfile(key)):
         return {}

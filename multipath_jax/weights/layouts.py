@@ -1,8 +1,8 @@
-"""How others name the arrays of networks that we have too: a table of rules for each family.
+"""The names of arrays in other libraries: a table of rules for each family of networks.
 
-A rule is a pattern of the path of one of our modules, and the name of theirs. Our numbers count
-from one; in a name, ``{block}`` is the number that the pattern's group of that name found, and
-``{block0}`` the same from zero.
+A rule maps a pattern for the path of a module of this package to the name of the module in the
+other library. In that name, ``{block}`` is the number matched by the group ``block`` of the
+pattern, which counts from one, and ``{block0}`` the same number counted from zero.
 """
 
 import dataclasses
@@ -10,10 +10,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-Key = tuple[str, ...]  # of a variable, flattened: collection, modules, leaf
+Key = tuple[str, ...]  # flattened key of a variable: collection, modules, leaf
 Shape = tuple[int, ...]
 
-# The leaves of our modules by collection, name and number of axes -> how PyTorch calls them.
+# PyTorch's names of variables, by collection, name and number of axes.
 LEAVES = {
     ("params", "kernel", 4): "weight",
     ("params", "kernel", 2): "weight",
@@ -22,9 +22,9 @@ LEAVES = {
     ("batch_stats", "mean", 1): "running_mean",
     ("batch_stats", "var", 1): "running_var",
 }
-# Arrays of theirs that nothing computes with: how many batches BatchNorm has seen.
+# Counters of batches, which do not affect the output.
 UNUSED = re.compile(r"(.*\.)?num_batches_tracked")
-# The names of torchvision's and timm's networks -> ours.
+# Our names of the networks of torchvision and timm.
 ARCHITECTURES = {
     "resnet18": "ResNet18",
     "resnet34": "ResNet34",
@@ -40,11 +40,11 @@ ARCHITECTURES = {
 
 
 class Place(NamedTuple):
-    """Where a variable of ours is in a file.
+    """The array for a variable in a file.
 
     Attributes:
-      name: of the array there.
-      side: as in `Rule`; 0: its axes are in our order.
+      name: its name.
+      side: as in `Rule`; 0 if the axes have our order.
     """
 
     name: str
@@ -53,13 +53,13 @@ class Place(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What one kind of module is called.
+    """The name of one kind of module.
 
     Attributes:
-      ours: a regular expression of the whole path of our module.
-      theirs: the name of their module.
-      side: of the maps that a dense layer is given flattened: theirs lists them channel by
-        channel, ours pixel by pixel; 1 for all other modules.
+      ours: a regular expression for the whole path of the module in this package.
+      theirs: the name of the module in the other library.
+      side: side of the feature maps that a dense layer takes flattened, in the order of channels
+        first in the other library and channels last here; 1 for all other modules.
     """
 
     ours: str
@@ -72,9 +72,9 @@ class Layout:
     """The names of a family of networks.
 
     Attributes:
-      rules: the first that matches counts.
-      options: what our network has to be made with to compute what theirs does, by name.
-      unless: a pattern of names there; where one of them is, ``options`` are not needed.
+      rules: the rules; the first that matches is used.
+      options: options with which our network computes what theirs does, by name.
+      unless: a pattern; if a name in the file matches, ``options`` are not needed.
     """
 
     rules: tuple[Rule, ...]
@@ -82,10 +82,10 @@ class Layout:
     unless: str = r"$^"
 
     def places(self, shapes: Mapping[Key, Shape]) -> dict[Key, Place]:
-        """Those of the variables that have one; arrays of several paths have none.
+        """The places of the variables that have one; variables of several paths have none.
 
         Args:
-          shapes: of a network's variables, flattened.
+          shapes: shapes of a network's variables, by flattened key.
         """
         positions = _positions(shapes)
         found = {}
@@ -105,16 +105,16 @@ class Layout:
 
 
 class _Own(Layout):
-    """Our own names, for networks that nobody else has."""
+    """The names of this package, for all other networks."""
 
     def places(self, shapes: Mapping[Key, Shape]) -> dict[Key, Place]:
         return {key: Place("/".join(key), side=0) for key in shapes}
 
 
 def _positions(keys: Iterable[Key]) -> dict[str, int]:
-    """Where stages' convolutions and norms are in one sequence, as torchvision's VGG numbers them.
+    """Positions of convolutions and norms in torchvision's VGG, which is one sequence of layers.
 
-    Convolution, BatchNorm and ReLU take a place each, and so does the pooling after every stage.
+    Convolution, BatchNorm and ReLU have one position each, as has the pooling after every stage.
     """
     paths = {"/".join(key[1:-1]) for key in keys}
     matches = (re.fullmatch(r"stage_(\d+)/conv_(\d+)/conv", path) for path in paths)
@@ -128,16 +128,17 @@ def _positions(keys: Iterable[Key]) -> dict[str, int]:
 
 
 def _block(ours: str, conv: str, norm: str) -> tuple[Rule, Rule]:
-    """A convolution of ours and its BatchNorm."""
+    """Rules for a convolution and its BatchNorm."""
     return Rule(f"{ours}/conv", conv), Rule(f"{ours}/norm", norm)
 
 
 def _resnet(stacks: int, projection: str, dense: str) -> tuple[Rule, ...]:
-    """Residual networks of so many stacks; what the two kinds call differently.
+    """Rules for residual networks.
 
     Args:
-      projection: the convolution and the BatchNorm of a shortcut.
-      dense: the last layer.
+      stacks: number of stacks.
+      projection: name of the projection in a shortcut.
+      dense: name of the last layer.
     """
     ours, theirs = rf"stack_(?P<stack>[1-{stacks}])/block_(?P<block>\d+)", "layer{stack}.{block0}"
     return (
@@ -149,7 +150,7 @@ def _resnet(stacks: int, projection: str, dense: str) -> tuple[Rule, ...]:
 
 
 def _vgg(*dense: str) -> tuple[Rule, ...]:
-    """VGG with BatchNorm; ``dense``: the three last layers."""
+    """Rules for VGG with BatchNorm; ``dense`` are the names of the last three layers."""
     first, second, last = dense
     return (
         *_block(r"stage_\d/conv_\d", "features.{position}", "features.{position}"),
@@ -159,10 +160,10 @@ def _vgg(*dense: str) -> tuple[Rule, ...]:
     )
 
 
-# A network is written in the names of the first layout that has them all.
+# A network is written in the first layout that has all its variables.
 LAYOUTS = (
-    # He et al.'s form for CIFAR, of three stacks. Shortcuts without parameters have their zeros on
-    # both sides, as nearly all definitions do.
+    # He et al.'s ResNets for CIFAR with three stacks. Shortcuts without parameters pad channels on
+    # both sides, as in nearly all implementations.
     Layout(
         _resnet(3, "shortcut", "linear"),
         options={"shortcut": "centered"},

@@ -77,7 +77,7 @@ def test_a_run_that_stops_and_goes_on_is_the_same_run(undisturbed, workdir, caps
     assert 3 < second.step < TOTAL
     last = fit()
     printed = capsys.readouterr().out
-    assert "stopped at step 3; the same command goes on" in printed
+    assert "stopped at step 3; rerun the command to resume" in printed
     assert f"resuming at step {second.step} of" in printed
     assert (last.step, last.test, last.best_error) == (TOTAL, result.test, result.best_error)
     assert_same_end(workdir, whole)

@@ -268,7 +268,7 @@ def test_own_statistics_of_one_data_set_are_refused():
 
 def test_proportions_of_given_data_sets_are_those_of_the_join():
     config = tiny.tiny_config("", **{"dataset.proportions": "1, 1", "dataset.name": "a+b"})
-    with pytest.raises(UserError, match=r"dataset.proportions=1, 1 is of a data set that is read"):
+    with pytest.raises(UserError, match=r"dataset.proportions=1, 1 cannot be used with dataset="):
         Trainer(config, model=tiny.Tiny(5), dataset=joined())
 
 
