@@ -11,8 +11,10 @@ import fsspec
 import pytest
 from etils import epath
 
+from multipath_jax.checkpoints import working_copy
+from multipath_jax.checkpoints.working_copy import stored_steps
 from multipath_jax.errors import Failure, UserError
-from multipath_jax.utils import storage
+from multipath_jax.utils import claims, storage
 
 
 @pytest.fixture(params=["local", "gs", "s3"])
@@ -91,7 +93,7 @@ def test_the_services_own_errors_are_like_those_of_files(bucket, monkeypatch):
     message = r"workdir gs://bucket/run cannot be written \(Refused: 403 Forbidden\)"
     with (
         pytest.raises(UserError, match=message),
-        storage.claimed(epath.Path(f"{bucket}/run"), print),
+        claims.claimed(epath.Path(f"{bucket}/run"), print),
     ):
         pass
 
@@ -102,7 +104,7 @@ def test_the_services_own_errors_are_like_those_of_files(bucket, monkeypatch):
 @pytest.fixture
 def quick(monkeypatch):
     for name, seconds in (("RENEWAL", 0.05), ("STALE", 1.0), ("SETTLING", 0.05)):
-        monkeypatch.setattr(storage, name, seconds)
+        monkeypatch.setattr(claims, name, seconds)
 
 
 @pytest.fixture
@@ -111,28 +113,28 @@ def run(bucket):
 
 
 def claim_of(run):
-    return json.loads(storage.read(run / storage.CLAIM_FILE))
+    return json.loads(storage.read(run / claims.CLAIM_FILE))
 
 
 def leave_a_claim(run, **changes):
     """That of a run which has just been killed."""
-    with storage.claimed(run, print):
+    with claims.claimed(run, print):
         found = claim_of(run)
-    storage.write(run / storage.CLAIM_FILE, json.dumps(found | changes).encode())
+    storage.write(run / claims.CLAIM_FILE, json.dumps(found | changes).encode())
 
 
 @pytest.mark.usefixtures("quick")
 def test_a_living_claim_is_seen_and_goes_with_its_run(run):
-    with storage.claimed(run, print):
+    with claims.claimed(run, print):
         owner = rf"in use by process {claim_of(run)['process']} on .*end that run first"
-        with pytest.raises(UserError, match=owner), storage.claimed(run, print):
+        with pytest.raises(UserError, match=owner), claims.claimed(run, print):
             pass
         first = claim_of(run)
         time.sleep(0.3)  # six renewals
         assert claim_of(run) != first
         assert claim_of(run)["run"] == first["run"]
-    assert not storage.exists(run / storage.CLAIM_FILE)
-    with storage.claimed(run, print):
+    assert not storage.exists(run / claims.CLAIM_FILE)
+    with claims.claimed(run, print):
         pass
 
 
@@ -144,7 +146,7 @@ def test_a_living_claim_is_seen_and_goes_with_its_run(run):
 def test_a_dead_claim_is_taken_over(run, changes, waits):
     leave_a_claim(run, **changes)
     said = []
-    with storage.claimed(run, said.append):
+    with claims.claimed(run, said.append):
         assert claim_of(run)["run"] != ""
     assert bool(said) == waits
     assert all("waiting up to 1 s to see whether it still lives" in line for line in said)
@@ -152,19 +154,19 @@ def test_a_dead_claim_is_taken_over(run, changes, waits):
 
 @pytest.mark.usefixtures("quick")
 def test_a_claim_that_is_no_json_is_one_all_the_same(run):
-    storage.write(run / storage.CLAIM_FILE, b"{")
+    storage.write(run / claims.CLAIM_FILE, b"{")
     said = []
-    with storage.claimed(run, said.append):
+    with claims.claimed(run, said.append):
         pass
     assert "another run has or had gs://bucket/run" in said[0]
 
 
 @pytest.mark.usefixtures("quick")
 def test_a_run_whose_claim_was_taken_writes_no_more(run):
-    with storage.claimed(run, print):
+    with claims.claimed(run, print):
         storage.write(run / "metrics.jsonl", b"1")
         taken = claim_of(run) | {"run": "another", "host": "elsewhere"}
-        with fsspec.open(f"{run}/{storage.CLAIM_FILE}", "wb") as file:
+        with fsspec.open(f"{run}/{claims.CLAIM_FILE}", "wb") as file:
             file.write(json.dumps(taken).encode())
         time.sleep(0.3)  # six renewals
         with pytest.raises(Failure, match=r"was taken over by process .* on elsewhere"):
@@ -177,13 +179,14 @@ def test_a_run_whose_claim_was_taken_writes_no_more(run):
 
 @pytest.mark.usefixtures("quick")
 def test_a_claim_not_renewed_for_long_is_looked_at_before_anything_is_written(run, monkeypatch):
-    with storage.claimed(run, print):
-        (claim,) = storage._claims.values()
+    with claims.claimed(run, print):
+        (check,) = storage.guards.values()
+        claim = check.__self__
         claim._ended.set()  # as if its thread had not come to it
         claim._thread.join()
-        with fsspec.open(f"{run}/{storage.CLAIM_FILE}", "wb") as file:
+        with fsspec.open(f"{run}/{claims.CLAIM_FILE}", "wb") as file:
             file.write(b'{"run": "another"}')
-        claim._renewed -= storage.STALE
+        claim._renewed -= claims.STALE
         with pytest.raises(Failure, match="was taken over by another run"):
             storage.write(run / "x", b"")
 
@@ -192,7 +195,7 @@ def test_a_claim_not_renewed_for_long_is_looked_at_before_anything_is_written(ru
 
 
 def test_a_checkpoint_is_one_when_its_marker_is_there_which_comes_last(run, monkeypatch):
-    copy = storage.working_copy(run / "checkpoints", first=True, read_only=False)
+    copy = working_copy.working_copy(run / "checkpoints", first=True, read_only=False)
     for name in ("weights/d/1", "weights/commit_success.txt", "commit_success.txt", "_META"):
         path = copy.folder / "7" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -202,13 +205,13 @@ def test_a_checkpoint_is_one_when_its_marker_is_there_which_comes_last(run, monk
         "buckets.Buckets.put_file",
         lambda self, here, there, **_: (order.append(there), put(self, here, there))[1],
     )
-    assert storage.steps(run / "checkpoints") == []
+    assert stored_steps(run / "checkpoints") == []
     copy.publish()
-    assert storage.steps(run / "checkpoints") == [7]
+    assert stored_steps(run / "checkpoints") == [7]
     assert order[-1] == "bucket/run/checkpoints/7/commit_success.txt"
     copy.close()
     assert not copy.folder.exists()
-    other = storage.working_copy(run / "checkpoints", first=False, read_only=True)
+    other = working_copy.working_copy(run / "checkpoints", first=False, read_only=True)
     assert not (other.folder / "7/weights/d").exists()  # the numbers when they are asked for
     other.fetch(7)
     assert (other.folder / "7/weights/d/1").read_text() == "weights/d/1"
@@ -223,7 +226,7 @@ def test_what_a_killed_process_left_on_this_machine_goes(tmp_path, monkeypatch):
         (tmp_path / f"{folder.name}.lock").touch()
     with open(tmp_path / "multipath_jax-living.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        folder, remove = storage._scratch()
+        folder, remove = working_copy._scratch()
         assert not dead.exists()
         assert (living / "7").exists()
         assert folder.stat().mode & 0o777 == 0o700

@@ -6,8 +6,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from multipath_jax import checkpoints as ckpt
+from multipath_jax.checkpoints import working_copy
 from multipath_jax.training.hooks import read_metrics
-from multipath_jax.utils import storage
 
 CLOCK = {"images_per_second", "seconds"}  # what differs from run to run
 
@@ -28,7 +28,7 @@ def final(workdir, setup):
 
 def saved(workdir):
     """The step of the last checkpoint and its numbers by key, read without the package."""
-    folder = storage.Folder(workdir).absolute() / ckpt.FOLDER
+    folder = working_copy.Folder(workdir).absolute() / ckpt.FOLDER
     last = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
     found = {}
     reader = ocp.PyTreeCheckpointer()

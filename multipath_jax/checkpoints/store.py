@@ -21,6 +21,7 @@ from orbax.checkpoint import args as ocp_args
 from orbax.checkpoint import checkpoint_managers as policies
 
 from multipath_jax.checkpoints.fingerprint import fingerprint
+from multipath_jax.checkpoints.working_copy import stored_steps, working_copy
 from multipath_jax.errors import Failure, UserError
 from multipath_jax.parallel import processes
 from multipath_jax.parallel.devices import replicated
@@ -86,7 +87,7 @@ class Checkpoints:
     test error, the checksums of all arrays by `fingerprint`, and settings of JAX). A checkpoint is
     written to a temporary folder and renamed when it is complete, so a run that is killed leaves no
     partial checkpoint. Checkpoints in a bucket are copied to and from a local folder
-    (`storage.Copied`).
+    (`working_copy.Copied`).
     """
 
     def __init__(self, workdir: epath.PathLike, read_only: bool = False):
@@ -102,7 +103,7 @@ class Checkpoints:
         self._failed = self._verified = False
         self._workdir = filesystem.path("workdir", workdir)
         first = processes.is_first()
-        self._copy = storage.working_copy(self._workdir / FOLDER, first, read_only)
+        self._copy = working_copy(self._workdir / FOLDER, first, read_only)
         self._folder = self._copy.folder  # where Orbax works
         # If processes do not share the folder, each reads by itself and only process 0 writes.
         self._saves = self._copy.shared or first
@@ -549,7 +550,7 @@ def _restore_args(like: PyTree, **options) -> ocp_args.PyTreeRestore:
 
 def steps_in(workdir: epath.PathLike) -> list[int]:
     """The steps of a workdir's checkpoints, including damaged ones, increasing."""
-    return storage.steps(epath.Path(workdir) / FOLDER)
+    return stored_steps(epath.Path(workdir) / FOLDER)
 
 
 def unused(path: epath.Path) -> epath.Path:

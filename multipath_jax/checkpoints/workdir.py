@@ -12,7 +12,7 @@ from multipath_jax.config import keys as config_lib
 from multipath_jax.data.description import Description, differences, read_description, to_json
 from multipath_jax.errors import UserError
 from multipath_jax.parallel import processes
-from multipath_jax.utils import filesystem, progress, storage
+from multipath_jax.utils import claims, filesystem, progress, storage
 
 CONFIG_FILE = "config.json"
 DATASET_FILE = "dataset.json"
@@ -104,7 +104,7 @@ def check_data(workdir: epath.Path, description: Description) -> list[str]:
 
 @contextlib.contextmanager
 def claimed(workdir: epath.Path) -> Iterator[None]:
-    """Context manager: creates the workdir if necessary and locks it; see `storage.claimed`.
+    """Context manager: creates the workdir if necessary and locks it; see `claims.claimed`.
 
     Raises:
       UserError: another run has the lock, or the folder cannot be written.
@@ -112,7 +112,7 @@ def claimed(workdir: epath.Path) -> Iterator[None]:
     if not processes.is_first():
         yield
         return
-    with storage.claimed(workdir, progress.say):
+    with claims.claimed(workdir, progress.say):
         yield
 
 

@@ -9,9 +9,10 @@ from buckets import Buckets
 from runs import train
 from workdirs import assert_same_end
 
+from multipath_jax.checkpoints.working_copy import stored_steps
 from multipath_jax.parallel.compilation import CACHE_FOLDER
 from multipath_jax.training import hooks
-from multipath_jax.utils import storage
+from multipath_jax.utils import claims, storage
 
 # Claims are renewed, taken for dead and settled in so many seconds.
 QUICK = {"CLAIM": "0.2 2 0.1"}
@@ -41,11 +42,11 @@ def test_kills_change_nothing(program, bucket, data_dir, tmp_path, kind, kills):
     Buckets(use_listings_cache=False).get(f"{workdir}/", f"{tmp_path}/killed/", recursive=True)
     found = tmp_path / "killed"
     assert_same_end(found, tmp_path / "whole")
-    names = {*os.listdir(tmp_path / "whole")} - {storage.LOCK_FILE}
+    names = {*os.listdir(tmp_path / "whole")} - {claims.LOCK_FILE}
     # The programs of a run in a bucket are kept there, if they took a while to compile.
     assert {*os.listdir(found)} - {hooks.DROPPED_FILE, CACHE_FOLDER} == names
     text = (found / "train.log").read_text()
     assert text.count("  process ") == len(kills) + 1  # all sittings
     assert "step 12/12" in text
-    assert len(storage.steps(f"{workdir}/checkpoints")) in (2, 3)  # the two latest and the best
+    assert len(stored_steps(f"{workdir}/checkpoints")) in (2, 3)  # the two latest and the best
     assert len(storage.names(f"{workdir}/checkpoints")) in (2, 3)  # and nothing that is not whole

@@ -13,6 +13,7 @@ from workdirs import assert_same_end
 
 from multipath_jax import checkpoints as ckpt
 from multipath_jax import export, predict
+from multipath_jax.checkpoints.working_copy import stored_steps
 from multipath_jax.figures import __main__ as figures
 from multipath_jax.runs import load_run
 from multipath_jax.utils import filesystem, storage
@@ -80,7 +81,7 @@ def test_what_comes_after_reads_from_there(bucket, digits_run, tmp_path, capsys)
 
 def test_a_damaged_checkpoint_is_put_aside_in_the_bucket(run, data_dir, capsys):
     config = tiny.tiny_config(data_dir, **CHANGES | {"train_for": "6 steps"})
-    newest = storage.steps(f"{run}/checkpoints")[-1]
+    newest = stored_steps(f"{run}/checkpoints")[-1]
     folder = f"{run}/checkpoints/{newest}"
     record = json.loads(storage.read(f"{folder}/record/record.json"))
     storage.write(f"{folder}/record/record.json", json.dumps(record | {"crc32": 0}).encode())
@@ -88,13 +89,13 @@ def test_a_damaged_checkpoint_is_put_aside_in_the_bucket(run, data_dir, capsys):
     said = capsys.readouterr().out
     assert f"the checkpoint of step {newest} is damaged" in said
     assert storage.names(f"{run}/damaged") == [str(newest)]
-    assert storage.steps(f"{run}/checkpoints")[-1] == newest  # made anew
+    assert stored_steps(f"{run}/checkpoints")[-1] == newest  # made anew
 
 
 def test_what_is_not_whole_is_no_checkpoint_and_goes(run, tmp_path):
-    steps = storage.steps(f"{run}/checkpoints")
+    steps = stored_steps(f"{run}/checkpoints")
     storage.write(f"{run}/checkpoints/5/weights/manifest.ocdbt", b"half of it")
-    assert storage.steps(f"{run}/checkpoints") == steps
+    assert stored_steps(f"{run}/checkpoints") == steps
     with ckpt.claimed(filesystem.path("workdir", run)):
         found = ckpt.Checkpoints(run)
         assert found.steps == steps

@@ -11,9 +11,9 @@ from etils import epath
 from orbax.checkpoint import CheckpointManager
 
 from multipath_jax import checkpoints as ckpt
+from multipath_jax.checkpoints import working_copy
 from multipath_jax.config.keys import default_config
 from multipath_jax.errors import UserError
-from multipath_jax.utils import storage
 from multipath_jax.weights.convert import listed
 
 pytestmark = [
@@ -269,7 +269,7 @@ def test_a_first_checkpoint_that_cannot_be_found_again_is_an_error_at_once(
     setup, workdir, monkeypatch
 ):
     """Orbax keeps silent when it finds no parts of a checkpoint to put together."""
-    monkeypatch.setattr(storage.Folder, "glob", lambda *_: iter(()))
+    monkeypatch.setattr(working_copy.Folder, "glob", lambda *_: iter(()))
     checkpoints = ckpt.Checkpoints(workdir)
     with pytest.raises(ckpt.WritingFailed, match=r"step 1 is damaged .*it was just written to"):
         checkpoints.save(1, setup.fresh_carry(0), error=None)

@@ -24,7 +24,7 @@ from multipath_jax.checkpoints.fingerprint import fingerprint
 from multipath_jax.errors import UserError
 from multipath_jax.trainer import Trainer
 from multipath_jax.training import hooks, loop
-from multipath_jax.utils import storage
+from multipath_jax.utils import claims
 
 pytestmark = [
     pytest.mark.usefixtures("collected"),
@@ -92,7 +92,7 @@ def test_a_run_begins_afresh_only_if_it_is_told_to(data_dir, workdir, stopped, w
     tiny.train(recipe(data_dir), workdir, restart=True)
     assert "starting from scratch; the previous files are now in" in capsys.readouterr().out
     after = contents(workdir)
-    lock = workdir / storage.LOCK_FILE
+    lock = workdir / claims.LOCK_FILE
     for path, content in before.items():
         moved = workdir / ckpt.EARLIER / path.relative_to(workdir)
         assert path == lock or after[moved] == content

@@ -22,7 +22,7 @@ from multipath_jax.config.keys import read_config
 from multipath_jax.errors import UserError
 from multipath_jax.runs import load_run
 from multipath_jax.trainer import Trainer, train
-from multipath_jax.utils import storage
+from multipath_jax.utils import claims
 
 pytestmark = pytest.mark.usefixtures("tiny_by_name")
 PICTURES = {"train": 18, "test": 12}
@@ -79,7 +79,7 @@ def trained(run, folder, workdir):
 def kept(workdir):
     """All that the run wrote, by name; the lock says who asked last."""
     paths = pathlib.Path(workdir).rglob("*")
-    return {p: p.read_bytes() for p in paths if p.is_file() and p.name != storage.LOCK_FILE}
+    return {p: p.read_bytes() for p in paths if p.is_file() and p.name != claims.LOCK_FILE}
 
 
 def one_more_class(folder):

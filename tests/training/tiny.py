@@ -104,7 +104,7 @@ def slow_down(seconds):
 
 if __name__ == "__main__":
     from multipath_jax import curves, main
-    from multipath_jax.utils import storage
+    from multipath_jax.utils import claims
 
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     import buckets
@@ -112,7 +112,7 @@ if __name__ == "__main__":
     buckets.register()
     curves.draw = lambda workdir: []  # it would take as long as to train
     if claim := os.environ.get("CLAIM"):
-        storage.RENEWAL, storage.STALE, storage.SETTLING = map(float, claim.split())
+        claims.RENEWAL, claims.STALE, claims.SETTLING = map(float, claim.split())
     registry.FAMILIES = FAMILIES
     if seconds := os.environ.get("SECONDS_A_STEP"):
         slow_down(float(seconds))

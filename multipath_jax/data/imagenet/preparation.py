@@ -28,7 +28,7 @@ from multipath_jax.data.files import ImageFile
 from multipath_jax.data.imagenet import shards
 from multipath_jax.data.imagenet.shards import Done, OnBad, Shard
 from multipath_jax.errors import UserError
-from multipath_jax.utils import storage
+from multipath_jax.utils import claims
 
 BYTES_PER_IMAGE = 36_000  # measured: 35,400 each over 100 photographs, one of each class
 LEFT_OUT = "left_out.txt"
@@ -179,7 +179,7 @@ def claim(builder: dataset_builder.DatasetBuilder) -> Iterator[None]:
     folder = work_folder(builder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = storage.lock(folder / "lock").acquire()
+        lock = claims.lock(folder / "lock").acquire()
     except filelock.Timeout as error:
         raise UserError(
             f"another process is preparing {folder}; wait for it, or end it first"
