@@ -104,6 +104,7 @@ def default_config() -> ConfigDict:
     # If init_from has fewer paths than the network, the size of the noise that makes the copies of
     # its paths differ, as a part of the deviation of every kernel; 0: they stay equal.
     config.growth_noise = 0.1
+    config.finetune = ConfigDict()
 
     # Beyond the paper; these defaults disable all of it.
     config.schedule.kind = "step"  # step: boundaries; cosine, linear: decay to zero at the end
@@ -140,7 +141,6 @@ def default_config() -> ConfigDict:
     config.ema = 0.0
 
     # Fine-tuning of the weights of init_from.
-    config.finetune = ConfigDict()
     config.finetune.head_first = ""  # a duration in which only the head is trained at first
     config.finetune.head = (
         ""  # its parameters, as patterns such as "dense, router_*"; "": last layer
