@@ -149,7 +149,7 @@ def folder(name: str = "ResNet18-2-CC") -> ConfigDict:
 def finetune(name: str = "ResNet18-2-CC") -> ConfigDict:
     """A recipe for a folder of images, from the weights of ``config.init_from``.
 
-    That of `folder` with these changes: 20 epochs; training stops early when the error has been
+    That of `folder` with these changes: 10 epochs; training stops early when the error has been
     above its lowest for 5 epochs. For ImageNet's networks, the rate is 0.01 (customary), and images
     are normalized by ImageNet's mean and deviation, as weights from torchvision and timm require;
     for the others, the rate is 0.1 (chosen on held-out images, see docs/own_images.md).
@@ -164,7 +164,7 @@ def finetune(name: str = "ResNet18-2-CC") -> ConfigDict:
       UserError: the name is unknown.
     """
     config = folder(name)
-    config.train_for = "20 epochs"
+    config.train_for = "10 epochs"
     config.patience = "5 epochs"
     config.schedule.learning_rate = 0.1
     if family_of(name).image_shape[0] == 224:
