@@ -8,8 +8,8 @@ Protocol:  that of folder.py with 10 epochs and a rate of 0.01 for ImageNet's ne
            parameters at once. It stops early when the error has been above its lowest for 5 epochs.
 Time:      12 minutes for ResNet20-2-CC on 5,000 images of 32x32, on two CPU cores shared with other
            work (ResNet20: 14, with more of it)
-Error:     depends on weights and images; 19.6 % for 20 classes of CIFAR-100, from a ResNet20 trained
-           on CIFAR-10 (ResNet20: 21.5 %; from random weights: 47.4 %; see docs/own_images.md)
+Error:     depends on weights and images; 19.6 % for 20 classes of CIFAR-100, from a ResNet20 for
+           CIFAR-10 (ResNet20: 21.5 %, from random weights 47.4 %; see docs/own_images.md)
 """
 
 from ml_collections import ConfigDict
