@@ -1,5 +1,6 @@
 """launch/slurm.sbatch, with stand-ins for Slurm's programs and Python."""
 
+import contextlib
 import os
 import re
 import signal
@@ -143,7 +144,8 @@ def end_all(slurm, job):
     """What slurmd does for a plain scancel, and for a preemption without grace."""
     slurm.tell(job_state="COMPLETING", saving=0.5)
     for pid in (job.pid, *pids_of_step(slurm)):
-        os.kill(pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):  # ended by the signal before
+            os.kill(pid, signal.SIGTERM)
     return end(job)
 
 
