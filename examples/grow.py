@@ -89,7 +89,7 @@ def test_errors(args, name):
 
 
 args = flags()
-mp.use_fast_cpu_convolutions()
+mp.tune_cpu()
 if args.holdout:
     header, errors = ["held-out error", *map(str, RATES)], held_out_errors
 else:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from multipath_jax import layers, routing
 from multipath_jax.models import create_model, list_models
-from multipath_jax.utils.cpu import use_fast_convolutions as use_fast_cpu_convolutions
+from multipath_jax.utils.cpu import tune as tune_cpu
 
 if TYPE_CHECKING:
     from multipath_jax import data, recipes, weights
@@ -27,7 +27,7 @@ __all__ = [
     "recipes",
     "routing",
     "save_weights",
-    "use_fast_cpu_convolutions",
+    "tune_cpu",
     "weights",
 ]
 

@@ -29,9 +29,9 @@ import processes  # noqa: E402
 import programs  # noqa: E402
 import pytest  # noqa: E402
 
-from multipath_jax.utils.cpu import use_fast_convolutions  # noqa: E402
+from multipath_jax.utils import cpu  # noqa: E402
 
-use_fast_convolutions()
+cpu.tune()
 # Tests compile much and compute little: less optimized code is there in a third of the time.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"

@@ -1,6 +1,7 @@
-"""The XLA switch for convolutions on the CPU."""
+"""Settings for training on CPUs."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -15,22 +16,69 @@ OTHER = "--xla_cpu_enable_fast_math=false"
 PROGRAM = """
 import os
 import jax
-from multipath_jax import use_fast_cpu_convolutions
+from multipath_jax import tune_cpu
 from multipath_jax.utils import cpu
-use_fast_cpu_convolutions()
+tune_cpu()
 print(cpu.convolutions_in_use())
 print(os.environ["XLA_FLAGS"])
 print(jax.devices()[0].platform)
 """
 
+# In a thread, as XLA does: glibc gives other threads heaps of their own.
+MEMORY = """
+import ctypes, pathlib, resource, sys, threading
+from multipath_jax import tune_cpu
+if sys.argv[1] == "tuned":
+    tune_cpu()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
 
-def run(**environment):
-    inherited = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    command = [sys.executable, "-c", PROGRAM]
+def step():
+    for size in (20_000_000, 200_000_000):
+        buffer = libc.malloc(size)
+        libc.memset(buffer, 1, size)
+        libc.free(buffer)
+
+def resident():
+    return resource.getpagesize() * int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+
+def steps():
+    before = resident()
+    step()
+    print(resident() - before)
+
+thread = threading.Thread(target=steps)
+thread.start()
+thread.join()
+"""
+
+
+def run(program=PROGRAM, *arguments, **environment):
+    set_by_us = ("XLA_FLAGS", "MALLOC_", "GLIBC_TUNABLES")
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(set_by_us)}
     done = subprocess.run(
-        command, env=inherited | environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program, *arguments],
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return done.stdout.splitlines()
+
+
+def kept(*arguments, **environment):
+    """The bytes that remain with the process when a step has freed its buffers."""
+    return int(*run(MEMORY, *arguments, **environment))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="settings of glibc")
+def test_buffers_are_kept_for_the_next_step():
+    # The larger of the two buffers; without the settings none but single pages.
+    assert kept("tuned") > 199e6
+    assert kept("not tuned") < 5e6
+    assert kept("tuned", MALLOC_ARENA_MAX="2") < 5e6
 
 
 @pytest.fixture
@@ -51,19 +99,19 @@ def test_flags_of_the_user_stay():
 
 
 def test_twice_is_once(flags):
-    cpu.use_fast_convolutions()
-    cpu.use_fast_convolutions()
+    cpu.tune()
+    cpu.tune()
     assert flags["XLA_FLAGS"] == cpu.SWITCH
 
 
 def test_an_empty_value_is_one_of_the_user(flags):
     flags["XLA_FLAGS"] = ""
-    cpu.use_fast_convolutions()
+    cpu.tune()
     assert flags["XLA_FLAGS"] == ""
 
 
 def assert_not_used(flags):
-    cpu.use_fast_convolutions()
+    cpu.tune()
     assert "XLA_FLAGS" not in flags
     assert cpu.convolutions_in_use() is None
 

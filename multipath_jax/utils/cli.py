@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from absl import logging as absl_logging
 
 from multipath_jax.errors import Failure, UserError
-from multipath_jax.utils.cpu import use_fast_convolutions
+from multipath_jax.utils import cpu
 from multipath_jax.utils.filesystem import described
 
 NO_DEVICE = "Unable to initialize backend"  # start of JAX's error message
@@ -58,7 +58,7 @@ def run(main: Callable[[Sequence[str]], int], only_prints: bool = False) -> NoRe
       only_prints: whether the program only prints; then a closed pipe, as by ``head``, is not an
         error.
     """
-    use_fast_convolutions()
+    cpu.tune()
     _open_streams()
     escape_unencodable()
     try:

@@ -1,5 +1,6 @@
-"""An XLA flag for convolutions on CPUs that makes training about twice as fast."""
+"""Settings of XLA and of the memory allocator that make training on CPUs faster."""
 
+import ctypes
 import importlib.util
 import mmap
 import os
@@ -15,16 +16,42 @@ import jaxlib
 SWITCH = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 
 
-def use_fast_convolutions() -> None:
-    """Makes XLA compile single float32 convolutions on CPUs without YNNPACK.
+# Of glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+
+
+def tune() -> None:
+    """Makes training on CPUs two to three times as fast.
 
     Must be called before JAX computes anything, since XLA reads its flags once; repeated calls have
-    no effect. All programs of this package call it. It sets the environment variable ``XLA_FLAGS``
-    to `SWITCH`, also for child processes, if JAX will use CPUs, ``XLA_FLAGS`` is not set, and this
-    jaxlib knows the flag (an unknown flag would end the process).
+    no effect. All programs of this package call it. Has no effect if JAX will not use CPUs. Results
+    are the same to rounding.
+
+    - Single float32 convolutions are compiled without YNNPACK: sets the environment variable
+      ``XLA_FLAGS`` to `SWITCH`, also for child processes, unless ``XLA_FLAGS`` is set or this
+      jaxlib does not know the flag (an unknown flag would end the process).
+    - Freed memory remains with the process, which then does not request the buffers of every step
+      from the operating system anew (glibc's ``mallopt``; other allocators are left alone), unless
+      ``GLIBC_TUNABLES`` or a variable that begins with ``MALLOC_`` is set. It remains until the
+      process ends, so that a program keeps the most that it has used.
     """
-    if "XLA_FLAGS" not in os.environ and _on_cpu() and _is_known():
+    if not _on_cpu():
+        return
+    if "XLA_FLAGS" not in os.environ and _is_known():
         os.environ["XLA_FLAGS"] = SWITCH
+    if not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Lets glibc serve every request from one heap that does not shrink."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
+        return
+    mallopt(M_MMAP_MAX, 0)  # buffers of any size come from the heap
+    mallopt(M_TRIM_THRESHOLD, -1)  # whose end is not returned
+    mallopt(M_ARENA_MAX, 1)  # heaps of other threads are returned as soon as they are empty
 
 
 def convolutions_in_use() -> str | None:
