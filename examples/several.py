@@ -26,10 +26,10 @@ import multipath_jax as mp
 from multipath_jax import gates
 from multipath_jax.figures.paths_taken import information
 from multipath_jax.layers import Router
+from multipath_jax.metrics_file import read_metrics
 from multipath_jax.models.gathered import Gathered
 from multipath_jax.parallel.compilation import enable_compilation_cache
 from multipath_jax.reproduce.tables import override, parse_changes
-from multipath_jax.training.hooks import read_metrics
 from multipath_jax.utils import cli
 from multipath_jax.utils.stopping import Stopping
 from multipath_jax.utils.tables import aligned

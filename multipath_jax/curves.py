@@ -7,7 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from multipath_jax.data.datasets import HELD_OUT, TEST
-from multipath_jax.training.hooks import CURVES_FILE, SPLITS, errors_by_set, read_metrics
+from multipath_jax.metrics_file import SPLITS, errors_by_set, read_metrics
+from multipath_jax.training.hooks import CURVES_FILE
 from multipath_jax.utils import lettering
 
 # The color-blind safe palette of Okabe and Ito.

@@ -26,11 +26,11 @@ from multipath_jax.config import flags as config_flags
 from multipath_jax.config import keys as config_lib
 from multipath_jax.data.datasets import TEST
 from multipath_jax.errors import UserError
+from multipath_jax.metrics_file import SPLITS
 from multipath_jax.parallel import processes
 from multipath_jax.parallel.compilation import enable_compilation_cache
 from multipath_jax.runs import load_run
 from multipath_jax.trainer import train
-from multipath_jax.training.hooks import SPLITS
 from multipath_jax.training.run import Result
 from multipath_jax.trials import train_trials
 from multipath_jax.utils import filesystem

@@ -35,9 +35,9 @@ from multipath_jax.evaluation.crops import center_crop
 from multipath_jax.evaluation.evaluate import Views, make_evaluator
 from multipath_jax.layers import OwnStatistics
 from multipath_jax.layers.own_statistics import of_set
+from multipath_jax.metrics_file import SPLITS, read_metrics
 from multipath_jax.models.adapter import adapt
 from multipath_jax.parallel.devices import evaluation_mesh, replicated
-from multipath_jax.training.hooks import SPLITS, read_metrics
 from multipath_jax.training.setup import make_model, read_dataset
 from multipath_jax.utils import cli, filesystem
 

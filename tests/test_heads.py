@@ -30,9 +30,9 @@ from multipath_jax.data import brought_to, load_several
 from multipath_jax.errors import UserError
 from multipath_jax.figures import __main__ as figures
 from multipath_jax.layers import FromSets
+from multipath_jax.metrics_file import METRICS_FILE
 from multipath_jax.models.gathered import Gathered
 from multipath_jax.runs import load_run
-from multipath_jax.training.hooks import METRICS_FILE
 from multipath_jax.training.setup import Setup
 
 HEADS = ("toy", "gray")

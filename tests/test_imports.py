@@ -15,7 +15,7 @@ ORDER = (
     ("utils", "layers"),
     ("config", "data", "models"),
     ("parallel", "recipes", "weights"),
-    ("checkpoints", "evaluation"),
+    ("checkpoints", "evaluation", "metrics_file"),
     ("training",),
     ("curves", "runs"),
     ("card", "gates", "pictures", "pretrained", "to_onnx", "trainer"),

@@ -7,7 +7,7 @@ from etils import epath
 
 from multipath_jax import checkpoints as ckpt
 from multipath_jax.checkpoints import working_copy
-from multipath_jax.training.hooks import read_metrics
+from multipath_jax.metrics_file import read_metrics
 
 CLOCK = {"images_per_second", "seconds"}  # what differs from run to run
 

@@ -1,18 +1,8 @@
 """Checkpoints, and the other files of a workdir."""
 
-from multipath_jax.checkpoints.store import (
-    DAMAGED,
-    FOLDER,
-    RECORD,
-    RECORD_FILE,
-    Checkpoints,
-    Damaged,
-    Unreadable,
-    WritingFailed,
-    open_existing,
-    read_existing,
-    steps_in,
-)
+from multipath_jax.checkpoints.errors import Damaged, Unreadable, WritingFailed
+from multipath_jax.checkpoints.existing import open_existing, read_existing, steps_in
+from multipath_jax.checkpoints.store import DAMAGED, FOLDER, RECORD, RECORD_FILE, Checkpoints
 from multipath_jax.checkpoints.transfer import check_source, initialize_from, is_workdir
 from multipath_jax.checkpoints.workdir import (
     CONFIG_FILE,

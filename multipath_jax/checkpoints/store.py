@@ -5,14 +5,12 @@ import json
 import os
 import re
 import shutil
-import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
@@ -20,11 +18,18 @@ from jaxtyping import PyTree
 from orbax.checkpoint import args as ocp_args
 from orbax.checkpoint import checkpoint_managers as policies
 
-from multipath_jax.checkpoints.fingerprint import fingerprint
-from multipath_jax.checkpoints.working_copy import stored_steps, working_copy
+from multipath_jax.checkpoints.arrays import (
+    by_name,
+    checksums,
+    differences,
+    gather,
+    restore_args,
+    types_and_shapes,
+)
+from multipath_jax.checkpoints.errors import Damaged, Unreadable, WritingFailed
+from multipath_jax.checkpoints.working_copy import working_copy
 from multipath_jax.errors import Failure, UserError
 from multipath_jax.parallel import processes
-from multipath_jax.parallel.devices import replicated
 from multipath_jax.utils import filesystem, storage
 
 FOLDER = "checkpoints"
@@ -32,36 +37,12 @@ DAMAGED = "damaged"
 RECORD, RECORD_FILE = "record", "record.json"  # the item of a checkpoint, and its file
 CHANGED = "its arrays are not those that were saved"
 MARGIN = 1_000_000  # bytes of disk space in addition to the arrays: metadata files and the log
-SETTLING = 0.5  # seconds to wait while a running process may be deleting a checkpoint
-ATTEMPTS = 10
 # JAX settings stored with a checkpoint: the first two change random numbers, the third types.
 RANDOM = ("jax_default_prng_impl", "jax_threefry_partitionable")
 SETTINGS = (*RANDOM, "jax_enable_x64")
 GARBLED = (json.JSONDecodeError, UnicodeDecodeError, LookupError)  # damaged metadata files of Orbax
 # TensorStore's errors for damaged files.
 BROKEN = re.compile(r"(DATA_LOSS|NOT_FOUND|OUT_OF_RANGE|FAILED_PRECONDITION|INVALID_ARGUMENT): ")
-
-T = TypeVar("T")
-
-
-class Unreadable(UserError):
-    """A checkpoint cannot be read, for a reason other than damage."""
-
-    VERDICT = "cannot be read"
-
-    def __init__(self, step: int, reason: str):
-        first = (reason.strip().splitlines() or ["unknown reason"])[0]
-        super().__init__(f"the checkpoint of step {step} {self.VERDICT} ({first[:300]})")
-
-
-class Damaged(Unreadable):
-    """A checkpoint is damaged: its content is not what was saved."""
-
-    VERDICT = "is damaged"
-
-
-class WritingFailed(Failure):
-    """A checkpoint could not be written (disk space, permissions); earlier ones are intact."""
 
 
 @runtime_checkable
@@ -190,8 +171,8 @@ class Checkpoints:
         self.wait()
         items = carry.items()
         settings = {name: getattr(jax.config, name) for name in SETTINGS}
-        record = {"error": error, "fingerprint": _numbers(items), "settings": settings}
-        items = items if self._copy.shared else _whole_arrays(items)
+        record = {"error": error, "fingerprint": checksums(items), "settings": settings}
+        items = items if self._copy.shared else gather(items)
         args = ocp_args.Composite(
             **{name: ocp_args.PyTreeSave(item) for name, item in items.items()},
             **{RECORD: ocp_args.JsonSave({"record": record, "crc32": _crc32(record)})},
@@ -238,8 +219,8 @@ class Checkpoints:
           UserError: it has another network, optimizer, or random number implementation.
         """
         items = like.items()
-        self._check_fit(_flat(items), step, RANDOM)
-        args = {name: _restore_args(item) for name, item in items.items()}
+        self._check_fit(by_name(items), step, RANDOM)
+        args = {name: restore_args(item) for name, item in items.items()}
         with self._reading(step, *GARBLED):
             found = self._manager.restore(step, args=ocp_args.Composite(**args))
             carry = like.with_items({name: found[name] for name in args})
@@ -292,7 +273,7 @@ class Checkpoints:
         if processes.is_first():
             storage.make(aside)
         for step in steps:
-            self._copy.put_aside(step, unused(aside / str(step)))
+            self._copy.put_aside(step, storage.unused(aside / str(step)))
         processes.wait_for_all("put aside")
         self._manager.reload()
         self._newest = self.latest
@@ -335,8 +316,8 @@ class Checkpoints:
           Unreadable: the files cannot be read, for lack of permissions or memory.
           UserError: the saved arrays have other shapes or types.
         """
-        self._check_fit(_flat({"weights": like}), step)
-        args = ocp_args.Composite(weights=_restore_args(like, partial_restore=True))
+        self._check_fit(by_name({"weights": like}), step)
+        args = ocp_args.Composite(weights=restore_args(like, partial_restore=True))
         with self._reading(step, *GARBLED):
             found = {"weights": self._manager.restore(step, args=args)["weights"]}
             self._check_numbers(found, step)
@@ -345,7 +326,7 @@ class Checkpoints:
     def _check_numbers(self, items: dict[str, PyTree], step: int) -> None:
         """Raises Damaged if the checksums of arrays differ from the record."""
         expected = self._record(step)["fingerprint"]
-        if any(expected[name] != number for name, number in _numbers(items).items()):
+        if any(expected[name] != number for name, number in checksums(items).items()):
             raise Damaged(step, CHANGED)
 
     def _check_fit(self, wanted: dict[str, Any], step: int, settings: Sequence[str] = ()) -> None:
@@ -359,14 +340,13 @@ class Checkpoints:
         Raises:
           UserError: something differs.
         """
-        found = _flat(self._saved(step))
+        found = by_name(self._saved(step))
         if not settings:
             found = {name: leaf for name, leaf in found.items() if name in wanted}
-        kinds = [{name: _kind(leaf) for name, leaf in tree.items()} for tree in (found, wanted)]
-        differing = _differences(*kinds)
+        differing = differences(types_and_shapes(found), types_and_shapes(wanted))
         stored = self._record(step)["settings"]
         own = {name: getattr(jax.config, name) for name in SETTINGS}
-        others = _differences(stored, own)
+        others = differences(stored, own)
         if differing or any(name in settings for name in others):
             arrays = sorted(differing.values(), key=lambda line: not line.startswith("weights"))
             lines = [*others.values(), *arrays]
@@ -387,7 +367,7 @@ class Checkpoints:
         with self._reading(step, ValueError, LookupError, TypeError, AttributeError):
             metadata = self._manager.item_metadata(step)
             found = {name: dict(metadata[name].tree) for name in ("weights", "training")}
-            if _flat(found).keys() != names:
+            if by_name(found).keys() != names:
                 raise Damaged(step, "its metadata list other arrays than its record")
             return found
 
@@ -494,39 +474,6 @@ def _alone() -> ocp.options.MultiprocessingOptions:
     )
 
 
-def _whole_arrays(items: dict[str, PyTree]) -> dict[str, PyTree]:
-    """Gathers arrays that are sharded over processes, as NumPy arrays."""
-    if jax.process_count() == 1:
-        return items
-    mesh = jax.tree.leaves(items)[0].sharding.mesh
-    found = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(items)
-    return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), found)
-
-
-def _flat(tree: PyTree) -> dict[str, Any]:
-    """The leaves by name; the names are the same for arrays, shapes and Orbax's metadata."""
-    return ocp.tree.to_flat_dict(ocp.tree.serialize_tree(tree, keep_empty_nodes=True), sep="/")
-
-
-def _numbers(items: dict[str, PyTree]) -> dict[str, int]:
-    """The checksum of every array, by name."""
-    flat = _flat(items)
-    return dict(zip(flat, fingerprint(list(flat.values())).tolist(), strict=True))
-
-
-def _kind(leaf: Any) -> str:
-    return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
-
-
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, str]:
-    """A phrase for every key whose values differ."""
-    return {
-        key: f"{key} is {there.get(key, 'missing')} there and {here.get(key, 'missing')} here"
-        for key in sorted(there.keys() | here.keys())
-        if there.get(key) != here.get(key)
-    }
-
-
 def _crc32(record: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
@@ -540,80 +487,3 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _raise(error: OSError) -> None:
     raise error
-
-
-def _restore_args(like: PyTree, **options) -> ocp_args.PyTreeRestore:
-    """Orbax arguments that restore a tree with the shapes and shardings of ``like``."""
-    where = ocp.checkpoint_utils.construct_restore_args(like)
-    return ocp_args.PyTreeRestore(item=like, restore_args=where, **options)
-
-
-def steps_in(workdir: epath.PathLike) -> list[int]:
-    """The steps of a workdir's checkpoints, including damaged ones, increasing."""
-    return stored_steps(epath.Path(workdir) / FOLDER)
-
-
-def unused(path: epath.Path) -> epath.Path:
-    """The path, or if it exists, the first of ``path_2``, ``path_3``, ... that does not."""
-    number, free = 1, path
-    while storage.exists(free):
-        number += 1
-        free = path.with_name(f"{path.name}_{number}")
-    return free
-
-
-def open_existing(workdir: epath.PathLike) -> Checkpoints:
-    """Opens the checkpoints of an existing run, read-only.
-
-    Args:
-      workdir: the workdir of the run.
-
-    Raises:
-      UserError: there are no checkpoints, or the folder cannot be read.
-    """
-    workdir = epath.Path(workdir)
-    try:
-        for _ in range(ATTEMPTS):
-            with contextlib.suppress(FileNotFoundError):  # a checkpoint was deleted while listing
-                if not steps_in(workdir):
-                    break
-                return Checkpoints(workdir, read_only=True)
-        trials = [name for name in storage.names(workdir) if steps_in(workdir / name)]
-    except OSError as error:
-        raise UserError(f"{workdir} cannot be read ({filesystem.reason(error)})") from error
-    hint = f"; its trials do: {', '.join(trials)}" if trials else ""
-    raise UserError(f"{workdir} has no checkpoint{hint}")
-
-
-def read_existing(
-    workdir: epath.PathLike, which: str | int, read: Callable[[Checkpoints, int], T]
-) -> tuple[int, T]:
-    """Reads a checkpoint of a run that may still be training.
-
-    If the run deletes the checkpoint while it is read, reading is repeated with the current one.
-
-    Args:
-      workdir: the workdir of the run.
-      which: as in `Checkpoints.find`.
-      read: a function ``(checkpoints, step) -> result``.
-
-    Returns:
-      The step of the checkpoint and the result of ``read``.
-
-    Raises:
-      UserError: there is no such checkpoint, or it is damaged or cannot be read.
-    """
-    for _ in range(ATTEMPTS):
-        before = steps_in(workdir)
-        with contextlib.closing(open_existing(workdir)) as found:
-            step = found.find(which)
-            try:
-                return step, read(found, step)
-            except Unreadable:
-                time.sleep(SETTLING)
-                if steps_in(workdir) == before:
-                    raise
-    raise UserError(
-        f"the checkpoints of {workdir} are replaced faster than they can be read; try again when "
-        "the run that writes them has ended"
-    )

@@ -13,7 +13,8 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from multipath_jax import weights
-from multipath_jax.checkpoints.store import Checkpoints, open_existing, read_existing, steps_in
+from multipath_jax.checkpoints.existing import open_existing, read_existing, steps_in
+from multipath_jax.checkpoints.store import Checkpoints
 from multipath_jax.checkpoints.workdir import CONFIG_FILE, DATASET_FILE
 from multipath_jax.config.keys import OWN, parse_options, read_config
 from multipath_jax.data.description import read_description

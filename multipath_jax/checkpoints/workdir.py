@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from etils import epath
 from ml_collections import ConfigDict
 
-from multipath_jax.checkpoints.store import steps_in, unused
+from multipath_jax.checkpoints.existing import steps_in
 from multipath_jax.config import keys as config_lib
 from multipath_jax.data.description import Description, differences, read_description, to_json
 from multipath_jax.errors import UserError
@@ -31,7 +31,10 @@ def move_aside(workdir: epath.Path, names: Sequence[str]) -> list[str]:
     """
     messages = []
     if processes.is_first():
-        there, aside = sorted({*names} & {*storage.names(workdir)}), unused(workdir / EARLIER)
+        there, aside = (
+            sorted({*names} & {*storage.names(workdir)}),
+            storage.unused(workdir / EARLIER),
+        )
         for name in there:
             storage.make(aside)
             storage.move(workdir / name, aside / name)

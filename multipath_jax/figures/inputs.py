@@ -16,8 +16,8 @@ from multipath_jax.data.images import BadImage
 from multipath_jax.errors import UserError
 from multipath_jax.figures import selectors, weights
 from multipath_jax.gates import Observation, Outline, observe, outline
+from multipath_jax.metrics_file import SPLITS
 from multipath_jax.runs import LoadedRun
-from multipath_jax.training.hooks import SPLITS
 from multipath_jax.utils import filesystem
 
 MOST = 2000  # default limit for encoded splits: 300 MB of 224x224 images; --limit overrides it

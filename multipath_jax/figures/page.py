@@ -17,9 +17,9 @@ from ml_collections import ConfigDict
 from multipath_jax.data.datasets import evaluated
 from multipath_jax.figures import explorer
 from multipath_jax.figures.explorer import Explored
+from multipath_jax.metrics_file import SPLITS, seconds_of
 from multipath_jax.models.complexity import complexity
 from multipath_jax.runs import LoadedRun
-from multipath_jax.training.hooks import SPLITS, seconds_of
 from multipath_jax.utils.progress import duration
 from multipath_jax.utils.storage import read, replacing
 

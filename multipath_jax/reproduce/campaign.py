@@ -17,6 +17,7 @@ from multipath_jax import checkpoints
 from multipath_jax.config import keys as config_lib
 from multipath_jax.config.schedule import parse_duration
 from multipath_jax.data.prepared import open_prepared
+from multipath_jax.metrics_file import read_metrics
 from multipath_jax.models import paper
 from multipath_jax.models.complexity import Complexity, complexity
 from multipath_jax.parallel.compilation import enable_compilation_cache
@@ -25,7 +26,6 @@ from multipath_jax.reproduce import tables
 from multipath_jax.reproduce.ledger import Ledger, Line, identity
 from multipath_jax.reproduce.tables import Campaign
 from multipath_jax.training import setup
-from multipath_jax.training.hooks import read_metrics
 from multipath_jax.training.run import Result, TrainingFailed
 from multipath_jax.trials import train_trials
 from multipath_jax.utils.stopping import Stopping

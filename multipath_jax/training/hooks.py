@@ -9,9 +9,8 @@ import json
 import math
 import os
 import socket
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,20 +18,24 @@ from etils import epath
 from tqdm import tqdm
 
 from multipath_jax.config.schedule import Plan
-from multipath_jax.data.datasets import HELD_OUT, TEST
 from multipath_jax.errors import Failure, UserError
+from multipath_jax.metrics_file import (
+    DROPPED_FILE,
+    METRICS_FILE,
+    SPLITS,
+    Metrics,
+    errors_by_set,
+    seconds_of,
+    split_lines,
+)
 from multipath_jax.parallel import processes
-from multipath_jax.utils import jsonl, progress, storage
+from multipath_jax.utils import progress, storage
 
-METRICS_FILE = "metrics.jsonl"
-DROPPED_FILE = "metrics.dropped.jsonl"
 TEXT_FILE = "train.log"
 TRACES = "profile"  # a folder
 CURVES_FILE = "curves.png"  # written when a run ends or stops
 TENSORBOARD_NEEDS = ("tensorflow", "tensorboard")  # packages that clu's writer imports
 
-# Labels of the evaluated images, by the prefix of their metrics (`Dataset.evaluated`).
-SPLITS = {TEST: "test", HELD_OUT: "held-out"}
 # The metrics in the progress line, with their formats.
 SHOWN = {
     "train/loss": "loss {:.4f}",
@@ -42,8 +45,6 @@ SHOWN = {
     **{f"{split}/flip_error": "with mirror images {:.2f} %" for split in SPLITS},
     "images_per_second": "{:,.0f} images/s",
 }
-
-Metrics = dict[str, float]  # by the keys of ``metrics.jsonl``
 
 
 class LoopHook:
@@ -207,22 +208,16 @@ class MetricsFile(LoopHook):
         Later lines, which the run will write again, and broken lines are moved to the end of
         ``metrics.dropped.jsonl``. Nothing is lost if the process is killed meanwhile.
         """
-        path = workdir / METRICS_FILE
-        kept, dropped, lines = [], [], []
-        for text, line in jsonl.parse(_read(path), _is_measured):
-            if line and line["step"] <= last_step:
-                kept.append(text + b"\n")
-                lines.append(line)
-            else:
-                dropped.append(text + b"\n")
-        self.notes, self.seconds = [], seconds_of(lines)
+        kept, dropped = split_lines(workdir, last_step)
+        self.notes, self.seconds = [], seconds_of([line for _, line in kept])
         if dropped:
             storage.append(workdir / DROPPED_FILE, b"".join(dropped))
             self.notes = [
                 f"moved from {METRICS_FILE} to {workdir / DROPPED_FILE}: what was past step "
                 f"{last_step} or unreadable, lines: {len(dropped)}"
             ]
-        storage.write(path, b"".join(kept))
+        path = workdir / METRICS_FILE
+        storage.write(path, b"".join(text for text, _ in kept))
         self._file = storage.Growing(path)
 
     def __call__(self, step: int, metrics: Metrics) -> None:
@@ -235,29 +230,6 @@ class MetricsFile(LoopHook):
         self._file.close()
 
 
-def read_metrics(workdir: epath.Path) -> list[dict]:
-    """The lines of a workdir's ``metrics.jsonl``, without broken lines (`jsonl.parse`)."""
-    text = _read(epath.Path(workdir) / METRICS_FILE)
-    return [line for _, line in jsonl.parse(text, _is_measured) if line]
-
-
-def _read(path: epath.Path) -> bytes:
-    return storage.read(path) if storage.exists(path) else b""
-
-
-def _is_measured(line: dict[str, Any]) -> bool:
-    """Whether a line has the form of `MetricsFile`: a step, and finite numbers or null."""
-    numbers = [value for value in line.values() if value is not None]
-    return isinstance(line.get("step"), int) and all(
-        isinstance(value, int | float) and abs(value) <= sys.float_info.max for value in numbers
-    )
-
-
-def seconds_of(lines: list[dict]) -> float:
-    """The training time in seconds up to the last of these lines."""
-    return (lines[-1].get("seconds") if lines else None) or 0.0
-
-
 def _shown(metrics: Metrics) -> Iterator[str]:
     """The metrics as phrases of the progress line; errors by data set in parentheses."""
     by_set = errors_by_set(metrics)
@@ -266,17 +238,6 @@ def _shown(metrics: Metrics) -> Iterator[str]:
         if key in metrics:
             whole = key.removesuffix("/error") in SPLITS
             yield form.format(metrics[key]) + (f" ({each})" if each and whole else "")
-
-
-def errors_by_set(keys: Iterable[str]) -> dict[str, str]:
-    """The keys of the errors of several data sets, such as ``test/cifar10/error``, by name."""
-    found = {}
-    for key in keys:
-        split, _, rest = key.partition("/")
-        name, _, measure = rest.rpartition("/")
-        if split in SPLITS and name and measure == "error":
-            found[name] = key
-    return found
 
 
 class TensorBoard(LoopHook):

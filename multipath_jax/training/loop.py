@@ -7,8 +7,9 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from multipath_jax import checkpoints as ckpt
+from multipath_jax.metrics_file import DROPPED_FILE, METRICS_FILE
 from multipath_jax.parallel import processes
-from multipath_jax.training.hooks import CURVES_FILE, DROPPED_FILE, METRICS_FILE, TEXT_FILE
+from multipath_jax.training.hooks import CURVES_FILE, TEXT_FILE
 from multipath_jax.training.run import Pace, Run
 from multipath_jax.training.setup import Setup
 

@@ -12,15 +12,13 @@ from multipath_jax import checkpoints as ckpt
 from multipath_jax.data.datasets import TEST
 from multipath_jax.data.description import Description
 from multipath_jax.errors import Failure, UserError
+from multipath_jax.metrics_file import METRICS_FILE, SPLITS, Metrics
 from multipath_jax.parallel import processes
 from multipath_jax.training.hooks import (
-    METRICS_FILE,
-    SPLITS,
     Checkpointing,
     Clock,
     Hooks,
     Log,
-    Metrics,
     MetricsFile,
     Profiler,
     TensorBoard,

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 
 import fsspec
+from etils import epath
 
 from multipath_jax.errors import Failure, UserError
 from multipath_jax.utils import filesystem
@@ -240,3 +241,12 @@ def upload(files: fsspec.AbstractFileSystem, folder: str, found: list[str], key:
         for name in part:
             if there.get(f"{key}/{name}", {}).get("size") != os.path.getsize(f"{folder}/{name}"):
                 raise OSError(f"{key}/{name} is not there as it was uploaded")
+
+
+def unused(path: epath.Path) -> epath.Path:
+    """The path, or if it exists, the first of ``path_2``, ``path_3``, ... that does not."""
+    number, free = 1, path
+    while exists(free):
+        number += 1
+        free = path.with_name(f"{path.name}_{number}")
+    return free

@@ -16,8 +16,8 @@ from multipath_jax.data.description import Examples
 from multipath_jax.figures.explorer import Explored
 from multipath_jax.figures.page import facts, write_page
 from multipath_jax.gates import observe, outline
+from multipath_jax.metrics_file import METRICS_FILE
 from multipath_jax.runs import LoadedRun
-from multipath_jax.training.hooks import METRICS_FILE
 
 CLASSES = ("ant", "<b>bee</b> & {{data}}", "</script><script>document.title = 'broken'</script>")
 IMAGES, LABELS = small_networks.images(60), small_networks.labels(60)

@@ -18,12 +18,12 @@ from workdirs import lines
 
 from multipath_jax import checkpoints
 from multipath_jax.errors import Failure, UserError
+from multipath_jax.metrics_file import METRICS_FILE
 from multipath_jax.models import paper, registry
 from multipath_jax.reproduce import campaign as campaign_lib
 from multipath_jax.reproduce import pages, tables
 from multipath_jax.reproduce.__main__ import main
 from multipath_jax.reproduce.ledger import Ledger
-from multipath_jax.training.hooks import METRICS_FILE
 from multipath_jax.training.run import Result
 from multipath_jax.trials import train_trials
 from multipath_jax.utils.stopping import Stopping

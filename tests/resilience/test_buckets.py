@@ -9,9 +9,9 @@ from buckets import Buckets
 from runs import train
 from workdirs import assert_same_end
 
+from multipath_jax import metrics_file
 from multipath_jax.checkpoints.working_copy import stored_steps
 from multipath_jax.parallel.compilation import CACHE_FOLDER
-from multipath_jax.training import hooks
 from multipath_jax.utils import claims, storage
 
 # Claims are renewed, taken for dead and settled in so many seconds.
@@ -44,7 +44,7 @@ def test_kills_change_nothing(program, bucket, data_dir, tmp_path, kind, kills):
     assert_same_end(found, tmp_path / "whole")
     names = {*os.listdir(tmp_path / "whole")} - {claims.LOCK_FILE}
     # The programs of a run in a bucket are kept there, if they took a while to compile.
-    assert {*os.listdir(found)} - {hooks.DROPPED_FILE, CACHE_FOLDER} == names
+    assert {*os.listdir(found)} - {metrics_file.DROPPED_FILE, CACHE_FOLDER} == names
     text = (found / "train.log").read_text()
     assert text.count("  process ") == len(kills) + 1  # all sittings
     assert "step 12/12" in text

@@ -278,7 +278,7 @@ def test_a_first_checkpoint_that_cannot_be_found_again_is_an_error_at_once(
 def test_a_checkpoint_that_is_deleted_while_it_is_read_is_replaced_by_the_then_latest(
     setup, workdir, monkeypatch
 ):
-    monkeypatch.setattr("multipath_jax.checkpoints.store.SETTLING", 0.0)
+    monkeypatch.setattr("multipath_jax.checkpoints.existing.SETTLING", 0.0)
     like = setup.abstract_carry.state.variables
     tried = []
     with contextlib.closing(ckpt.Checkpoints(workdir)) as writer:

@@ -4,14 +4,13 @@ import pytest
 from matplotlib.text import Text
 from PIL import Image
 
-from multipath_jax import curves
-from multipath_jax.training import hooks
+from multipath_jax import curves, metrics_file
 
 
 def write(workdir, lines):
     workdir.mkdir()
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    (workdir / hooks.METRICS_FILE).write_text(text)
+    (workdir / metrics_file.METRICS_FILE).write_text(text)
 
 
 def line(epoch, routers=0, paths=0):
@@ -78,7 +77,10 @@ def test_one_point_is_enough(workdir):
 
 def test_a_line_that_lacks_its_epoch_is_passed_over(workdir):
     write(workdir, [line(1), line(2), {"step": 25, "train/loss": 1.0}])
-    assert curves._series(hooks.read_metrics(workdir), "train/loss") == ([1.0, 2.0], [1.0, 2 / 3])
+    assert curves._series(metrics_file.read_metrics(workdir), "train/loss") == (
+        [1.0, 2.0],
+        [1.0, 2 / 3],
+    )
     assert curves.draw(workdir)
 
 

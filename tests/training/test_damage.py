@@ -20,10 +20,11 @@ from etils import epath
 from workdirs import final, lines
 
 from multipath_jax import checkpoints as ckpt
+from multipath_jax import metrics_file
 from multipath_jax.checkpoints.fingerprint import fingerprint
 from multipath_jax.errors import UserError
 from multipath_jax.trainer import Trainer
-from multipath_jax.training import hooks, loop
+from multipath_jax.training import loop
 from multipath_jax.utils import claims
 
 pytestmark = [
@@ -126,7 +127,7 @@ def test_a_workdir_whose_checkpoints_are_all_in_damaged_is_refused(data_dir, wor
 
 
 def test_what_a_resumed_run_writes_again_is_kept_aside(data_dir, workdir, stopped, whole):
-    log, dropped = workdir / hooks.METRICS_FILE, workdir / hooks.DROPPED_FILE
+    log, dropped = workdir / metrics_file.METRICS_FILE, workdir / metrics_file.DROPPED_FILE
     spoilt = [b'{"step": 8, "train/loss": 1.5}', b"<<<<<<< ours", b'{"step": 9, "tr']
     log.write_bytes(log.read_bytes() + b"\n" + b"\n".join(spoilt))
     flip(stopped / "9")

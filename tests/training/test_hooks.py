@@ -5,6 +5,7 @@ import tiny
 from workdirs import assert_same_end
 
 from multipath_jax import checkpoints as ckpt
+from multipath_jax import metrics_file
 from multipath_jax.parallel import processes
 from multipath_jax.trainer import Trainer
 from multipath_jax.training import hooks as hooks_lib
@@ -38,7 +39,7 @@ def test_a_users_hook_gets_the_lines_of_the_file(data_dir, workdir):
     hook, seen = fail_at(None)
     train(recipe(data_dir), workdir, hook)
     assert [line["step"] for line in seen] == [2, 4, 6, 8]  # the checkpoint of step 3 has no line
-    assert seen == hooks_lib.read_metrics(workdir)
+    assert seen == metrics_file.read_metrics(workdir)
     assert {"train/loss", "test/error", "epoch", "images_per_second", "seconds"} <= {*seen[1]}
 
 
@@ -46,7 +47,7 @@ def test_what_a_hook_does_to_its_metrics_is_its_own_affair(data_dir, workdir):
     hook, seen = fail_at(None)
     train(recipe(data_dir), workdir, lambda _, metrics: metrics.clear(), hook)
     assert len(seen) == 4
-    assert seen == hooks_lib.read_metrics(workdir)
+    assert seen == metrics_file.read_metrics(workdir)
 
 
 def test_a_users_hook_that_fails_loses_neither_line_nor_checkpoint(data_dir, workdir, tmp_path):
@@ -54,7 +55,7 @@ def test_a_users_hook_that_fails_loses_neither_line_nor_checkpoint(data_dir, wor
     hook, _ = fail_at(6)
     with pytest.raises(ZeroDivisionError):
         train(recipe(data_dir), workdir, hook)
-    assert [line["step"] for line in hooks_lib.read_metrics(workdir)] == [2, 4, 6]
+    assert [line["step"] for line in metrics_file.read_metrics(workdir)] == [2, 4, 6]
     assert ckpt.steps_in(workdir)[-1] == 6
     assert "ended by ZeroDivisionError" in (workdir / hooks_lib.TEXT_FILE).read_text()
     train(recipe(data_dir), workdir)
@@ -66,7 +67,7 @@ def test_the_lines_up_to_a_checkpoint_are_there_when_it_is(data_dir, workdir, mo
     there, save = [], run_lib.Run.save
 
     def saving(run, error):
-        logged = [line["step"] for line in hooks_lib.read_metrics(workdir)]
+        logged = [line["step"] for line in metrics_file.read_metrics(workdir)]
         text = (workdir / hooks_lib.TEXT_FILE).read_text()
         there.append((run.step, logged, f"step {logged[-1]}/8" in text))
         save(run, error)

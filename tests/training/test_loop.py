@@ -15,8 +15,9 @@ from multipath_jax import checkpoints as ckpt
 from multipath_jax import curves
 from multipath_jax.config import keys as config_lib
 from multipath_jax.errors import UserError
+from multipath_jax.metrics_file import METRICS_FILE
 from multipath_jax.training import run as run_lib
-from multipath_jax.training.hooks import CURVES_FILE, METRICS_FILE
+from multipath_jax.training.hooks import CURVES_FILE
 from multipath_jax.training.setup import Setup
 
 TOTAL = 66  # six epochs of eleven batches of 128 of the 1,442 training digits

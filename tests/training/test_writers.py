@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from multipath_jax import metrics_file
 from multipath_jax.config.schedule import Plan
 from multipath_jax.errors import UserError
 from multipath_jax.training import hooks
@@ -18,17 +19,17 @@ def test_lines_past_the_checkpoint_are_put_aside(workdir):
     for step in (5, 10, 15):
         file(step, {"loss": step / 2})
     file.close()
-    path = workdir / hooks.METRICS_FILE
+    path = workdir / metrics_file.METRICS_FILE
     path.write_text(path.read_text() + '{"step": 20, "lo')  # a kill in mid-line
     file = hooks.MetricsFile(workdir, last_step=12)
     file(15, {"loss": 1.0})
     file.close()
-    assert [(line["step"], line["loss"]) for line in hooks.read_metrics(workdir)] == [
+    assert [(line["step"], line["loss"]) for line in metrics_file.read_metrics(workdir)] == [
         (5, 2.5),
         (10, 5.0),
         (15, 1.0),
     ]
-    dropped = workdir / hooks.DROPPED_FILE
+    dropped = workdir / metrics_file.DROPPED_FILE
     assert {*workdir.iterdir()} == {path, dropped}
     lost = dropped.read_text().splitlines()
     assert lost[-1] == '{"step": 20, "lo'
@@ -54,11 +55,11 @@ SPOILT = {
 @pytest.mark.parametrize("spoilt", SPOILT.values(), ids=SPOILT)
 def test_a_spoilt_line_is_passed_over_and_kept(workdir, spoilt):
     workdir.mkdir()
-    path, dropped = workdir / hooks.METRICS_FILE, workdir / hooks.DROPPED_FILE
+    path, dropped = workdir / metrics_file.METRICS_FILE, workdir / metrics_file.DROPPED_FILE
     good = [b'{"step": 5,  "loss": 2.5}', b'{"step": 10, "loss": null}']  # as they are spaced
     path.write_bytes(b"\n".join([b"", good[0], spoilt, b"  ", good[1]]))
     expected = [{"step": 5, "loss": 2.5}, {"step": 10, "loss": None}]
-    assert hooks.read_metrics(workdir) == expected
+    assert metrics_file.read_metrics(workdir) == expected
     for _ in range(2):  # the second time nothing is left to put aside
         file = hooks.MetricsFile(workdir, last_step=12)
         file.close()
@@ -73,15 +74,15 @@ def test_what_was_put_aside_before_stays(workdir):
         for step in steps:
             file(step, {"loss": 1.0})
         file.close()
-    assert (workdir / hooks.DROPPED_FILE).read_text() == '{"step": 10, "loss": 1.0}\n' * 2
+    assert (workdir / metrics_file.DROPPED_FILE).read_text() == '{"step": 10, "loss": 1.0}\n' * 2
 
 
 def test_what_was_put_aside_is_said(workdir):
     workdir.mkdir()
-    (workdir / hooks.METRICS_FILE).write_text('{"step": 5}\n')
-    said = f"to {workdir / hooks.DROPPED_FILE}: what was past step 0 or unreadable, lines: 1"
+    (workdir / metrics_file.METRICS_FILE).write_text('{"step": 5}\n')
+    said = f"to {workdir / metrics_file.DROPPED_FILE}: what was past step 0 or unreadable, lines: 1"
     with contextlib.closing(hooks.MetricsFile(workdir, last_step=0)) as file:
-        assert file.notes == [f"moved from {hooks.METRICS_FILE} {said}"]
+        assert file.notes == [f"moved from {metrics_file.METRICS_FILE} {said}"]
     with contextlib.closing(hooks.MetricsFile(workdir, last_step=0)) as file:
         assert file.notes == []
 
@@ -91,7 +92,7 @@ def test_what_is_not_finite_is_null(workdir):
     file = hooks.MetricsFile(workdir, last_step=0)
     file(1, {"a": float("nan"), "b": float("inf"), "c": 0.0})
     file.close()
-    text = (workdir / hooks.METRICS_FILE).read_text()
+    text = (workdir / metrics_file.METRICS_FILE).read_text()
     assert json.loads(text) == {"step": 1, "a": None, "b": None, "c": 0.0}
 
 
@@ -139,7 +140,7 @@ def test_a_log_prints_and_counts(workdir, capsys, clock):
         log.advance(4, 3, 1.0)
         clock.now += 2.5
         log.write(4, {"train/loss": 0.5, "test/error": 12.345})
-    (line,) = hooks.read_metrics(workdir)
+    (line,) = metrics_file.read_metrics(workdir)
     assert line == {
         "step": 4,
         "train/loss": 0.5,
@@ -181,7 +182,7 @@ def test_between_two_measurements_a_line_says_how_far_a_run_is(workdir, capsys, 
         clock.now += 20
         log.advance(102, 1, 20.0)
         assert "step 102/" not in capsys.readouterr().out
-    assert [line["step"] for line in hooks.read_metrics(workdir)] == [101]
+    assert [line["step"] for line in metrics_file.read_metrics(workdir)] == [101]
 
 
 def test_on_a_terminal_the_bar_is_enough(workdir, capsys, clock, monkeypatch):
@@ -201,7 +202,7 @@ def test_seconds_go_on_over_interruptions(workdir, clock):
                 clock.now += seconds
                 log.write(step, {})
         clock.now += 1000
-    assert [line["seconds"] for line in hooks.read_metrics(workdir)] == [3.0, 7.0]
+    assert [line["seconds"] for line in metrics_file.read_metrics(workdir)] == [3.0, 7.0]
 
 
 @pytest.mark.parametrize("missing", ["tensorflow", "tensorboard"])
