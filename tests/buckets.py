@@ -1,8 +1,7 @@
-"""A service of buckets that is none: objects in a folder of this machine, for `gs` and `s3`.
+"""A mock of the bucket services `gs` and `s3`, which stores objects in a local folder.
 
-As in a bucket there are no folders but by the beginnings of names, nothing is renamed or appended
-to, an object is there whole or not at all, and a client keeps the lists that it has seen unless it
-is told not to.
+As in a real bucket, folders exist only as prefixes of names, objects cannot be renamed or appended
+to, writes are atomic, and a client caches listings unless it is told not to.
 """
 
 import contextlib
@@ -18,11 +17,11 @@ from urllib.parse import quote, unquote
 import fsspec
 from fsspec.spec import AbstractBufferedFile
 
-ROOT = "BUCKETS"  # the variable of the environment that names the folder; a bucket is one in it
+ROOT = "BUCKETS"  # environment variable: the folder, with a subfolder per bucket
 
 
 class Object(AbstractBufferedFile):
-    """An object that is being read or written."""
+    """An object that is open for reading or writing."""
 
     def _fetch_range(self, start, end):
         return self.fs.cat_file(self.path, start, end)
@@ -38,7 +37,7 @@ class Object(AbstractBufferedFile):
 
 
 class Buckets(fsspec.AbstractFileSystem):
-    """See above."""
+    """The file system of the mock."""
 
     protocol = ("gs", "gcs", "s3")
 
@@ -83,10 +82,10 @@ class Buckets(fsspec.AbstractFileSystem):
         return {"name": path, "size": 0, "type": "directory"}
 
     def mkdir(self, path, create_parents=True, **_):
-        """Nothing to make."""
+        """Does nothing: buckets have no folders."""
 
     def makedirs(self, path, exist_ok=False):
-        """Nothing to make."""
+        """Does nothing: buckets have no folders."""
 
     def cat_file(self, path, start=None, end=None, **_):
         return self._file(path).read_bytes()[start:end]
@@ -97,7 +96,7 @@ class Buckets(fsspec.AbstractFileSystem):
         with open(handle, "wb") as written:
             written.write(value)
         if mode == "create":
-            os.link(new, file)  # fails if it is there
+            os.link(new, file)  # fails if the object exists
             os.unlink(new)
         else:
             os.replace(new, file)
@@ -124,7 +123,7 @@ class Buckets(fsspec.AbstractFileSystem):
 
 @contextlib.contextmanager
 def registered():
-    """Within, this process takes them for the real services."""
+    """Context manager: replaces the real services in this process by the mock."""
     register()
     try:
         yield
@@ -135,7 +134,7 @@ def registered():
 
 
 def register():
-    """This process takes them for the real services, if the environment names a folder."""
+    """Replaces the real services in this process by the mock, if the variable `ROOT` is set."""
     if ROOT in os.environ:
         for kind in Buckets.protocol:
             fsspec.register_implementation(kind, Buckets, clobber=True)
@@ -150,7 +149,7 @@ def upload(folder, address):
 
 
 class _Downloads(http.server.BaseHTTPRequestHandler):
-    """The one request of Google's JSON interface that readers of records make."""
+    """Answers downloads by Google's JSON API, the only requests of the readers of records."""
 
     protocol_version = "HTTP/1.1"
 
@@ -172,7 +171,7 @@ class _Downloads(http.server.BaseHTTPRequestHandler):
         self.wfile.write(part)
 
     def handle(self):
-        with contextlib.suppress(ConnectionError):  # of a reader that has what it wants
+        with contextlib.suppress(ConnectionError):  # the reader has disconnected early
             super().handle()
 
     def log_message(self, *_):
@@ -181,7 +180,7 @@ class _Downloads(http.server.BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def downloads():
-    """The address of a service from which libraries in C++ download objects."""
+    """Context manager: serves objects by HTTP, for libraries in C++; yields the address."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Downloads) as server:
         threading.Thread(target=server.serve_forever).start()
         try:

@@ -1,4 +1,4 @@
-"""Runnable modules given bad input."""
+"""Runs the programs of the package with bad input."""
 
 import sys
 
@@ -8,7 +8,7 @@ from multipath_jax.utils import cli
 
 
 def refusal(program, argv, capsys, monkeypatch):
-    """The one line that a module's ``main`` says of these arguments, with nothing else printed."""
+    """Runs a program, which must print an error of one line and nothing else; returns the error."""
     monkeypatch.setattr(sys, "argv", ["program", *argv])
     with pytest.raises(SystemExit) as exit_:
         cli.run(program.main)

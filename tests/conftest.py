@@ -1,4 +1,4 @@
-"""Settings that every test shares: two CPU devices, checked shapes, cached compilation."""
+"""Settings of all tests: two CPU devices, checked shapes, cached compilation; shared fixtures."""
 
 import atexit
 import contextlib
@@ -9,18 +9,18 @@ import signal
 import tempfile
 import types
 
-# Before jax is imported: sharded code is tested on a mesh of two devices from the first day.
+# Must be set before JAX is imported.
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-# Before matplotlib is imported: figures are drawn with its own settings and list of fonts, not with
-# a user's. The workers of a parallel run share the folder of the process that starts them.
+# Must be set before matplotlib is imported: figures use its default settings and a new font list,
+# not the user's. The workers of a parallel run share the folder of the process that starts them.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp(prefix="matplotlib-")
     atexit.register(shutil.rmtree, os.environ["MPLCONFIGDIR"], ignore_errors=True)
 
 from jaxtyping import install_import_hook
 
-# Annotations of shapes and types are checked at every call while testing.
+# Checks the annotated shapes and types at every call.
 install_import_hook("multipath_jax", "beartype.beartype")
 
 import jax  # noqa: E402
@@ -32,17 +32,19 @@ import pytest  # noqa: E402
 from multipath_jax.utils import cpu  # noqa: E402
 
 cpu.tune()
-# Tests compile much and compute little: less optimized code is there in a third of the time.
+# Sharded code is tested on a mesh of two devices. Tests compile much and compute little; without
+# optimization, compilation takes a third of the time.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
 )
 
-# A suite that a script began in the background ignores SIGINT, and so would all that it starts.
+# If a script starts the tests in the background, they ignore SIGINT, and the programs that they
+# start would inherit this.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def use_cache():
-    """Of compiled programs, small ones too."""
+    """Enables the persistent compilation cache, also for programs that compile quickly."""
     jax.config.update("jax_compilation_cache_dir", programs.CACHE)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.01)
 
@@ -53,42 +55,42 @@ processes.adopt_orphans()
 
 
 def pytest_collection_finish():
-    """Modules stay to the end: the garbage collector need not look at them after every test."""
+    """Excludes the imported modules, which are never freed, from the garbage collector's scans."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def file_ends_its_processes():
-    """Those of a file's own fixtures."""
+    """Fails if fixtures of a test file leave processes running."""
     with processes.none_left():
         yield
 
 
 @pytest.fixture(autouse=True)
 def test_ends_its_processes(file_ends_its_processes):
-    """None outlives its test: it would slow the others down, or outlive the suite."""
+    """Fails if a test leaves processes running, which would slow others or outlive the suite."""
     with processes.none_left():
         yield
 
 
 @pytest.fixture(autouse=True)
 def same_cache():
-    """What a test calls as a program does may have chosen another, or none, for the process."""
+    """Restores the compilation cache, which programs called by a test may change or disable."""
     yield
     use_cache()
 
 
 @pytest.fixture(autouse=True)
 def within_memory():
-    """Two processes of tests are to fit into a small machine's memory."""
+    """Limits the memory of this process, so that parallel test processes fit on a small machine."""
     with memory.bounded():
         yield
 
 
 @pytest.fixture(scope="session", autouse=True)
 def without_curves():
-    """Runs do not draw their curves: that takes as long as to train a small network."""
+    """Disables drawing training curves, which takes as long as training a small network."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("multipath_jax.trainer.curves", types.SimpleNamespace(draw=lambda _: []))
         yield
@@ -96,7 +98,7 @@ def without_curves():
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
-    """A TFDS directory with the digits, prepared once."""
+    """A TFDS directory with the digits data set, prepared once."""
     from multipath_jax.data import load_dataset
 
     folder = tmp_path_factory.mktemp("tfds")
@@ -106,7 +108,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):
-    """The address of an empty bucket, for this process and those that it starts."""
+    """The address of an empty mock bucket, for this process and its subprocesses."""
     import buckets
 
     folder = tmp_path / "buckets"
@@ -118,15 +120,15 @@ def bucket(tmp_path, monkeypatch):
 
 @pytest.fixture
 def x64():
-    """Float64 for one test: derivatives are compared to 1e-10 there."""
+    """Enables float64 for a test, for example to compare derivatives with a tolerance of 1e-10."""
     with jax.enable_x64(True):
         yield
 
 
 @pytest.fixture
 def strict():
-    """No operand is silently widened or given another type, as under
-    ``JAX_NUMPY_RANK_PROMOTION=raise JAX_NUMPY_DTYPE_PROMOTION=strict``."""
+    """Forbids implicit promotion of ranks and types, as
+    ``JAX_NUMPY_RANK_PROMOTION=raise JAX_NUMPY_DTYPE_PROMOTION=strict`` does."""
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         yield
 
@@ -135,8 +137,8 @@ def strict():
 def digits_run(tmp_path_factory):
     """A workdir with two checkpoints of a routed network for the digits, made without training.
 
-    Their weights are random, and others at step 1 (the best) than at step 2. The data set is beside
-    the workdir, in ``tfds``.
+    The weights are random, and differ between step 1 (the best) and step 2. The data set is in the
+    folder ``tfds`` next to the workdir.
     """
     from etils import epath
     from weights import random_like

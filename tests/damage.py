@@ -1,10 +1,10 @@
-"""Ways in which a checkpoint is damaged after it was written."""
+"""Functions that damage a checkpoint."""
 
 import pathlib
 
 
 def files(folder):
-    """Those below a folder, the largest, which hold the numbers, first."""
+    """The files below a folder, by decreasing size; the largest contain the arrays."""
     found = [path for path in pathlib.Path(folder).rglob("*") if path.is_file()]
     return sorted(found, key=lambda path: -path.stat().st_size)
 
@@ -30,7 +30,7 @@ def remove(folder):
 
 
 def flip(folder):
-    """One bit in the middle of the largest file of the weights, or of what there is."""
+    """Flips a bit in the middle of the largest file of ``weights``, or of the folder without it."""
     inner = pathlib.Path(folder) / "weights"
     path = files(inner if inner.is_dir() else folder)[0]
     content = bytearray(path.read_bytes())

@@ -1,4 +1,4 @@
-"""The pages of this repository, and the Python in them."""
+"""The Markdown pages of this repository, and the Python code in them."""
 
 import re
 from pathlib import Path
@@ -12,12 +12,12 @@ PAGES = [*OUTSIDE, *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def python(page: Path) -> str:
-    """All blocks of Python of a page, one after another."""
+    """The concatenated Python code blocks of a page."""
     return "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
 
 
 def run(page: Path) -> dict:
-    """The names that the Python of a page leaves; it is given images and classes to train on."""
+    """Runs the Python code of a page, given training data; returns its global variables."""
     images = np.random.default_rng(0).integers(0, 256, (128, 32, 32, 3), dtype=np.uint8)
     classes = np.arange(128) % 10
     names = {"x": images, "y": classes, "x_test": images[:20], "y_test": classes[:20]}
@@ -26,9 +26,9 @@ def run(page: Path) -> dict:
 
 
 def train_shortly(monkeypatch, fits: int = 0) -> None:
-    """Lets ``Trainer.fit`` stop after one step more with every call, and after so many do nothing.
+    """Patches ``Trainer.fit``: the nth call trains until step n; calls after ``fits`` do nothing.
 
-    It ends with a checkpoint and an evaluation, as it does wherever it is told to stop.
+    Training ends with a checkpoint and an evaluation, as always with ``until``.
     """
     from multipath_jax.trainer import Trainer
 

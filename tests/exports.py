@@ -1,4 +1,4 @@
-"""Runs of any network, as exports take them."""
+"""Runs of any network, for tests of exports."""
 
 import dataclasses
 from functools import partial
@@ -10,7 +10,7 @@ from weights import random_like
 
 
 def of_model(run, model, shape):
-    """A run of another network, its weights random numbers, on images of another shape."""
+    """A copy of a run with another network, random weights, and another shape of the images."""
     image = jnp.zeros((1, *shape))
     shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), image)
     statistics = {key: np.full(shape[-1], 0.5, np.float32) for key in ("mean", "std")}

@@ -1,4 +1,4 @@
-"""What a process of the tests takes of the machine's memory."""
+"""Limits the memory of the test processes."""
 
 import contextlib
 import ctypes
@@ -9,40 +9,40 @@ import re
 import jax
 import pytest
 
-# Bytes that may be resident of a process, and above which it lets compiled programs go after a
-# test: what one test adds has room between the two.
+# Bytes of resident memory: the limit of a process, and the amount above which compiled programs are
+# released after a test. The difference is the room for a single test.
 LIMIT = 2.0e9
 CLEARED_ABOVE = 1.2e9
-# What has to come in addition before they are let go again: not all of it can be given back, and
-# without them the next test traces and compiles anew.
+# Growth in bytes since the last release that is required for the next one: some memory cannot be
+# released, and after a release the next test has to trace and compile again.
 GROWTH = 0.2e9
 
-_left = 0  # bytes that were resident after the last time
+_left = 0  # resident bytes after the last release
 
 
 def _bytes(field: str) -> int:
-    """A figure of this process; 0 where Linux's /proc is missing."""
+    """A field of the status of this process, in bytes; 0 without Linux's /proc."""
     path = pathlib.Path("/proc/self/status")
     found = path.exists() and re.search(rf"^{field}:\s+(\d+) kB", path.read_text(), re.MULTILINE)
     return 1024 * int(found[1]) if found else 0
 
 
 def resident() -> int:
-    """What is resident of this process now."""
+    """The resident memory of this process in bytes."""
     return _bytes("VmRSS")
 
 
 def peak() -> int:
-    """The most that was."""
+    """The peak of the resident memory of this process in bytes."""
     return _bytes("VmHWM")
 
 
 def release() -> None:
-    """Lets compiled programs go, and gives what they took back to the system."""
+    """Deletes compiled programs, and returns their memory to the operating system."""
     global _left
     jax.clear_caches()
     gc.collect()
-    # What the compiler has freed lies in pieces that glibc keeps unless it is asked.
+    # The memory that the compiler has freed is fragmented; glibc returns it only on request.
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
     _left = resident()
@@ -50,7 +50,10 @@ def release() -> None:
 
 @contextlib.contextmanager
 def bounded(limit: float = LIMIT, cleared_above: float = CLEARED_ABOVE):
-    """Fails the test with which the process grows over the limit, and clears up behind others."""
+    """Context manager: releases compiled programs if memory exceeds ``cleared_above`` at the end.
+
+    Fails if the peak memory exceeds ``limit`` and did not before.
+    """
     earlier = peak()
     yield
     if resident() > max(cleared_above, _left + GROWTH):

@@ -1,10 +1,10 @@
-"""Small networks which together have every layer of the paper's, for what holds for all of them."""
+"""Small networks that together contain every layer of the paper, for tests of all networks."""
 
 import pytest
 
 from multipath_jax import create_model, list_models
 
-# Their names, and options that leave out what is only repeated.
+# Names of the networks, and options that reduce the number of repeated blocks.
 SMALL = {
     "BaseCNN": {},
     "BaseCNN-3": {},
@@ -33,11 +33,11 @@ SMALL = {
 
 
 def create_small(name, num_classes=10, **options):
-    """The network, with the options of `SMALL` if it is there."""
+    """Creates a network, with its options from `SMALL` if it has any."""
     return create_model(name, num_classes, **SMALL.get(name, {}), **options)
 
 
 def each():
-    """A parametrization by the small ones, and in the slow suite by all that there are."""
+    """Parametrizes a test over the small networks; the other networks are marked as slow."""
     slow = [pytest.param(n, marks=pytest.mark.slow) for n in list_models() if n not in SMALL]
     return pytest.mark.parametrize("name", [*SMALL, *slow])

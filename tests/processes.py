@@ -1,4 +1,4 @@
-"""Processes that tests start: none of them outlives its test."""
+"""Makes sure that no process outlives the test that started it."""
 
 import contextlib
 import ctypes
@@ -15,16 +15,16 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def adopt_orphans() -> None:
-    """From now on what a child leaves behind is a child of this process, not of init (Linux)."""
+    """Makes orphaned descendants children of this process instead of init (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def children() -> set[int]:
-    """The child processes; none where Linux's /proc is missing.
+    """The pids of the child processes; empty without Linux's /proc.
 
-    Python's own are left out, which look after shared memory and fork others until the end of this
-    process.
+    Excludes the helpers of Python's `multiprocessing`, the resource tracker and the fork server,
+    which run as long as this process.
     """
     found: set[int] = set()
     for thread in pathlib.Path("/proc/self/task").glob("*/children"):
@@ -37,10 +37,10 @@ def children() -> set[int]:
 
 
 def end(earlier: set[int]) -> None:
-    """Kills all children but the earlier ones, and all that descends from them.
+    """Kills all children except the earlier ones, and the descendants of the killed children.
 
-    With `adopt_orphans` nothing can hide: what a killed process had started or was just starting
-    is a child by the time that `waitpid` returns.
+    After `adopt_orphans` no descendant is missed: the children of a killed process, including one
+    that it was just starting, are children of this process by the time `waitpid` returns.
     """
     while left := children() - earlier:
         for pid in left:
@@ -51,7 +51,7 @@ def end(earlier: set[int]) -> None:
 
 
 def _running(pid: int) -> bool:
-    """Whether a child has not ended; one that nobody waited for is waited for here."""
+    """Whether a child is still running; reaps it if it is a zombie."""
     try:
         return os.waitpid(pid, os.WNOHANG) == (0, 0)
     except ChildProcessError:
@@ -68,10 +68,10 @@ def _command(pid: int) -> str:
 
 @contextlib.contextmanager
 def none_left(seconds: float = 10.0):
-    """Fails the test if processes that were started within are left, and kills them.
+    """Context manager: fails if processes that were started within it remain, and kills them.
 
     Args:
-      seconds: what those get that were already told to end.
+      seconds: time to wait for processes that are already terminating.
     """
     earlier = children()
     yield

@@ -1,6 +1,6 @@
 """Programs that tests start, signal and read, as forks of a process that has imported the package.
 
-To import JAX and what the programs need beside it takes seconds of a processor, a fork takes none.
+Importing JAX and the other dependencies takes seconds of CPU time; a fork takes almost none.
 """
 
 import atexit
@@ -13,26 +13,27 @@ import threading
 
 import jax
 
-CACHE = os.path.expanduser("~/.cache/multipath_jax/xla")  # of compiled programs, for all tests
+CACHE = os.path.expanduser("~/.cache/multipath_jax/xla")  # compilation cache of all tests
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["multipath_jax.main", "multipath_jax.curves", "sklearn.datasets"])
 
 
 class Program:
-    """A script that runs.
+    """A running script.
 
     Attributes:
-      stdout: what it prints, errors too, line by line.
+      stdout: a text stream of its standard output and standard error.
     """
 
     def __init__(self, script, *arguments, **environment):
-        """Starts it.
+        """Starts the script.
 
         Args:
-          script: the file.
-          arguments: of its command line.
-          environment: variables beside those of this process, whose cache of programs it shares.
+          script: path of the script.
+          arguments: command-line arguments.
+          environment: environment variables in addition to those of this process and to the
+            compilation cache of the tests.
         """
         read, write = multiprocessing.Pipe(duplex=False)
         cache = {"JAX_COMPILATION_CACHE_DIR": CACHE}
@@ -47,7 +48,7 @@ class Program:
         read.close()
 
     def poll(self):
-        """The exit status; None if it still runs."""
+        """The exit status; None while the script is running."""
         return self._process.exitcode
 
     def send_signal(self, number):
@@ -58,7 +59,11 @@ class Program:
         self.send_signal(signal.SIGKILL)
 
     def end(self, timeout=240):
-        """Waits until nothing prints any more; the exit status and the rest of what was printed."""
+        """Waits until the output ends; kills the script after ``timeout`` seconds.
+
+        Returns:
+          The exit status and the unread output.
+        """
         killing = threading.Timer(timeout, self.kill)
         killing.start()
         printed = "" if self.stdout.closed else self.stdout.read()
@@ -69,17 +74,17 @@ class Program:
 
 
 def _run(write, script, arguments, environment):
-    """In the fork: as if Python had been started with the script."""
+    """Runs the script in the fork, as ``python SCRIPT`` would."""
     for stream in (1, 2):
         os.dup2(write.fileno(), stream)
     write.close()
     sys.stdout, sys.stderr = (os.fdopen(stream, "w", 1, closefd=False) for stream in (1, 2))
     os.environ.clear()
     os.environ.update(environment)
-    cache = environment["JAX_COMPILATION_CACHE_DIR"]  # what JAX reads when it is imported
+    cache = environment["JAX_COMPILATION_CACHE_DIR"]  # JAX reads the variable only on import
     jax.config.update("jax_compilation_cache_dir", cache)
     sys.argv = [script, *arguments]
     try:
         runpy.run_path(script, run_name="__main__")
     finally:
-        atexit._run_exitfuncs()  # which forks of multiprocessing leave out
+        atexit._run_exitfuncs()  # forks of multiprocessing skip these

@@ -1,9 +1,9 @@
-"""The paper's algorithms and equations as NumPy loops, to be read beside it; nothing is vectorised.
+"""The paper's algorithms and equations as plain NumPy loops, for comparison with the paper.
 
-Everything is about one example, as in the paper: ``X_i`` is a map ``[H W C]`` or a vector ``[C]``;
-`for_each_example` and `backward_for_each_example` add the batch. A gate is the tuple ``(w1 [c d],
-b1 [d], w2 [d n], b2 [n])``, so that the paper's ``W1 Z`` reads ``sum_c w1[c, d] z[c]``. All
-arithmetic is float64.
+As in the paper, functions take a single example: ``X_i`` is a map ``[H W C]`` or a vector ``[C]``.
+`for_each_example` and `backward_for_each_example` add the batch. A gate is a tuple ``(w1 [c d],
+b1 [d], w2 [d n], b2 [n])``, so that the paper's ``W1 Z`` is ``sum_c w1[c, d] z[c]``. All
+arithmetic is in float64.
 """
 
 import itertools
@@ -18,9 +18,10 @@ def for_each_example(algorithm, xs, *weights):
 
 
 def backward_for_each_example(backward, xs, weights, dys):
-    """The gradients of a batch: of the inputs, one for every example; of the weights, their sum.
+    """The gradients of a batch: for the inputs, one per example; for the weights, the sum.
 
-    ``weights[i]`` and its gradient are a sequence of arrays, or an array, which is one of rows.
+    ``weights[i]`` is a sequence of arrays, or an array, which is used as a sequence of rows; its
+    gradient is a list.
     """
     dxs = [np.zeros(x.shape) for x in xs]
     dweights = [[np.zeros(w.shape) for w in weights_i] for weights_i in weights]
@@ -37,7 +38,7 @@ def backward_for_each_example(backward, xs, weights, dys):
 
 
 def global_average_pool(X):
-    """Eq. 1; a vector has nothing to average."""
+    """Eq. 1; vectors are returned unchanged."""
     if X.ndim == 1:
         return X
     H, W, C = X.shape
@@ -67,12 +68,12 @@ def relu(V):
 
 
 def relevance(Z, w1, b1, w2, b2):
-    """Eq. 2, with the biases that the paper leaves out of its notation."""
+    """Eq. 2, with the biases that the paper's notation omits."""
     return dense(relu(dense(Z, w1, b1)), w2, b2)
 
 
 def softmax(A):
-    """Eq. 3. A constant added to all scores cancels; the largest is taken off to stay finite."""
+    """Eq. 3. Subtracting the largest score avoids overflow and does not change the result."""
     n = len(A)
     G = np.zeros(n)
     for j in range(n):
@@ -88,8 +89,8 @@ def gate(X, w1, b1, w2, b2):
 def algorithm_1(X, W, bias, gates):
     """Cross-prediction-based routing.
 
-    ``W[i][j] [c c']`` and ``bias[i][j] [c']`` predict output j from input i: a dense layer, which
-    on a map is the 1x1 convolution.
+    ``W[i][j] [c c']`` and ``bias[i][j] [c']`` predict output j from input i by a dense layer, which
+    is applied to a map as a 1x1 convolution.
     """
     m, n = len(X), len(W[0])
     U = [[None] * n for _ in range(m)]
@@ -133,7 +134,7 @@ def connect(X, G):
 
 
 def connect_by_matrix(X, G):
-    """Eq. 6: at each pixel, a matrix of gates times the vector of the m inputs' values there."""
+    """Eq. 6: the matrix of gates times the vector of the m inputs, for every pixel and channel."""
     m, n = len(X), len(G[0])
     matrix = np.zeros((n, m))
     for i, j in itertools.product(range(m), range(n)):
@@ -165,7 +166,7 @@ def linear_relevance(X, W):
 
 
 def score_gradient(X_i, G_i, dY):
-    """``dL/dA_i``, by way of ``dL/dG_i`` and the Jacobian of the softmax."""
+    """``dL/dA_i``, computed from ``dL/dG_i`` and the Jacobian of the softmax."""
     n = len(dY)
     dG = np.zeros(n)
     for j in range(n):
@@ -197,7 +198,7 @@ def linear_cross_connect_backward(X, W, dY):
 
 
 def cross_connect_backward(X, gates, dY):
-    """The same for the whole layer: dL/dA goes back through Eqs. 2 and 1 in place of Eq. 7.
+    """The gradients of the whole layer: ``dL/dA`` is propagated to Eqs. 2 and 1 instead of Eq. 7.
 
     Returns the gradients of the m inputs and of their m gates.
     """
@@ -216,7 +217,7 @@ def cross_connect_backward(X, gates, dY):
         dgates.append((np.outer(Z, dH), dH, np.outer(R, dA), dA))
 
         dX_i = direct_gradient(G_i, dY)
-        pixels = list(np.ndindex(X_i.shape[:-1]))  # a vector is its own single pixel
+        pixels = list(np.ndindex(X_i.shape[:-1]))  # a vector is a single pixel
         for pixel in pixels:
             dX_i[pixel] += dZ / len(pixels)
         dX.append(dX_i)

@@ -1,4 +1,4 @@
-"""A small network by name for runs on several data sets."""
+"""Small networks, registered by name, for runs on several data sets."""
 
 import contextlib
 
@@ -11,14 +11,14 @@ from multipath_jax.models.multipath import MultiPath
 
 
 def small(num_classes, *, paths):
-    """Two routers, a convolution with the BatchNorm of the package, and a dense layer."""
+    """Two routers, a convolution with the package's BatchNorm, and a dense layer."""
     stage, dense = layers(num_classes)
     first, second = (CrossConnect(paths, name=f"router_{number}") for number in (1, 2))
     return MultiPath((first, stage, second, dense))
 
 
 def unrouted(num_classes, *, paths=1):
-    """The same without routers."""
+    """The network `small` without routers."""
     return MultiPath((Share(paths, name="share"), *layers(num_classes)))
 
 
@@ -28,7 +28,7 @@ def layers(num_classes):
 
 @contextlib.contextmanager
 def small_by_name():
-    """The table of networks has ``Small-X-CC``, ``Small-X`` and ``Small``."""
+    """Context manager: registers the networks ``Small-X-CC``, ``Small-X`` and ``Small``."""
     families = (
         Family(r"Small-(?P<paths>\d+)-CC", small, (), discrete=True),
         Family(r"Small-(?P<paths>\d+)", unrouted, ()),

@@ -1,4 +1,4 @@
-"""The model card of an export: what is known, as the hub reads it, and nothing else."""
+"""The model card of an export: it has only known facts, and the hub can read it."""
 
 import dataclasses
 import hashlib
@@ -30,7 +30,7 @@ def loaded(digits_run):
 
 @pytest.fixture
 def run_of(loaded, tmp_path):
-    """A function that makes a run of a config and of lines of metrics."""
+    """A function that makes a run with given changes of the config and lines of metrics."""
 
     def make(step=20, lines=LINES, stored=(40, 40, 1), **changes):
         config = default_config()
@@ -118,7 +118,7 @@ def test_the_recipe_is_what_differs_from_the_defaults_without_paths(run_of, tmp_
     exec(recipe, {"config": config})
     assert config.train_for == "7 epochs"
     assert config.dataset.flip
-    assert recipe.count("\n") == 1  # the type of the export is not the run's
+    assert recipe.count("\n") == 1  # without the dtype, which is the export's
     assert "The initial weights are those of `resnet20.safetensors`." in text
     assert str(tmp_path) not in text
 
@@ -137,7 +137,7 @@ def test_held_out_images(run_of):
     lines = [{"step": 20, "epoch": 2.0, "held_out/error": 5.0}]
     text = card.model_card(run_of(lines=lines, **{"dataset.holdout": 10_000}), FILE)
     assert "on 10,000 training images that were held out." in text
-    assert "lowest" not in text  # of one
+    assert "lowest" not in text  # there is only one error
     dataset = header_of(text)["model-index"][0]["results"][0]["dataset"]
     assert dataset == {"type": "digits", "name": "digits"}
 
@@ -164,7 +164,7 @@ def test_weights_from_elsewhere(run_of, tmp_path):
 
 def test_a_folder_is_not_disclosed(run_of, tmp_path):
     changes = {"dataset.source": f"{tmp_path}/patients", "dataset.size": 40}
-    text = card.model_card(run_of(**changes), FILE)  # instead of dataset.name
+    text = card.model_card(run_of(**changes), FILE)  # dataset.source replaces dataset.name
     assert "20 steps on 50,000 training images in a folder." in text
     assert "datasets" not in header_of(text)
     assert "patients" not in text

@@ -1,4 +1,4 @@
-"""What every runnable module does with its streams, its errors, and its end."""
+"""Streams, errors and exit statuses of all programs; paths in their arguments."""
 
 import importlib.util
 import os
@@ -30,7 +30,7 @@ cli.run(main{options})
 
 
 def program(body, *arguments, options="", shell="{}", **environment):
-    """Status, standard output and error of a program with this body, run by a shell."""
+    """Runs a program with this body in a shell; returns exit status, stdout and stderr."""
     code = PROGRAM.format(body=body, options=options, package=str(PACKAGE))
     command = shell.format('"$0" -c "$1" "${@:2}"')
     done = subprocess.run(
@@ -108,7 +108,7 @@ def test_devices_that_are_not_there_are_one_line(platforms, message):
 
 
 def test_every_runnable_module_ends_so():
-    """They all run through `cli.run`, the benchmark's own worker apart, and have a command."""
+    """Except the benchmark's worker, all use `cli.run` or `config_flags.run` and have a command."""
     modules = set()
     for path in PACKAGE.rglob("*.py"):
         text = path.read_text()
@@ -136,7 +136,7 @@ def test_home_folders_are_understood(tmp_path, monkeypatch):
 
 
 def test_the_address_of_a_bucket_stays_one(monkeypatch):
-    """It was once made absolute, and with that a folder of this machine."""
+    """Making the address an absolute path would turn it into a local folder."""
     monkeypatch.setattr("fsspec.get_filesystem_class", lambda kind: None)
     for address in ("gs://bucket/run", "s3://bucket/run"):
         assert str(filesystem.path("workdir", address)) == address

@@ -1,4 +1,4 @@
-"""Compiling for a TPU slice: what is read from the program, what is refused; slow: really."""
+"""Compiling for a TPU slice: exchanges in the program, errors; slow: an actual compilation."""
 
 import importlib.util
 import json
@@ -38,7 +38,7 @@ def test_a_data_set_that_is_not_there_takes_no_memory():
 
 
 def run(*arguments):
-    """Exit status and output."""
+    """Runs the program; returns exit status and output."""
     return Program(compile_tpu.__file__, *arguments, XLA_FLAGS="").end(1200)
 
 
@@ -70,6 +70,6 @@ def test_a_step_compiles_for_a_slice(tmp_path):
     found = json.loads(out.read_text())
     assert found["mesh"] == {"data": 2, "path": 2}
     assert 0 < found["memory"] < 1 << 30
-    # Three routers after the one that opens the paths.
+    # One for each of the three routers that follow the first, which opens the paths.
     assert found["exchanged"]["reduce-scatter"]["count"] == 3
     assert found["exchanged"]["all-gather"]["count"] == 3

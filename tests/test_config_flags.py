@@ -1,4 +1,4 @@
-"""The files in ``configs/``."""
+"""The recipes in ``configs/``."""
 
 import importlib.util
 
@@ -29,7 +29,7 @@ def test_digits():
     config = recipe("digits")()
     config_lib.validate(config)
     assert (config.model.name, config.dataset.name) == ("BaseCNN-2-CC", "digits")
-    assert not config.dataset.flip  # a mirrored 2 is no 2
+    assert not config.dataset.flip  # a mirrored 2 is not a 2
     make_plan(config, 22)
 
 
@@ -85,7 +85,7 @@ def test_every_network_has_a_fast_recipe(name):
     config_lib.validate(config)
     make_plan(config, 390)
     assert config.model.name == name
-    assert config.model.options == ""  # the network is the paper's
+    assert config.model.options == ""  # the network of the paper, unchanged
     assert int(config.train_for.split()[0]) <= 30
 
 
@@ -121,7 +121,7 @@ def imagenet(row):
 
 
 def test_the_papers_protocol_on_imagenet():
-    """Section 6.4: 120 epochs, on the subset 90; a tenth of the rate every 30."""
+    """Section 6.4: 120 epochs, or 90 on the subset; the rate is divided by 10 every 30 epochs."""
     config = recipe("imagenet_r18_2cc")()
     assert config == recipe("imagenet")("ResNet18-2-CC") == recipe("imagenet")()
     assert (config.batch_size, config.train_for) == (256, "120 epochs")
@@ -149,7 +149,7 @@ def test_the_papers_recipes_use_nothing_beyond_the_paper():
 
 @pytest.mark.parametrize("name", TABLE_4)
 def test_the_networks_of_table_4_are_trained_as_the_table_counts_them(name):
-    """On so many classes of images of that size; `test_paper` counts the parameters of each so."""
+    """Recipes have the classes and image sizes for which `test_paper` counts the parameters."""
     row = TABLE_4[name]
     config = imagenet(row)
     config_lib.validate(config)
@@ -160,7 +160,7 @@ def test_the_networks_of_table_4_are_trained_as_the_table_counts_them(name):
     assert create_model(name, classes) is not None
 
 
-@pytest.mark.slow  # the sizes, once more
+@pytest.mark.slow  # test_paper checks the sizes as well
 @pytest.mark.parametrize("name", ["ResNet18-2-CC", "ResNet50-2-CC"])
 def test_the_routed_networks_have_the_papers_sizes_by_their_recipes(name):
     config = imagenet(TABLE_4[name])

@@ -12,7 +12,7 @@ from multipath_jax.utils import cpu
 
 OTHER = "--xla_cpu_enable_fast_math=false"
 
-# XLA reads its flags when JAX starts, and ends the process at one that it does not know.
+# Run in a subprocess: XLA reads its flags when JAX starts, and an unknown flag ends the process.
 PROGRAM = """
 import os
 import jax
@@ -24,7 +24,7 @@ print(os.environ["XLA_FLAGS"])
 print(jax.devices()[0].platform)
 """
 
-# In a thread, as XLA does: glibc gives other threads heaps of their own.
+# Allocates in a thread, as XLA does: by default, glibc uses separate heaps for other threads.
 MEMORY = """
 import ctypes, pathlib, resource, sys, threading
 from multipath_jax import tune_cpu
@@ -69,13 +69,13 @@ def run(program=PROGRAM, *arguments, **environment):
 
 
 def kept(*arguments, **environment):
-    """The bytes that remain with the process when a step has freed its buffers."""
+    """The bytes of memory that a process keeps after a step has freed its buffers."""
     return int(*run(MEMORY, *arguments, **environment))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="settings of glibc")
 def test_buffers_are_kept_for_the_next_step():
-    # The larger of the two buffers; without the settings none but single pages.
+    # The process keeps the larger buffer of 200 MB; without the settings, only a few pages.
     assert kept("tuned") > 199e6
     assert kept("not tuned") < 5e6
     assert kept("tuned", MALLOC_ARENA_MAX="2") < 5e6
@@ -83,7 +83,7 @@ def test_buffers_are_kept_for_the_next_step():
 
 @pytest.fixture
 def flags(monkeypatch):
-    """The environment of a process whose XLA_FLAGS are not set."""
+    """The environment variables of this process, without XLA_FLAGS."""
     monkeypatch.delenv("XLA_FLAGS")
     return os.environ
 

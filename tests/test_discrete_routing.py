@@ -1,4 +1,4 @@
-"""Discrete routing, D1-D9 of `multipath_jax.routing`: loops, the soft layer, finite differences."""
+"""Discrete routing (D1-D9), compared with loops, the soft layer and finite differences."""
 
 import math
 
@@ -20,12 +20,12 @@ XS = RNG.normal(size=(M, B, 3, 2, C)).astype(np.float32)
 ACTIVE = RNG.random((M, B)) < 0.6
 ACTIVE[0] |= ~ACTIVE.any(axis=0)  # every image has an active input
 KEPT = ("renormalized", "factor")
-# Some ten float32 operations on numbers of order one, each off by 2^-24 at most.
+# About ten float32 operations on numbers of order one, each with an error of at most 2^-24.
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
 
 
 def loops(scores, relevance, xs, active, k, kept):
-    """D1 to D4 as plain loops: gates, outputs, which outputs are active."""
+    """D1 to D4 as plain loops; returns gates, outputs, and which outputs are active."""
     gates = np.zeros(scores.shape)
     ys = np.zeros((N, *xs.shape[1:]))
     outputs = np.zeros((N, B), bool)
@@ -102,7 +102,7 @@ def test_all_chosen_is_the_soft_layer_to_the_bit(kept, through):
     ],
 )
 def test_gradients_are_those_of_finite_differences(k, kept, x64):
-    """Where no choice changes, the layer is differentiable."""
+    """The layer is differentiable at points where a small change does not alter the choices."""
     scores, xs = jnp.asarray(SCORES, jnp.float64), jnp.asarray(XS, jnp.float64)
 
     @jax.jit
@@ -113,9 +113,9 @@ def test_gradients_are_those_of_finite_differences(k, kept, x64):
 
     check_grads(layer, (scores, xs), order=1, modes=["fwd", "rev"], rtol=1e-6, atol=1e-6, eps=1e-4)
     found = jax.grad(lambda scores: layer(scores, xs).sum())(scores)
-    assert not found[~ACTIVE].any()  # what is inactive has no say
+    assert not found[~ACTIVE].any()  # scores of inactive inputs have no effect
     learns = k > 1 or kept == "factor"
-    assert found[ACTIVE].any() == learns  # the constant 1 has no gradient
+    assert found[ACTIVE].any() == learns  # the renormalized gate of k = 1 is constant
 
 
 def test_straight_through_is_the_soft_gate_backward():
@@ -131,7 +131,7 @@ def test_straight_through_is_the_soft_gate_backward():
         return routing.straight_through(hard(scores), soft(scores))
 
     found, backward = jax.vjp(gates, scores)
-    # h + (p - p): the difference is a zero, whatever p is.
+    # The forward pass is h + (p - p), where the difference is exactly zero.
     np.testing.assert_array_equal(found, hard(scores))
     cotangent = jnp.cos(jnp.asarray(SCORES))
     np.testing.assert_array_equal(backward(cotangent)[0], jax.vjp(soft, scores)[1](cotangent)[0])
@@ -199,6 +199,6 @@ def test_a_k_that_cannot_be_is_named(k):
 
 
 def test_a_form_that_is_not_there_is_named():
-    forms = routing.remaining_gates.__wrapped__  # without the check of annotations
+    forms = routing.remaining_gates.__wrapped__  # unwrapped: annotations are not checked
     with pytest.raises(ValueError, match="'renormalized' or 'factor', got 'half'"):
         forms(jnp.asarray(SCORES), jnp.ones((M, B, N), bool), "half")

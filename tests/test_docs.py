@@ -1,4 +1,4 @@
-"""The pages of the docs: their Python runs, their links lead somewhere, the site builds."""
+"""The documentation: its Python code runs, its links are valid, and the site builds."""
 
 import importlib.util
 import os
@@ -35,12 +35,12 @@ def hooks():
     return module
 
 
-# The Python of the pages
+# Python code
 
 
 @pytest.fixture
 def at_home(digits_run, tmp_path, monkeypatch):
-    """A working directory with ``runs/digits``, the digits in TFDS's folder, and stand-ins."""
+    """A working directory with ``runs/digits``; TFDS finds the digits; MLflow and W&B are mocks."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "digits").symlink_to(digits_run)
     monkeypatch.chdir(tmp_path)
@@ -55,7 +55,7 @@ def test_python_runs(name, at_home, monkeypatch):
     assert "mp" in documents.run(DOCS / f"{name}.md")
 
 
-@pytest.mark.slow  # ten seconds, most of them to compile the evaluation
+@pytest.mark.slow  # takes ten seconds, mostly to compile the evaluation
 def test_a_trained_network_is_used(at_home):
     names = documents.run(DOCS / "using.md")
     assert names["logits"].shape == (8, 10)
@@ -63,7 +63,7 @@ def test_a_trained_network_is_used(at_home):
     assert 0 <= names["metrics"]["error"] <= 100
 
 
-@pytest.mark.slow  # compiles the programs of all depths
+@pytest.mark.slow  # compiles programs for all depths
 def test_a_network_runs_in_pieces(at_home):
     names = documents.run(DOCS / "discrete.md")
     assert names["logits"].shape == (8, 10)
@@ -78,7 +78,7 @@ def test_all_python_is_run():
 
 
 def test_weights_go_in_and_out(at_home, digits_run):
-    """Of a file with arrays of the right names."""
+    """Imports a file that has all arrays, with zeros."""
     network = create_model("ResNet20", shortcut="centered")
     images = jnp.zeros((1, 32, 32, 3))
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), images))
@@ -90,12 +90,12 @@ def test_weights_go_in_and_out(at_home, digits_run):
     assert pathlib.Path("r20.safetensors").is_file()
 
 
-@pytest.mark.slow  # the README and examples train networks of one's own as well
+@pytest.mark.slow  # tests of the README and the examples train custom networks as well
 def test_a_network_is_trained(at_home, monkeypatch):
     documents.train_shortly(monkeypatch, fits=2)
     names = documents.run(DOCS / "own_network.md")
     assert names["result"].step == 1
-    assert names["run"].step in (1, 2)  # the better one
+    assert names["run"].step in (1, 2)  # the better checkpoint
     assert names["logits"].shape[1] == 10
 
 
@@ -116,7 +116,7 @@ def test_a_router_routes():
         for x in (xs, xs.at[:, :, 0, 0].set(9.0))
     ]
     assert found[0].shape == (3, 4, 2)
-    assert abs(found[0] - found[1]).max() > 0.01  # by the maxima
+    assert abs(found[0] - found[1]).max() > 0.01  # the gates depend on the maxima
 
 
 def test_the_examples_of_contributing_do_what_they_say():
@@ -134,11 +134,11 @@ def test_the_examples_of_contributing_do_what_they_say():
     assert names["get_config"]("DeepCNN").model.name == "DeepCNN"
 
 
-# What the pages say
+# Consistency with the package
 
 
 def test_keys_of_the_config_exist():
-    """Those that are set on a command line, and those in tables that begin with a key."""
+    """Checks keys in command lines, and in rows of tables that begin with a key."""
     for page in PAGES:
         text = page.read_text()
         keys = re.findall(r"--config\.([\w.]+)", text)
@@ -164,11 +164,11 @@ def test_the_page_of_recipes_names_every_key_beyond_the_paper():
 def test_networks_exist():
     for page in PAGES:
         for name in re.findall(r"create_model\(\"([^\"]+)\"", page.read_text()):
-            if name not in ("Small-3-CC",):  # CONTRIBUTING's own
+            if name not in ("Small-3-CC",):  # an example in CONTRIBUTING.md
                 create_model(name)
 
 
-@pytest.mark.slow  # all networks, traced
+@pytest.mark.slow  # traces all networks
 def test_the_table_of_networks_is_the_summary_s(capsys):
     summary.main([])
     page = (DOCS / "networks.md").read_text()
@@ -176,11 +176,11 @@ def test_the_table_of_networks_is_the_summary_s(capsys):
     assert block[1] == capsys.readouterr().out
 
 
-# The links, and the site
+# Links and the site
 
 
 def links(page):
-    """The targets within the repository, as paths from its root, without anchors."""
+    """The targets of the relative links of a page, as paths from the root, without anchors."""
     found = re.findall(r"\]\((?!\w+:|#)([^)\s#]+)", page.read_text())
     return [os.path.relpath(page.parent / target, ROOT) for target in found]
 
@@ -228,7 +228,7 @@ def test_every_page_is_in_the_nav(hooks):
         ("paper.md", "networks.md#parameters", "networks.md#parameters"),
         ("paper.md", "../README.md", "index.md"),
         ("paper.md", "https://example.org/a.md", "https://example.org/a.md"),
-        ("paper.md", "../no.py", "no.py"),  # which the strict build refuses
+        ("paper.md", "../no.py", "no.py"),  # an error in the strict build
     ],
 )
 def test_links_of_the_site(hooks, page, link, place):
@@ -258,7 +258,7 @@ def test_the_site_builds(tmp_path, hooks):
     assert (tmp_path / "results" / "errors.png").is_file()
 
 
-@pytest.mark.slow  # as the one above, once more
+@pytest.mark.slow  # builds the site again
 def test_a_broken_link_is_an_error(tmp_path):
     for name in ("docs", "multipath_jax", "results"):
         shutil.copytree(ROOT / name, tmp_path / name)

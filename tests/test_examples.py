@@ -1,4 +1,4 @@
-"""The examples run where a run of `make train` would be; each `Trainer` trains a few steps."""
+"""The examples, run in a folder with a run like that of `make train`; most train few steps."""
 
 import json
 import re
@@ -25,18 +25,18 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 @pytest.fixture
 def at_home(digits_run, tmp_path, monkeypatch):
-    """A working directory with ``runs/digits``, and the digits where TFDS looks for them."""
+    """A working directory with ``runs/digits``; TFDS finds the digits."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "digits").symlink_to(digits_run)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(digits_run.parent / "tfds"))
 
 
-@pytest.mark.slow  # trains to an accuracy
+@pytest.mark.slow  # trains until the network is accurate
 def test_a_network_of_ones_own(at_home, capsys):
     names = run("own_network")
     assert names["accuracy"] > 0.9  # seeds 0, 1 and 2: 0.961, 0.972 and 0.955
-    # Float32 sums of three terms in another order.
+    # Float32 sums of three terms, in a different order.
     np.testing.assert_allclose(names["by_hand"], names["by_layer"], rtol=1e-5, atol=1e-6)
     means = [names["gates"][0, names["digits"].test.labels == digit].mean(0) for digit in (1, 2)]
     assert abs(means[0] - means[1]).max() > 0.3  # seeds 0, 1 and 2: 0.8, 0.83 and 0.54
@@ -46,13 +46,13 @@ def test_a_network_of_ones_own(at_home, capsys):
 
 
 def run(name):
-    """Runs a script in the working directory; gives the names that it leaves."""
+    """Runs an example in the working directory; returns its global variables."""
     return runpy.run_path(str(EXAMPLES / f"{name}.py"))
 
 
 @pytest.fixture
 def few_steps(at_home, monkeypatch):
-    """Trains one step in a script's first run, two in its second, three in its third."""
+    """The nth call of ``Trainer.fit`` trains until step n, at most 3; later calls do nothing."""
     documents.train_shortly(monkeypatch, fits=3)
 
 
@@ -97,7 +97,7 @@ def test_a_sweep(few_steps, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("holdout", [0, 300])
 def test_growth(holdout, at_home, monkeypatch, capsys):
-    """From a network of two paths: trained on as it is, and grown to three."""
+    """Grows a network of two paths to three; without a holdout, also trains it further as it is."""
     documents.train_shortly(monkeypatch, fits=3)
     names = ["BaseCNN-3-CC"] if holdout else ["BaseCNN-2-CC", "BaseCNN-3-CC"]
     flags = ["--weights=runs/digits", f"--networks={','.join(names)}", "--dataset=digits"]
@@ -112,7 +112,7 @@ def test_growth(holdout, at_home, monkeypatch, capsys):
 
 @pytest.mark.slow  # trains five networks
 def test_several_data_sets(tmp_path, capsys):
-    """What is printed is what was measured; with nothing left to train, it is the same again."""
+    """The printed errors are the measured ones; a rerun, which trains nothing, repeats them."""
     toy_datasets.prepare_two(tmp_path)
     argv = ["--names=toy+gray", "--model=Small-2-CC", "--epochs=3", "--seeds=1"]
     argv += [f"--data_dir={tmp_path}", f"--workdir={tmp_path / 'runs'}", "--set", "batch_size=8"]
@@ -134,7 +134,7 @@ def test_several_data_sets(tmp_path, capsys):
 
 
 def observed(paths):
-    """The records of discrete routers of two outputs: those that are active for each image."""
+    """Observes discrete routers with two outputs; image b takes output ``paths[router][b]``."""
     routers, m = [], 1
     for number, chosen in enumerate(paths, start=1):
         active = np.arange(2) == np.array(chosen)[:, None]  # [b 2]
@@ -147,7 +147,7 @@ def observed(paths):
 
 
 def test_what_routes_say_of_the_data_set():
-    """Of two data sets: at the first router nothing, at the second all, which is a bit."""
+    """Two data sets: equal routes at the first router (0 bits), different at the second (1 bit)."""
     found = run("several")["route_information"](
         [observed([[0, 1] * 20, [0] * 40]), observed([[0, 1] * 20, [1] * 40])]
     )
@@ -157,7 +157,7 @@ def test_what_routes_say_of_the_data_set():
 
 
 def test_which_parameters_a_data_set_uses():
-    """Path 1 alone before the second router, both behind it; every image has one at a time."""
+    """All images take the first path after the first router; half take each after the second."""
     model = several.small(3, paths=2)
     image = jax.ShapeDtypeStruct((1, 4, 4, 1), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)

@@ -1,4 +1,4 @@
-"""The exported file: equal logits, where neither this package nor Flax can be imported."""
+"""The exported file gives equal logits in a process without this package and Flax."""
 
 import hashlib
 import re
@@ -19,7 +19,7 @@ from multipath_jax.runs import load_run
 
 BATCHES = (1, 3)
 
-# The usage that the program prints, in a process without this package.
+# Runs the usage that the program prints, without this package.
 BARE = """
 import sys
 for name in ("multipath_jax", "flax", "orbax", "tensorflow_datasets"):
@@ -51,7 +51,7 @@ def test_a_fresh_process_without_this_package_gives_equal_logits(run, tmp_path, 
     for count in BATCHES:
         found = np.load(tmp_path / f"logits_{count}.npy")
         assert found.dtype == np.float32
-        # Programs for other batch sizes round float32 otherwise.
+        # Programs for other batch sizes round float32 differently.
         np.testing.assert_allclose(found, expected[:count], rtol=1e-4, atol=1e-5)
     written = {path.name for path in tmp_path.iterdir() if "npy" not in path.name}
     assert written == {"digits.jax", "digits.jax.md"}
@@ -74,13 +74,13 @@ def test_other_networks_answer_alike(run, name, shape):
     images = np.random.default_rng(0).integers(0, 256, (3, *shape), np.uint8)
     expected = np.asarray(other.logits(images))
     np.testing.assert_allclose(network.call(images), expected, rtol=1e-4, atol=1e-5)  # as above
-    assert expected.std(axis=0).max() > 1e-3  # the images are told apart
+    assert expected.std(axis=0).max() > 1e-3  # logits differ between images
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list_models())
 def test_every_network_can_be_exported(run, name):
-    # Images of half the size have the same operations.
+    # Networks have the same operations for images of half the size.
     height, width, channels = family_of(name).image_shape
     shape = (height // 2, width // 2, channels) if height > 32 else (height, width, channels)
     other = of_model(run, create_model(name), shape)

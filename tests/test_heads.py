@@ -1,4 +1,4 @@
-"""The heads of a network that was trained on several data sets, each as a run on one."""
+"""Heads of a network that was trained on several data sets, each used as a run on one of them."""
 
 import contextlib
 import json
@@ -46,7 +46,7 @@ def small_by_name():
 
 @pytest.fixture(scope="module")
 def workdir(small_by_name, tmp_path_factory):
-    """A workdir with a checkpoint of random weights, with own statistics."""
+    """A workdir on two data sets with own statistics; its checkpoint has random weights."""
     folder = epath.Path(tmp_path_factory.mktemp("heads"))
     toy_datasets.prepare_two(folder / "tfds")
     config = default_config()
@@ -70,7 +70,7 @@ def run(workdir):
 
 @pytest.fixture(scope="module")
 def whole(run):
-    """The logits of all heads for all test images, each normalized as its data set."""
+    """The logits of all heads for all test images, normalized by the data set of each image."""
     test = run.test()
     mean, std = run.dataset.statistics(jnp.asarray(test.labels))
     images = (jnp.asarray(test.images) / 255 - mean) / std
@@ -91,7 +91,7 @@ def test_a_head_is_a_run_on_its_data_set(run, whole, measured, number):
     assert head.head() is head
     test = head.test()
     own = whole[9 * number :][: len(test), 3 * number : 3 * number + 3]
-    # Two programs: other roundings of float32.
+    # Different programs round float32 differently.
     np.testing.assert_allclose(head.logits(test.images), own, rtol=1e-4, atol=1e-5)
     error = 100 * np.mean(np.asarray(own).argmax(1) != test.labels)
     assert measured[f"{HEADS[number]}/error"] == pytest.approx(error)
@@ -139,11 +139,11 @@ def test_a_network_of_ones_own_is_passed_for_a_head(run):
         own.head("toy", model=several.small(4, paths=2))
 
 
-# The programs
+# Programs
 
 
 def test_predict_has_the_classes_of_the_head(run, tmp_path, capsys):
-    """A picture is as sharp as the images of the data set were, and not as those of the largest."""
+    """Pictures are first rescaled to the size of the head's data set, to be equally sharp."""
     pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     for name, shape in (("toy", (5, 4)), ("gray", (6, 6))):
@@ -181,7 +181,7 @@ def test_figures_are_of_the_test_images_of_the_head(run, tmp_path, capsys):
 
 @pytest.fixture
 def line(run):
-    """A line of its metrics."""
+    """Writes a metrics file with one line for the run; yields the line."""
     path = run.workdir / METRICS_FILE
     line = {"step": 1, "epoch": 1.0, "test/error": 50.0, "test/flip_error": 45.0}
     line |= {"test/gray/error": 40.0, "test/gray/flip_error": 30.0, "test/toy/error": 60.0}

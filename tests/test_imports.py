@@ -1,4 +1,4 @@
-"""Packages import one way, from the equations up to the programs."""
+"""Imports within the package go in one direction, from the equations to the programs."""
 
 import ast
 import itertools
@@ -9,7 +9,7 @@ import pytest
 import multipath_jax
 
 ROOT = Path(multipath_jax.__file__).parent
-# Each imports only what is above it; those of one line do not import each other.
+# Modules import only those of the groups above; those of one group do not import each other.
 ORDER = (
     ("errors", "routing"),
     ("utils", "layers"),
@@ -36,7 +36,7 @@ ORDER = (
 
 
 def modules():
-    """The modules of the package, each as the name of its file or folder at the top."""
+    """Yields the paths of all modules, with the name of their top-level module or package."""
     for path in sorted(ROOT.rglob("*.py")):
         name = path.relative_to(ROOT).parts[0].removesuffix(".py")
         if name not in ("__init__", "configs"):
@@ -44,7 +44,7 @@ def modules():
 
 
 def imported(path):
-    """What a file imports of ours, wherever in it, by the name at the top."""
+    """Yields the top-level names in this package that a file imports, also within functions."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]

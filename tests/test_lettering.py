@@ -1,4 +1,4 @@
-"""Names of a user's in figures: each as it is written."""
+"""Users' names in figures are drawn literally."""
 
 import os
 
@@ -10,7 +10,7 @@ from PIL import Image
 from multipath_jax.utils import lettering
 from multipath_jax.utils.names import printable
 
-IN_ANOTHER_FONT = "ⓐ"  # which DejaVu Sans lacks, and STIX, which comes with matplotlib, has
+IN_ANOTHER_FONT = "ⓐ"  # not in DejaVu Sans, but in STIX; both come with matplotlib
 IN_NONE = "\U0010ffff"
 
 
@@ -39,7 +39,7 @@ def test_what_is_no_text_is_escaped(name, expected):
 @pytest.mark.parametrize("name", ["$x$", "$unknown{$", "a$", "$$"])
 def test_a_dollar_is_a_dollar(tmp_path, name):
     found = _drawn(tmp_path, name, **lettering.as_written(name))
-    expected = _drawn(tmp_path, name.replace("$", r"\$"))  # as matplotlib would have it written
+    expected = _drawn(tmp_path, name.replace("$", r"\$"))  # escaped for matplotlib's math mode
     np.testing.assert_array_equal(found, expected)
 
 
@@ -47,7 +47,7 @@ def test_a_font_that_has_the_characters_is_taken(tmp_path):
     found = _drawn(tmp_path, IN_ANOTHER_FONT, **lettering.as_written(IN_ANOTHER_FONT))
     expected = _drawn(tmp_path, IN_ANOTHER_FONT, fontfamily="STIXGeneral")
     np.testing.assert_array_equal(found, expected)
-    assert (found != _drawn(tmp_path, IN_ANOTHER_FONT)).any()  # the box of a missing character
+    assert (found != _drawn(tmp_path, IN_ANOTHER_FONT)).any()  # a box for the missing character
 
 
 def test_other_names_keep_the_default_font():
@@ -55,7 +55,7 @@ def test_other_names_keep_the_default_font():
 
 
 def test_characters_that_no_font_has_are_boxes_without_warnings(tmp_path):
-    """Warnings are errors here."""
+    """Fails on warnings, which are errors in the tests."""
     assert (_drawn(tmp_path, IN_NONE, **lettering.as_written(IN_NONE)) < 128).any()
 
 

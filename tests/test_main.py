@@ -1,4 +1,4 @@
-"""The command line: what it says, what it writes, and how it ends."""
+"""Bad command lines: one-line errors, exit statuses, and no files left."""
 
 import json
 import pathlib
@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS, CIFAR = "--config=digits", "--config=cifar"
 
-# Imports once, then a fork for each command line: it answers as the program would.
+# Imports the program once, and runs each command line in a fork, to save time.
 SERVER = """
 import json, os, sys
 from multipath_jax import main
@@ -139,8 +139,8 @@ CASES = {
         "at most 4294967294",
     ),
 }
-# Values of the config that no run can have, each with what the error says; those which
-# `config.keys.validate` refuses by themselves are in `training/test_config.py`.
+# Invalid values of the config, each with a part of the error message. Values that are refused by
+# `config.keys.validate` alone are in `training/test_config.py`.
 VALUES = {
     "batch_size=-64": "at least 1",
     "seed=-1": "from 0 to 4294967295",
@@ -184,7 +184,7 @@ VALUES = {
 CASES |= {
     value: ([DIGITS, "--workdir=RUN", f"--config.{value}"], said) for value, said in VALUES.items()
 }
-# Several processes that cannot come together.
+# Invalid flags of runs with several processes.
 CASES |= {
     "no address": ([DIGITS, "--workdir=RUN", "--distributed=nowhere"], "HOST:PORT"),
     "no number of processes": ([DIGITS, "--workdir=RUN", "--distributed=h:1"], "--num_processes"),
@@ -212,7 +212,7 @@ CONFIGS = {
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
-    """Status and output of every case, and what was written."""
+    """The folder in which all cases were run, and the exit status and output of each."""
     folder = tmp_path_factory.mktemp("main")
     for name, text in CONFIGS.items():
         (folder / name).write_text(text)

@@ -1,4 +1,4 @@
-"""What a user keeps beside the code changes nothing about the commands of the Makefile."""
+"""A user's files next to the code do not affect the commands of the Makefile."""
 
 import pathlib
 import shutil
@@ -8,7 +8,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-# What would break a command that imports it or looks at it.
+# Breaks commands that import or check this file.
 HARMFUL = "import os,sys\nraise RuntimeError('imported what is not of the project')\n"
 FOLDERS = (".", "data", "data/tests", "models", "notebooks", "runs", "tqdm")
 FILES = ("conftest.py", "notebook.ipynb", "queue.py", "test_mine.py", "tqdm.py", "__init__.py")
@@ -25,7 +25,7 @@ OURS = {
 
 @pytest.fixture
 def folder(tmp_path):
-    """The project, with small files in its folders, and a user's own things beside them."""
+    """The project, with small files in its folders, and a user's harmful files next to them."""
     for name in ("Makefile", "constraints.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     for name, text in OURS.items():
@@ -34,7 +34,7 @@ def folder(tmp_path):
     for parent in FOLDERS:
         (tmp_path / parent).mkdir(exist_ok=True)
         for name in FILES:
-            if parent != "." or name not in ("conftest.py", "__init__.py"):  # those are pytest's
+            if parent != "." or name not in ("conftest.py", "__init__.py"):  # pytest imports these
                 (tmp_path / parent / name).write_text(HARMFUL)
     (tmp_path / "tests" / "notebook.ipynb").write_text(HARMFUL)
     (tmp_path / "data" / "pyproject.toml").write_text("[tool.ruff]\nline-length = 20\n")
@@ -42,7 +42,7 @@ def folder(tmp_path):
 
 
 def make(folder, target):
-    """Runs a target with the packages that these tests run with."""
+    """Runs a target in the virtual environment of these tests."""
     ready = f"{sys.prefix}/.ready"
     command = ["make", "-o", ready, f"VENV={sys.prefix}", target]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
@@ -57,7 +57,7 @@ def test_lint_and_tests(folder):
 
 
 def test_train(folder):
-    """As far as the workdir, which is none here."""
+    """Runs up to the check of the workdir, which is a file here."""
     (folder / "runs" / "digits").write_text("")
     done = make(folder, "train")
     assert done.returncode != 0

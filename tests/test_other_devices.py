@@ -1,4 +1,4 @@
-"""A run is evaluated and used on any number of devices, whatever it was trained on."""
+"""A run can be evaluated and used on any number of devices, not only that of training."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ from multipath_jax.config.keys import default_config
 from multipath_jax.runs import load_run
 from multipath_jax.training.setup import Setup
 
-# Both in one process, for both take seconds to start.
+# Runs both in one process, since each takes seconds to start.
 PROGRAMS = """
 import sys
 import jax
@@ -31,7 +31,7 @@ main.run()
 
 @pytest.fixture(scope="module")
 def spread(tmp_path_factory, data_dir):
-    """A run whose two paths were on two devices; its weights are random numbers."""
+    """A run with random weights whose two paths were on two devices."""
     workdir = epath.Path(tmp_path_factory.mktemp("spread"))
     config = default_config()
     config.update_from_flattened_dict(
@@ -48,12 +48,12 @@ def spread(tmp_path_factory, data_dir):
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [3, 1])
 def test_evaluation_and_prediction_on_other_devices(spread, tmp_path, capsys, count):
-    """Neither number is a multiple of two paths, nor does 3 divide the batch of 128."""
+    """Neither count is a multiple of the two paths, and 3 does not divide the batch size of 128."""
     run, picture = load_run(spread), tmp_path / "picture.png"
     image = run.dataset.test.images[5, :, :, 0]
     Image.fromarray(image).save(picture)
     expected = run.evaluate()
-    capsys.readouterr()  # a slow machine says that it is evaluating
+    capsys.readouterr()  # discards the progress message of slow machines
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(predict, "load_run", lambda *_: run)
         assert predict.main([f"--workdir={spread}", str(picture)]) == 0
@@ -65,7 +65,7 @@ def test_evaluation_and_prediction_on_other_devices(spread, tmp_path, capsys, co
     assert status == 0, said
     assert table in said
     found = dict(re.findall(r"^(\w[\w ]*) ([\d.]+)(?: %)?$", said, re.MULTILINE))
-    # What is printed is rounded to four places, and to two.
+    # The loss is printed with four decimals, the error with two.
     assert float(found["loss"]) == pytest.approx(expected["loss"], abs=1.1e-4)
     assert float(found["error"]) == pytest.approx(expected["error"], abs=0.0051)
     assert "the data differ from those of training" not in said

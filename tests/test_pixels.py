@@ -1,4 +1,4 @@
-"""Prediction, figures and the exported file see the pixels that evaluation sees, bit for bit."""
+"""Prediction, figures and exports use exactly the same pixels as evaluation."""
 
 import argparse
 import dataclasses
@@ -29,8 +29,8 @@ from multipath_jax.figures.inputs import FigureInputs
 from multipath_jax.runs import LoadedRun
 from multipath_jax.training.setup import cropped_shape, read_dataset
 
-COUNT = 9  # test images
-# A name for each kind of set; how it is stored; the keys of `dataset` that name and crop it.
+COUNT = 9  # number of test images
+# Kinds of data sets, and the keys of `dataset` that select, rescale and crop them.
 KINDS = {
     "digits": {"name": "digits"},
     "digits, cropped": {"name": "digits", "crop": 6},
@@ -49,7 +49,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """All these sets."""
+    """A folder with all data sets except the digits."""
     folder = tmp_path_factory.mktemp("sets")
     for name, shape in {"wide": (6, 10, 3), "grey": (9, 7, 1), "alpha": (6, 10, 4)}.items():
         splits = {
@@ -74,7 +74,7 @@ def folder(tmp_path_factory):
 
 
 def turned(encoded):
-    """The same JPEG, as a camera held on its side marks it."""
+    """The same JPEG, with the EXIF orientation of a camera that was held on its side."""
     exif, stream = Image.Exif(), io.BytesIO()
     exif[0x0112] = 6
     Image.open(io.BytesIO(encoded)).save(stream, "jpeg", quality=95, exif=exif)
@@ -82,7 +82,7 @@ def turned(encoded):
 
 
 class Pixels(nn.Module):
-    """Its logits are what it is given; whoever asks is shown them."""
+    """A network whose logits are its input, which it also passes to the function ``show``."""
 
     show: object = None
 
@@ -95,7 +95,7 @@ class Pixels(nn.Module):
 
 @pytest.fixture(scope="module", params=KINDS)
 def run(request, folder, data_dir):
-    """A run whose network is `Pixels`, on one of the sets."""
+    """A run with the network `Pixels` on one of the data sets."""
     config = default_config()
     config.dataset.data_dir = os.fspath(folder)
     config.dataset.workers = 0
@@ -110,27 +110,27 @@ def run(request, folder, data_dir):
 
 
 def pixels(run, normal):
-    """The pixels that were normalized to this."""
+    """Reverts the normalization of images; returns their pixels as uint8."""
     images = np.asarray(normal).reshape(-1, *run.description.image_shape)
     found = 255 * (images * run.description.std + run.description.mean)
-    assert np.abs(found - np.rint(found)).max() < 1e-3  # float32 of numbers up to 255
+    assert np.abs(found - np.rint(found)).max() < 1e-3  # float32 rounding of numbers up to 255
     return np.rint(found).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
 def evaluated(run):
-    """The pixels of the test images as the network sees them in evaluation."""
+    """The pixels of the test images that the network gets in evaluation."""
     seen = []
-    with jax.disable_jit():  # so that there are numbers to look at
+    with jax.disable_jit():  # so that `show` gets values instead of tracers
         dataclasses.replace(run, model=Pixels(lambda images: seen.append(images))).evaluate()
-    assert len(seen) == 1  # in one batch, filled up
+    assert len(seen) == 1  # a single, padded batch
     found = pixels(run, seen[0])[: len(run.dataset.test)]
     assert found.std() > 10
     return found
 
 
 def files(run):
-    """The test images as they lie in the set."""
+    """The encoded test images, as they are stored in the data set."""
     split, how = run.dataset.test, run.config.dataset
     if not isinstance(split, EncodedSplit):
         builder = open_prepared(how.name, how.data_dir)
@@ -168,7 +168,7 @@ def test_the_exported_file_sees_the_same(run, evaluated):
 
 
 def test_a_picture_of_another_size_is_brought_to_the_stored_one(run, tmp_path):
-    """All of it, whatever its proportions: an edge in its middle is seen in the middle."""
+    """It is rescaled as a whole, whatever its aspect ratio: an edge in the middle stays there."""
     halves = np.zeros((60, 300, 3), np.uint8)
     halves[:, 150:] = 255
     Image.fromarray(halves).save(tmp_path / "halves.png")
@@ -178,7 +178,7 @@ def test_a_picture_of_another_size_is_brought_to_the_stored_one(run, tmp_path):
     side = run.description.stored_shape[1]
     offset = (side - len(found[0])) // 2
     centres = (np.arange(offset, offset + len(found[0])) + 0.5) / side
-    # Lanczos overshoots beside the edge, and is halfway on it.
+    # Lanczos resampling overshoots next to the edge; on the edge, it gives the mean of both sides.
     assert (found[0][centres < 0.5] < 30).all()
     assert (found[0][centres > 0.5] > 225).all()
     assert (abs(found[0][centres == 0.5] - 127.5) < 2).all()

@@ -1,4 +1,4 @@
-"""Answers to pictures of every kind."""
+"""Predictions for images of many formats."""
 
 import dataclasses
 import io
@@ -26,7 +26,7 @@ def run(digits_run):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Pictures of many sizes and modes, one of them in a folder of its own."""
+    """A folder with images of many formats and modes, one in a subfolder, and other files."""
     pixels = np.random.default_rng(0).integers(0, 256, (37, 53, 4), np.uint8)
     (tmp_path / "inside").mkdir()
     for name, mode in {
@@ -47,7 +47,7 @@ NAMES = ["a.png", "b.jpg", "c.PNG", "d.gif", "inside/e.webp"]
 
 
 def answer(capsys, run, *argv):
-    """Exit status, lines, and what was said about the rest; the run is not loaded anew."""
+    """Runs the program on a loaded run; returns exit status, lines of stdout, and stderr."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(predict, "load_run", lambda *_: run)
         status = predict.main([f"--workdir={run.workdir}", *map(str, argv)])
@@ -56,17 +56,17 @@ def answer(capsys, run, *argv):
 
 
 def by_hand(run, path):
-    """Class names by falling probability, and these probabilities."""
+    """The names of the five most probable classes, by decreasing probability; probabilities."""
     logits = np.float64(run.logits(pictures.read(path, run)[None])[0])
     found = np.exp(logits - logits.max())
     found /= found.sum()
-    assert found.max() < 0.99  # or there would be little to compare
+    assert found.max() < 0.99  # otherwise, the others are too small to compare
     order = np.argsort(-found)[:5]
     return [run.description.class_names[index] for index in order], found[order]
 
 
 def test_a_folder_is_answered_in_order_by_the_network(capsys, run, folder, monkeypatch):
-    monkeypatch.setattr(predict, "BATCH", 2)  # the last of three batches is filled up
+    monkeypatch.setattr(predict, "BATCH", 2)  # the last of three batches is padded
     status, lines, err = answer(capsys, run, "--json", folder)
     assert (status, err) == (0, LEFT_OUT)
     found = [json.loads(line) for line in lines]
@@ -75,7 +75,7 @@ def test_a_folder_is_answered_in_order_by_the_network(capsys, run, folder, monke
         names, probabilities = by_hand(run, line["picture"])
         assert [entry["class"] for entry in line["classes"]] == names
         values = [entry["probability"] for entry in line["classes"]]
-        # Two and one picture at a time are two programs: other roundings of float32.
+        # Batches of two images and of one are different programs, which round float32 differently.
         np.testing.assert_allclose(values, probabilities, rtol=1e-4)
 
 
@@ -89,7 +89,7 @@ def test_the_table_has_the_same_answers_in_columns(capsys, run, folder):
         assert path == str(folder / name)
         assert [cell[0] for cell in cells] == names
         shown = [float(cell[1]) for cell in cells]
-        np.testing.assert_allclose(shown, 100 * probabilities, atol=0.051)  # one decimal
+        np.testing.assert_allclose(shown, 100 * probabilities, atol=0.051)  # rounded to 0.1
     assert len({line.index("%") for line in lines}) == 1
 
 
@@ -103,7 +103,7 @@ def test_routes_are_drawn_of_the_first_pictures(capsys, run, folder, monkeypatch
         assert (status, err) == (0, f"{left_out}wrote {folder / name}\n")
         with Image.open(folder / name) as drawing:
             heights.append(drawing.height)
-    assert heights[0] > 1.5 * heights[1]  # one beneath the other, and a legend
+    assert heights[0] > 1.5 * heights[1]  # stacked vertically, with one legend
 
 
 def test_fewer_classes_than_five_are_all_there_are():
@@ -131,7 +131,7 @@ def test_what_cannot_be_read_is_named_and_the_others_go_on(capsys, run, folder):
 
 
 def test_names_that_no_encoding_has_are_answered(run, tmp_path, monkeypatch):
-    """Answers in JSON name a file so that Python finds it again."""
+    """In JSON output, the names of files and classes can be decoded to their original bytes."""
     names = [b"caf\xe9.png", "猫.png".encode(), b"a\nb.png", b"$x$.png"]
     for name in names:
         with open(os.path.join(os.fsencode(tmp_path), name), "wb") as file:
@@ -144,7 +144,7 @@ def test_names_that_no_encoding_has_are_answered(run, tmp_path, monkeypatch):
     )
 
     def printed(*flags, encoding):
-        output = io.TextIOWrapper(io.BytesIO(), encoding, write_through=True)  # strict by default
+        output = io.TextIOWrapper(io.BytesIO(), encoding, write_through=True)  # errors: strict
         monkeypatch.setattr(sys, "stdout", output)
         monkeypatch.setattr(sys, "argv", ["predict", "--workdir=.", *flags, str(tmp_path)])
         with pytest.raises(SystemExit) as ended:
@@ -192,7 +192,7 @@ def test_a_large_picture_is_rescaled_whole(run, tmp_path):
     grey = np.asarray(image.convert("L"))[0, 0]
     found = pictures.read(tmp_path / "large.jpg", run)
     assert found.shape == (8, 8, 1)
-    assert abs(found.astype(int) - grey).max() <= 2  # JPEG's own loss
+    assert abs(found.astype(int) - grey).max() <= 2  # JPEG is lossy
 
 
 def test_why_a_picture_cannot_be_read(run, tmp_path):

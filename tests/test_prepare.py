@@ -1,4 +1,4 @@
-"""`python -m multipath_jax.prepare`: what it says, what it refuses, and what a kill leaves."""
+"""`python -m multipath_jax.prepare`: output, errors, interruptions and resuming."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from multipath_jax.errors import UserError
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "data"))
 from toy_sources import WNIDS, write_imagenet
 
-# Small shards, and a signal to itself when three of them are finished.
+# Prepares small shards, and sends itself a signal when three of them are finished.
 INTERRUPTED = """
 import json, multiprocessing, os, signal, sys
 from multipath_jax import prepare
@@ -153,7 +153,7 @@ def test_a_bad_source_leaves_nothing(tmp_path):
 
 
 def _interrupted(name, source, data_dir) -> tuple[subprocess.CompletedProcess, list[int]]:
-    """Runs it with two workers until the signal; gives the worker processes too."""
+    """Runs `INTERRUPTED` with two workers; returns the result and the pids of the workers."""
     command = [sys.executable, "-c", INTERRUPTED, name, *_flags(source, data_dir, "--workers=2")]
     result = subprocess.run(command, capture_output=True, text=True, start_new_session=True)
     workers = next(line for line in result.stdout.splitlines() if line.startswith("["))
@@ -161,7 +161,7 @@ def _interrupted(name, source, data_dir) -> tuple[subprocess.CompletedProcess, l
 
 
 def _ends(pid: int) -> bool:
-    """Within ten seconds; a process that nobody waits for may stay a zombie."""
+    """Whether a process ends within ten seconds; zombies, which nobody reaps, count as ended."""
     for _ in range(100):
         try:
             if pathlib.Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] == "Z":
@@ -174,7 +174,7 @@ def _ends(pid: int) -> bool:
 
 @pytest.fixture
 def larger_source(tmp_path) -> pathlib.Path:
-    """48 training images in 12 shards."""
+    """A source with 48 training images, which are 12 small shards."""
     return write_imagenet(tmp_path / "larger", train=16)
 
 

@@ -1,4 +1,4 @@
-"""The README's code runs as it stands, and its length is that of a first page."""
+"""The Python code in the README runs unchanged, and the README is short."""
 
 import documents
 
@@ -10,7 +10,7 @@ def test_its_python_runs(tmp_path, monkeypatch):
     assert names["result"].step == 1
     assert names["logits"].shape == (8, 10)
     kernel = names["variables"]["params"]["Backbone_0"]["Conv_0"]["kernel"]
-    assert kernel.shape == (3, 3, 3, 3, 32)  # one set of parameters for each of three paths
+    assert kernel.shape == (3, 3, 3, 3, 32)  # separate parameters for each of three paths
     trained = names["run"].variables["params"]["Backbone_0"]["Conv_0"]["kernel"]
     assert trained.shape == kernel.shape
 

@@ -1,8 +1,8 @@
 """`multipath_jax.routing`: values, derivatives, memory and errors.
 
-Values and first derivatives are compared with the loops of ``reference.py``, in float64 from the
-same (already rounded) inputs; derivatives of any order also with automatic differentiation of
-`cross_connect` and `gate`, which have no backward pass of their own.
+Values and first derivatives are compared with the loops of ``reference.py``, computed in float64
+from the same, already rounded inputs. First and second derivatives are also compared with automatic
+differentiation of `cross_connect` and `gate`, which have no custom backward pass.
 """
 
 import functools
@@ -32,12 +32,12 @@ shapes = pytest.mark.parametrize(
 )
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
-# float32 rounds to 24 bits, 2^-24 = 6e-8 relative. A number tested here is at the end of some
-# 60 operations on numbers of order one: 60 x 6e-8 = 4e-6 were all errors of one sign.
+# float32 rounds to 24 bits, with a relative error of 2^-24 = 6e-8. A tested number is the result of
+# about 60 operations on numbers of order one: if all errors have one sign, 60 x 6e-8 = 4e-6.
 SINGLE = {"rtol": 5e-6, "atol": 5e-6}
-# bfloat16 has 8 bits of mantissa, the hidden one included, so rounding to the nearest is off by
-# up to 2^-8 relative. Mixtures and gradients are computed in float32 and rounded once at the end:
-# that one rounding is the whole tolerance, beside what float32 itself is granted.
+# bfloat16 has 8 bits of mantissa, including the hidden bit, so that rounding to nearest has a
+# relative error of up to 2^-8. Mixtures and gradients are computed in float32 and rounded once at
+# the end: the tolerance is that of one rounding, plus the tolerance of float32.
 HALF = {"rtol": 2.0**-8 + SINGLE["rtol"], "atol": SINGLE["atol"]}
 TOLERANCE = {"float64": EXACT, "float32": SINGLE, "bfloat16": HALF}
 
@@ -57,7 +57,7 @@ def normal(seed, dtype, *shape):
 
 
 def gate_params(dtype, m, n, c=C):
-    """The weights of m gates; of one, without the axis m, where m is ``()``."""
+    """Random parameters of m gates, or of one gate, without the axis m, if m is ``()``."""
     m = (m,) if m else ()
     shapes = GateParams(w1=(*m, c, D), b1=(*m, D), w2=(*m, D, n), b2=(*m, n))
     return GateParams(*(normal(10 + i, dtype, *shape) for i, shape in enumerate(shapes)))
@@ -73,17 +73,17 @@ def probabilities(dtype, m, n):
 
 
 def exact(tree):
-    """The same numbers in float64 NumPy arrays, for the reference."""
+    """The same numbers as float64 NumPy arrays, for the reference."""
     return jax.tree.map(lambda x: np.asarray(x).astype(np.float64), tree)
 
 
 def reference_gates(params):
-    """A list of m tuples, for the reference."""
+    """The parameters of m gates as a list of m tuples, for the reference."""
     return list(zip(*exact(params), strict=True))
 
 
 def assert_close(actual, expected, dtype):
-    """Leaf by leaf within the tolerance of the type, which ``actual`` must have."""
+    """Asserts that leaves of ``actual`` have this type, and are equal within its tolerance."""
     actual, expected = jax.tree.leaves(actual), jax.tree.leaves(expected)
     assert len(actual) == len(expected) > 0
     for a, e in zip(actual, expected, strict=True):
@@ -103,7 +103,7 @@ def run_both_ways(layer, xs, weights, dys):
 
 
 def reference_gradients(backward, xs, weights, dys):
-    """The loops' gradients of xs and of the weights, stacked as those of `run_both_ways` are."""
+    """The gradients of the reference, stacked like those of `run_both_ways`."""
     gated = isinstance(weights, GateParams)
     dxs, dweights = reference.backward_for_each_example(
         backward, exact(xs), reference_gates(weights) if gated else exact(weights), exact(dys)
@@ -139,7 +139,7 @@ def test_gate_is_eqs_1_to_3(n, space, dtype):
     x, params = normal(0, dtype, B, *space, C), gate_params(dtype, (), n)
     gates = jax.jit(routing.gate)(x, params)
     expected = np.stack([reference.gate(X, *exact(params)) for X in exact(x)])
-    # For bfloat16 too: gates are float32 from the first sum on.
+    # Gates are computed in float32 also for bfloat16 inputs.
     assert_close(gates, expected, gate_dtype(dtype))
     np.testing.assert_allclose(gates.sum(axis=1), 1, rtol=1e-6)
     assert bool(jnp.all((gates >= 0) & (gates <= 1)))
@@ -156,8 +156,8 @@ def test_gate_of_extreme_scores_is_one_hot(dtype):
 
 @shapes
 def test_cross_predict_is_algorithm_1(m, n, space, dtype):
-    # Small whole numbers: predictions are sums of 5 products of at most 3 x 2, and a bias of at
-    # most 2, hence exact in all types; gates are not.
+    # Small integers, so that predictions are exact in all types: they are sums of 5 products of at
+    # most 3 x 2, and a bias of at most 2. Gates are not exact.
     rng = np.random.default_rng(0)
     xs = rng.integers(-3, 4, size=(m, B, *space, C)).astype(float)
     weights = rng.integers(-2, 3, size=(m, n, C, C)).astype(float)
@@ -177,7 +177,7 @@ def test_cross_predict_is_algorithm_1(m, n, space, dtype):
         reference.algorithm_1, xs, weights, biases, reference_gates(params)
     )
     assert_close(ys, expected, dtype)
-    assert min(float(y.min()) for y in ys) == 0  # the ReLU of Eq. 4 had something to cut
+    assert min(float(y.min()) for y in ys) == 0  # the ReLU of Eq. 4 has an effect
 
 
 def test_cross_predict_takes_every_form():
@@ -250,7 +250,7 @@ def test_a_loss_on_gates_and_scores_goes_through_the_written_out_backward_pass()
             for i, (w, f) in enumerate(zip(weights, found, strict=True))
         )
 
-    # Each alone, so that none hides behind the others.
+    # Each output also alone, so that the others cannot hide its errors.
     for weights in (*np.eye(3), np.ones(3)):
         found, expected = (
             loss(route, weights, xs, params) for route in (routing.route, by_autodiff)
@@ -287,7 +287,7 @@ def test_linear_cross_connect_is_eqs_7_to_9(m, n, dtype):
     assert_close(dws, expected[1], dtype)
 
 
-# --- Both layers with a backward pass of their own, against automatic differentiation ------------
+# --- Custom backward passes, compared with automatic differentiation -----------------------------
 
 
 def plain_linear(xs, ws):
@@ -321,7 +321,7 @@ cases = pytest.mark.parametrize(
 
 
 def loss_of(layer):
-    """A loss that weighs every number of every output differently, and not linearly."""
+    """A nonlinear loss in which every element of every output has a different weight."""
 
     def loss(xs, weights):
         ys = jnp.stack(list(layer(xs, weights))).astype(float)
@@ -342,7 +342,7 @@ def direction_in(tree):
 
 
 def reverse_over_reverse(gradient, arguments):
-    """The Hessian times `direction_in`, as the gradient of the gradient's part along it."""
+    """The Hessian times `direction_in`, as the gradient of its inner product with the gradient."""
 
     def along(arguments):
         parts = jax.tree.map(jnp.vdot, gradient(*arguments), direction_in(arguments))
@@ -352,15 +352,15 @@ def reverse_over_reverse(gradient, arguments):
 
 
 def forward_over_reverse(gradient, arguments):
-    """The same as the derivative of the gradient along it."""
+    """The Hessian times `direction_in`, as the directional derivative of the gradient."""
     return jax.jvp(gradient, arguments, direction_in(arguments))[1]
 
 
 def assert_same_norm_wise(actual, expected, relative):
     actual, expected = jax.tree.leaves(actual), jax.tree.leaves(expected)
-    assert jnp.linalg.norm(expected[0]) > 0.1  # there is something to compare
+    assert jnp.linalg.norm(expected[0]) > 0.1  # derivatives are not zero
     for a, e in zip(actual, expected, strict=True):
-        # With n = 1 the gate is the constant 1: gradients of weights are zero but for rounding.
+        # With n = 1 the gate is the constant 1, and gradients of weights are zero up to rounding.
         assert jnp.linalg.norm(a - e) <= relative * jnp.linalg.norm(e) + 1e-14
 
 
@@ -382,9 +382,9 @@ def test_first_and_second_derivatives_equal_automatic_ones(case):
     for second in seconds:
         assert_same_norm_wise(second, expected_second, 1e-10)
 
-    # On the way to a second derivative in bfloat16 about eight arrays are rounded to it, one after
-    # the other: outputs, cotangents, gradients, the direction, and their cotangents again. Each
-    # rounding is off by up to 2^-8.
+    # In the computation of a second derivative, about eight successive arrays are rounded to
+    # bfloat16: outputs, cotangents, gradients, the direction, and the cotangents of these. Each
+    # rounding has a relative error of up to 2^-8.
     _, [second] = derivatives(layer, ways[:1], rounded)
     assert {leaf.dtype for leaf in jax.tree.leaves(second)} == {jnp.dtype("bfloat16")}
     assert_same_norm_wise(exact(second), expected_second, 8 * 2.0**-8)
@@ -468,14 +468,14 @@ def test_extreme_scores_keep_gradients_finite(case, dtype):
     ends = np.array([-1e4, 1e4, 0])
     if isinstance(weights, GateParams):
         weights = weights._replace(b2=jnp.asarray(exact(weights.b2) + ends, dtype))
-    else:  # no bias: an input that is always one
+    else:  # instead of a bias, a feature that is always 1
         xs, weights = exact(xs), exact(weights)
         xs[..., 0], weights[..., 0] = 1, ends
         xs, weights = jnp.asarray(xs, dtype), jnp.asarray(weights, dtype)
     dys = normal(1, dtype, 3, *xs.shape[1:])
     ys, (dxs, dweights) = run_both_ways(layer, xs, weights, dys)
     assert_finite((ys, dxs, dweights))
-    # Both inputs go to the second output whole, and all that comes back comes from there.
+    # Both inputs are routed entirely to the second output, which all gradients come from.
     np.testing.assert_array_equal(exact(ys)[[0, 2]], 0)
     np.testing.assert_array_equal(exact(dxs), np.stack([exact(dys)[1]] * 2))
 
@@ -491,7 +491,7 @@ def test_gradients_at_zero_inputs(case, dtype):
     )
     _, gradients = run_both_ways(layer, xs, weights, dys)
     assert_close(gradients, reference_gradients(backward, xs, weights, dys), dtype)
-    # With all weights zero, every gate is 1/3 and nothing comes back through it. The derivative
+    # If all weights are zero, every gate is 1/3 and no gradient passes through it. The derivative
     # of ReLU at zero is zero.
     zeros = jax.tree.map(jnp.zeros_like, weights)
     _, gradients = run_both_ways(layer, xs, zeros, dys)
@@ -509,10 +509,10 @@ def test_empty_batch(case):
 
 
 # --- On several devices ---------------------------------------------------------------------------
-# What the layers' backward passes give where JAX knows over which axes of a mesh its arrays vary
-# (`jax.shard_map`), or how they are split (explicit axes): there too that of automatic derivatives.
+# Backward passes equal automatic differentiation also if the types of arrays include the mesh axes
+# over which they vary (`jax.shard_map`) or are sharded (explicit axes).
 
-SPLIT, SAME = PartitionSpec(None, "data"), PartitionSpec()  # the batch of [m b ...]; nothing
+SPLIT, SAME = PartitionSpec(None, "data"), PartitionSpec()  # b of [m b ...]; replicated
 
 
 def two_devices(axis_type):
@@ -520,7 +520,7 @@ def two_devices(axis_type):
 
 
 def over_two_devices(function, in_specs, out_specs):
-    """``function`` of a device's part of the arguments; its check of axes is the default."""
+    """Maps ``function`` over two devices by `jax.shard_map`, with its default check of axes."""
     mesh = two_devices(AxisType.Auto)
     return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs))
 
@@ -544,7 +544,7 @@ def test_a_batch_over_the_devices_of_a_shard_map(case):
 @cases
 @pytest.mark.usefixtures("x64")
 def test_weights_over_the_devices_of_a_shard_map(case):
-    """The inputs are the same on both devices, and their gradient is the sum over both."""
+    """The inputs are replicated on both devices, and their gradient is the sum over the devices."""
     layer, plain, (xs, weights) = case("float64", 2, 3)
     both = jax.tree.map(lambda w: jnp.stack([w, 2 * w]), weights)
 
@@ -598,10 +598,10 @@ def test_cross_predict_of_a_batch_split_along_an_explicit_axis():
 
 
 # --- Memory --------------------------------------------------------------------------------------
-# Maps are larger here than all weights together: whatever is as large as a map is made of maps.
+# Maps are larger than all weights together here, so that arrays as large as a map consist of maps.
 
 M, N, MAP = 2, 3, (4, 5, 7, 6)
-VECTORS = (140, 6)  # for the layer that takes no maps: as many numbers
+VECTORS = (140, 6)  # as many elements, for the layer without maps
 memory_cases = pytest.mark.parametrize("name", ["linear", "gated"])
 forms = pytest.mark.parametrize("form", ["sequence", "stacked"])
 
@@ -616,7 +616,7 @@ def memory_case(name, form, dtype="float32"):
 
 
 def outer_product_connect(xs, weights):
-    """What the layers must not be: Eq. 5 by way of all products ``g_ij X_i`` at once."""
+    """A wasteful implementation of Eq. 5, which computes all products ``g_ij X_i`` at once."""
     xs = jnp.stack(xs) if isinstance(xs, list) else xs
     gates = jax.nn.softmax(
         jnp.einsum("mb...c,mnc->mnb...c", xs, weights).mean(-1, keepdims=True), axis=1
@@ -625,7 +625,7 @@ def outer_product_connect(xs, weights):
 
 
 def arrays_of(jaxpr):
-    """Shape and type of everything computed in a jaxpr, in those within it too."""
+    """Yields the shapes and types of all results in a jaxpr and in the jaxprs within it."""
     for equation in jaxpr.eqns:
         yield from (variable.aval for variable in equation.outvars)
         for inner in jax.tree.leaves(tuple(equation.params.values())):
@@ -635,7 +635,7 @@ def arrays_of(jaxpr):
 
 
 def outer_products(function, *arguments):
-    """The arrays with as many elements as ``[m n b h w c]`` or more, in any layout."""
+    """The arrays with at least as many elements as ``[m n b h w c]``, in any layout."""
     size = M * N * np.prod(MAP)
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
     return [array for array in arrays_of(jaxpr) if array.size >= size]
@@ -653,7 +653,7 @@ def test_no_outer_product_in_either_direction(name, form, dtype):
 
 
 def kept_maps(layer, xs, weights):
-    """What is kept between forward and backward pass and is as large as a map."""
+    """The arrays as large as a map that the forward pass keeps for the backward pass."""
     _, backward = jax.jit(lambda *arguments: jax.vjp(layer, *arguments))(xs, weights)
     return [kept for kept in jax.tree.leaves(backward) if kept.size >= np.prod(MAP)]
 
@@ -672,7 +672,7 @@ def test_backward_pass_keeps_no_map_but_the_inputs(name, form, dtype):
 
 
 def test_outer_products_are_found():
-    """The two tests above can fail."""
+    """Shows that the two tests above can fail."""
     _, xs, weights = memory_case("linear", "stacked")
     assert outer_products(outer_product_connect, xs, weights)
     hidden = jax.checkpoint(jax.jit(outer_product_connect))
@@ -691,12 +691,12 @@ def zero_gates(w1, b1, w2, b2):
     return GateParams(zeros(*w1), zeros(*b1), zeros(*w2), zeros(*b2))
 
 
-TWO = zeros(2, 4, 5)  # two inputs [b c] or gates [b n] to be wrong with
-PARAMS = zero_gates((2, 5, 6), (2, 6), (2, 6, 3), (2, 3))  # what two gates of 5 channels need
-ONE = zero_gates((5, 6), (6,), (6, 3), (3,))  # what one does
+TWO = zeros(2, 4, 5)  # two inputs [b c], or gates [b n] for two inputs
+PARAMS = zero_gates((2, 5, 6), (2, 6), (2, 6, 3), (2, 3))  # valid for two gates and 5 channels
+ONE = zero_gates((5, 6), (6,), (6, 3), (3,))  # valid for one gate
 
 ERRORS = {
-    # name: (function, arguments, what the message must show)
+    # name: (function, arguments, part of the error message)
     "gate: channels": ("gate", (zeros(4, 7), ONE), "(5, 6)"),
     "gate: no hidden units": (
         "gate", (zeros(4, 5), zero_gates((5, 0), (0,), (0, 3), (3,))), "(5, 0)"
@@ -785,7 +785,7 @@ ERRORS = {
 
 @pytest.mark.parametrize(("name", "arguments", "shape"), ERRORS.values(), ids=ERRORS)
 def test_wrong_shapes_are_named(name, arguments, shape):
-    # As users call it: without the check of annotations, which the tests put around functions.
+    # Unwrapped, without the check of annotations that only the tests enable.
     function = inspect.unwrap(getattr(routing, name))
     who = "(gate|relevance)" if name in ("gate", "relevance") else name
     with pytest.raises(ValueError, match=f"^{who}: .*{re.escape(shape)}"):

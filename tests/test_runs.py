@@ -1,4 +1,4 @@
-"""A trained network out of its workdir."""
+"""Loading a trained network from its workdir."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ from multipath_jax.training.setup import Setup
 
 @pytest.fixture
 def copy(digits_run, tmp_path):
-    """A copy to be changed."""
+    """A copy of the run, which tests may change."""
     return pathlib.Path(shutil.copytree(digits_run, tmp_path / "run"))
 
 
@@ -52,9 +52,9 @@ def test_it_answers_as_the_network_does_in_evaluation(digits_run):
     images = jnp.asarray(run.dataset.test.images[:7])
     inputs = normalize(images, run.dataset.mean, run.dataset.std)
     expected = jax.jit(partial(run.model.apply, train=False))(run.variables, inputs)
-    # Two programs: other roundings of float32.
+    # Different programs round float32 differently.
     np.testing.assert_allclose(run.logits(images), expected, rtol=1e-4, atol=1e-5)
-    assert expected.std(axis=0).max() > 1e-3  # the images are told apart
+    assert expected.std(axis=0).max() > 1e-3  # logits differ between images
 
 
 def test_it_needs_no_data_set(copy):

@@ -1,4 +1,4 @@
-"""Files in buckets: whole objects, claims, and copies of checkpoints."""
+"""Files in folders and buckets: atomic writes, claims, and local copies of checkpoints."""
 
 import fcntl
 import json
@@ -19,7 +19,7 @@ from multipath_jax.utils import claims, storage
 
 @pytest.fixture(params=["local", "gs", "s3"])
 def folder(request, bucket, tmp_path):
-    """One on this machine, or the address of one in a bucket."""
+    """A local folder, or the address of a folder in a bucket."""
     if request.param == "local":
         (tmp_path / "here").mkdir()
         return epath.Path(tmp_path / "here")
@@ -36,7 +36,7 @@ def test_files_are_the_same_everywhere(folder):
     storage.append(folder / "new.txt", b"three\n")
     growing = storage.Growing(path)
     growing.write("four\n")
-    assert storage.read(path) == b"one\ntwo\nfour\n"  # before it is closed
+    assert storage.read(path) == b"one\ntwo\nfour\n"  # while the file is open
     growing.write("\ud800 is no character\n")
     growing.close()
     assert storage.read(path).endswith(b"four\n\\ud800 is no character\n")
@@ -117,7 +117,7 @@ def claim_of(run):
 
 
 def leave_a_claim(run, **changes):
-    """That of a run which has just been killed."""
+    """Leaves a claim, with changes, as that of a run which has just been killed."""
     with claims.claimed(run, print):
         found = claim_of(run)
     storage.write(run / claims.CLAIM_FILE, json.dumps(found | changes).encode())
@@ -182,7 +182,7 @@ def test_a_claim_not_renewed_for_long_is_looked_at_before_anything_is_written(ru
     with claims.claimed(run, print):
         (check,) = storage.guards.values()
         claim = check.__self__
-        claim._ended.set()  # as if its thread had not come to it
+        claim._ended.set()  # as if the thread had been too slow to renew the claim
         claim._thread.join()
         with fsspec.open(f"{run}/{claims.CLAIM_FILE}", "wb") as file:
             file.write(b'{"run": "another"}')
@@ -212,7 +212,7 @@ def test_a_checkpoint_is_one_when_its_marker_is_there_which_comes_last(run, monk
     copy.close()
     assert not copy.folder.exists()
     other = working_copy.working_copy(run / "checkpoints", first=False, read_only=True)
-    assert not (other.folder / "7/weights/d").exists()  # the numbers when they are asked for
+    assert not (other.folder / "7/weights/d").exists()  # arrays are downloaded on demand
     other.fetch(7)
     assert (other.folder / "7/weights/d/1").read_text() == "weights/d/1"
     other.close()

@@ -1,4 +1,4 @@
-"""What the suite asks of each of its tests: to end its processes, and not to take the memory."""
+"""The checks that run with every test: its processes have ended, its memory is limited."""
 
 import os
 import subprocess
@@ -11,12 +11,12 @@ import processes
 import pytest
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-# A program that goes on in a session of its own when what started it has long ended.
+# Runs in a new session, and outlives the process that starts it.
 DETACHED = ["setsid", "--fork", "sleep", "60"]
 
 
 def run_detached():
-    """Gives the number of a process that nobody knows of."""
+    """Starts a detached process, and returns its pid."""
     earlier = processes.children()
     subprocess.run(DETACHED, check=True)
     (left,) = processes.children() - earlier
@@ -49,7 +49,7 @@ def test_a_process_that_is_told_to_end_has_time_to():
 @linux
 def test_nothing_escapes_that_starts_others_while_it_is_killed():
     earlier = processes.children()
-    # Each ends once it has started the next, in a session of its own and with nothing inherited.
+    # Each process ends once it has started the next, in a new session and without an environment.
     program = (
         "import os, time\n"
         "for _ in range(2000):\n"
@@ -86,7 +86,7 @@ def test_a_process_that_grows_over_its_limit_fails_the_test():
     ):
         content = b"x" * (memory.peak() - memory.resident() + step)
     del content
-    with memory.bounded(limit=memory.peak() - step / 4):  # an earlier test's fault
+    with memory.bounded(limit=memory.peak() - step / 4):  # exceeded already before
         pass
 
 
@@ -106,6 +106,6 @@ def test_compiled_programs_are_let_go_above_a_bound(monkeypatch):
         pass
     assert function._cache_size() == 0
     function(jnp.ones(3))
-    with memory.bounded(cleared_above=0):  # little has come since
+    with memory.bounded(cleared_above=0):  # little growth since the last release
         pass
     assert function._cache_size() == 1

@@ -1,4 +1,4 @@
-"""The summary: our networks beside the paper's figures."""
+"""The summary, which compares the networks with the numbers in the paper."""
 
 import json
 
@@ -33,7 +33,7 @@ def test_a_name_alone_shows_its_layers_as_called_with_shapes(capsys):
     assert lines[0].strip() == "MultiPath Summary"
     named = {line.split()[0]: line for line in lines if line and line[0] != " "}
     assert "float32[2,1,16,16,32]" in named["router_2"]
-    assert "float32[1,8,8,128]" in named["stage_3/conv_2/conv"]  # of one path
+    assert "float32[1,8,8,128]" in named["stage_3/conv_2/conv"]  # the shape for one path
     names = list(named)
     order = ["router_1", "stage_1", "router_2", "stage_2", "router_3", "stage_3", "router_4"]
     assert [names.index(name) for name in order] == sorted(names.index(name) for name in order)
@@ -44,7 +44,7 @@ def test_a_name_alone_shows_its_layers_as_called_with_shapes(capsys):
 
 
 class Huge(nn.Module):
-    """Its weights would take 256 GB."""
+    """A network whose weights would take 256 GB."""
 
     @nn.compact
     def __call__(self, images, train=False):
@@ -52,7 +52,7 @@ class Huge(nn.Module):
 
 
 def test_layers_are_plain_text_of_any_width_and_nothing_is_allocated(monkeypatch):
-    """Whatever the environment says of the terminal."""
+    """Environment variables for terminals have no effect."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "40")
     text = summary.layers(Huge(), (8, 8, 1))
@@ -92,7 +92,7 @@ def test_bad_input_is_one_line_and_status_2(capsys, monkeypatch, argv, message):
 
 
 def test_tables_are_plain_text_whatever_they_hold(monkeypatch):
-    """No markup, no colours, nothing cut; letters that take two columns count as two."""
+    """No markup, no colors, nothing truncated; characters of double width count as two columns."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "40")
     cells = [

@@ -1,4 +1,4 @@
-"""ONNX models: the logits of JAX in onnxruntime, for every network of the paper."""
+"""ONNX models of all networks of the paper have the same logits in onnxruntime as in JAX."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("jax2onnx")
 
-# Options and shapes of the images; the digits' network has the operations of routers.
+# Options and image shapes of networks; the operations of routers are tested by the digits run.
 QUICK = {
     "CapsNet": ({}, (17, 17, 1)),
     "ResNet8": ({"shortcut": "centered"}, (8, 8, 3)),
@@ -63,7 +63,7 @@ def test_an_exported_run(run, tmp_path, capsys, monkeypatch):
 
 
 def check(run, model, shape):
-    """A network's model is valid ONNX, takes any batch, and has the logits of JAX."""
+    """Asserts that a network's ONNX model is valid, takes any batch, and has the logits of JAX."""
     other = of_model(run, model, shape)
     found = to_onnx.onnx_model(other)
     onnx.checker.check_model(onnx.load_from_string(found), full_check=True)
@@ -71,7 +71,7 @@ def check(run, model, shape):
     assert [i.shape for i in session.get_inputs()] == [["b", *shape]]
     images = np.random.default_rng(1).integers(0, 256, (3, *shape), np.uint8)
     expected = np.asarray(other.logits(images))
-    assert expected.std(axis=0).max() > 1e-3  # the images are told apart
+    assert expected.std(axis=0).max() > 1e-3  # logits differ between images
     for count in (1, 3):
         (logits,) = session.run(None, {"images": images[:count]})
         assert to_onnx.relative_difference(logits, expected[:count]) <= to_onnx.TOLERANCE
@@ -86,7 +86,7 @@ def test_networks(run, name):
 @pytest.mark.slow
 @networks.each()
 def test_every_network(run, name):
-    # Images of half the size have the same operations.
+    # Networks have the same operations for images of half the size.
     height, width, channels = family_of(name).image_shape
     shape = (height // 2, width // 2, channels) if height > 32 else (height, width, channels)
     check(run, networks.create_small(name), shape)
@@ -99,7 +99,7 @@ def test_discrete_networks(run, name):
 
 
 class Pool(nn.Module):
-    """Logits that are the maxima of windows, with padding."""
+    """A network with max-pooling over windows with padding."""
 
     @nn.compact
     def __call__(self, images, train=False):
@@ -112,7 +112,7 @@ def test_a_pool_with_padding(run):
 
 
 class Unknown(nn.Module):
-    """Logits by an operation that ONNX lacks."""
+    """A network with an operation that ONNX lacks."""
 
     @nn.compact
     def __call__(self, images, train=False):
@@ -121,7 +121,7 @@ class Unknown(nn.Module):
 
 
 class Booleans(nn.Module):
-    """Logits by an operation that ONNX has, but not onnxruntime."""
+    """A network with an operation that ONNX has, but onnxruntime lacks."""
 
     @nn.compact
     def __call__(self, images, train=False):

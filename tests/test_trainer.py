@@ -1,4 +1,4 @@
-"""`Trainer`: whatever of a config a user brings along, from training to what comes after it."""
+"""`Trainer` with a user's own network, data, optimizer or loss: training, resuming and loading."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -15,8 +15,8 @@ from multipath_jax.models import registry
 from multipath_jax.models.family import Family
 
 DIGITS = load_digits()
-IMAGES, LABELS = DIGITS.images.astype(np.uint8) * 15, DIGITS.target  # [n 8 8], 0 to 240
-COUNT = 320  # to train on: five steps an epoch
+IMAGES, LABELS = DIGITS.images.astype(np.uint8) * 15, DIGITS.target  # [n 8 8], values 0 to 240
+COUNT = 320  # training images: five steps per epoch
 
 
 def arrays(images=IMAGES):
@@ -41,7 +41,7 @@ def config(**changes):
 
 
 class Plain(nn.Module):
-    """As a user would write it: no `train`, no names, dropout always on in training alone."""
+    """A network in a user's style: no argument `train`, no names of layers."""
 
     @nn.compact
     def __call__(self, x):
@@ -52,7 +52,7 @@ class Plain(nn.Module):
 
 
 class WithDropout(nn.Module):
-    """Dropout, BatchNorm, and a collection of its own."""
+    """A network with dropout, BatchNorm, and a custom collection."""
 
     @nn.compact
     def __call__(self, x, train=False):
@@ -65,7 +65,7 @@ class WithDropout(nn.Module):
 
 
 class InNNX(nnx.Module):
-    """A router within an NNX module, dropout and BatchNorm."""
+    """An NNX module with a router, dropout and BatchNorm."""
 
     def __init__(self, rngs):
         self.conv = nnx.Conv(1, 8, (3, 3), rngs=rngs)
@@ -98,15 +98,15 @@ def test_a_network_of_ones_own_trains_resumes_and_is_loaded(kind, tmp_path):
 
     seen = []
     whole = trainer(hooks=[lambda step, metrics: seen.append((step, metrics))])
-    assert whole.evaluate()["error"] > 60  # fresh weights; 90 by chance
+    assert whole.evaluate()["error"] > 60  # initial weights; chance level is 90
     result = whole.fit(tmp_path / "whole")
     assert result.finished
-    assert result.test["error"] < 40  # of 90 by chance
+    assert result.test["error"] < 40  # chance level is 90
     assert whole.evaluate() == result.test
     assert [step for step, _ in seen] == [5, 10, 15, 20]
     assert seen[-1][1]["test/error"] == result.test["error"]
 
-    # In three parts, the last by another Trainer: bit for bit the same.
+    # Training in three parts, the last by another Trainer, gives bitwise the same result.
     assert whole.fit(tmp_path / "parts", until="1 epoch").step == 5
     assert whole.fit(tmp_path / "parts", until="7 steps").test["error"] <= 100
     assert trainer().fit(tmp_path / "parts").test == result.test
@@ -139,7 +139,7 @@ def test_a_run_by_a_config_alone_is_that_of_main(tmp_path, data_dir, monkeypatch
 
 
 def updates(workdir, *steps, recipe=None, **options):
-    """The parameters after so many steps by a `Trainer` with these options."""
+    """Yields the parameters after each number of steps in ``steps``."""
     trainer = mp.Trainer(recipe or config(), model=Plain(), dataset=arrays(), **options)
     for count in steps:
         trainer.fit(workdir, until=f"{count} steps")
@@ -164,7 +164,7 @@ def test_an_optimizer_by_its_name_follows_the_schedule(tmp_path):
     )
     one, two = updates(tmp_path, 1, 2, recipe=recipe)
     change = np.abs(np.asarray(two["Dense_0"]["bias"] - one["Dense_0"]["bias"]))
-    np.testing.assert_allclose(change, 0.05, rtol=1e-4)  # Lion's steps are of the rate's size
+    np.testing.assert_allclose(change, 0.05, rtol=1e-4)  # Lion's steps have the size of the rate
 
 
 def test_a_loss_of_ones_own(tmp_path):
@@ -178,13 +178,13 @@ def test_a_loss_of_ones_own(tmp_path):
 
 
 def test_floats_are_normalized_as_they_are(tmp_path):
-    """The same images in another type and scale: the same training."""
+    """The same images with another type and scale give the same training."""
     recipe = config(**{"dataset.shift": 1, "dataset.cutout": 2, "train_for": "1 epoch"})
     tests = [
         mp.Trainer(recipe, model=Plain(), dataset=arrays(images)).fit(tmp_path / name).test
         for name, images in (("bytes", IMAGES), ("floats", IMAGES.astype(np.float64) / 25.5 - 3))
     ]
-    # The normalized pixels differ by rounding, and after five steps so do the losses.
+    # Normalized pixels differ by rounding, and therefore also the losses after five steps.
     assert tests[0]["loss"] == pytest.approx(tests[1]["loss"], rel=1e-3)
     run = mp.load_run(tmp_path / "floats", model=Plain())
     assert run.description.dtype == "float32"

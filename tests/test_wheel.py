@@ -1,4 +1,4 @@
-"""The wheel: all modules and recipes travel in it, and it works without the repository."""
+"""The wheel contains all modules and recipes, and works without the repository."""
 
 import os
 import pathlib
@@ -14,11 +14,11 @@ PARTS = ("multipath_jax", "configs", "pyproject.toml", "README.md", "LICENSE")
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A folder with the wheel in it and nothing else."""
+    """A folder in which only the wheel is installed."""
     folder = tmp_path_factory.mktemp("wheel")
     source, target = folder / "source", folder / "target"
     source.mkdir()
-    for name in PARTS:  # a copy, for setuptools leaves files beside what it builds
+    for name in PARTS:  # a copy, since setuptools leaves files next to the sources
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, source / name)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]

@@ -1,13 +1,14 @@
-"""Weights without training, and without compiling what would initialize them."""
+"""Random weights, without training and without compiling an initialization."""
 
 import jax
 import numpy as np
 
 
 def random_like(tree, seed):
-    """Arrays of the shapes of a tree, where they are to lie: small numbers, normalized as usual.
+    """Small random arrays with the shapes and shardings of the leaves of a tree.
 
-    What is not float32, such as steps and keys, is zero.
+    Scales and running variances of BatchNorm are close to 1. Arrays that are not float32, such as
+    steps and keys, are zero.
     """
     rng = np.random.default_rng(seed)
 

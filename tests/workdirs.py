@@ -1,4 +1,4 @@
-"""What a run left in its workdir, to compare with what another one left."""
+"""Reads and compares the results of runs in their workdirs."""
 
 import jax
 import numpy as np
@@ -9,11 +9,11 @@ from multipath_jax import checkpoints as ckpt
 from multipath_jax.checkpoints import working_copy
 from multipath_jax.metrics_file import read_metrics
 
-CLOCK = {"images_per_second", "seconds"}  # what differs from run to run
+CLOCK = {"images_per_second", "seconds"}  # metrics that differ from run to run
 
 
 def lines(workdir):
-    """metrics.jsonl without what depends on the clock."""
+    """The lines of metrics.jsonl without the metrics that depend on the clock."""
     return [
         {key: line[key] for key in line.keys() - CLOCK}
         for line in read_metrics(epath.Path(workdir))
@@ -21,13 +21,13 @@ def lines(workdir):
 
 
 def final(workdir, setup):
-    """The carry of the last checkpoint of a run of such a `Setup`."""
+    """The carry in the last checkpoint of a run with the given `Setup`."""
     checkpoints = ckpt.open_existing(workdir)
     return checkpoints.restore(setup.abstract_carry, checkpoints.latest)
 
 
 def saved(workdir):
-    """The step of the last checkpoint and its numbers by key, read without the package."""
+    """The step of the last checkpoint and its arrays by key, read directly with Orbax."""
     folder = working_copy.Folder(workdir).absolute() / ckpt.FOLDER
     last = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
     found = {}
@@ -43,7 +43,10 @@ def saved(workdir):
 
 
 def assert_same_end(workdir, other):
-    """Bit for bit: weights, statistics, momentum, metrics since the last log, and the logs."""
+    """Asserts that two runs have bitwise equal last checkpoints, and equal logs.
+
+    A checkpoint has weights, statistics, momentum, and the metrics since the last log.
+    """
     (step, found), (expected_step, expected) = saved(workdir), saved(other)
     assert step == expected_step
     assert found.keys() == expected.keys()

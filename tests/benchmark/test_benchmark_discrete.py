@@ -1,4 +1,4 @@
-"""Inference that skips, measured on small batches."""
+"""The benchmark of inference without inactive paths, on small batches."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from multipath_jax.benchmark.settings import Problem, Settings
 SETTINGS = Settings("cpu", True, 3, 0.0, 1.0, 64, 1)
 
 
-@pytest.mark.slow  # compiles some thirty programs
+@pytest.mark.slow  # compiles about thirty programs
 def test_the_target_is_that_of_one_path_at_the_stated_batch(monkeypatch):
     monkeypatch.setattr(discrete, "BATCH", 8)
     problem = Problem("BaseCNN-2-CC", 8, (8, 8, 3), 10, "float32")
@@ -17,7 +17,7 @@ def test_the_target_is_that_of_one_path_at_the_stated_batch(monkeypatch):
     (row,) = discrete._inference(SETTINGS, problem)
     assert row.target == at_least(discrete.TARGET)
     products = [row.figures[f"{name} multiply-adds an image M"] for name in ("soft", "k=1")]
-    # One of two paths, and up to a quarter more images than there are.
+    # Only one of two paths is computed; its batch is padded by up to a quarter.
     assert products[1] < 0.65 * products[0]
 
 

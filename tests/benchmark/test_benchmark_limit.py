@@ -1,4 +1,4 @@
-"""What a step has to do, counted by hand, and the least time that takes."""
+"""The work of a training step, counted by hand, and the lower bound on its time."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def test_a_loop_does_its_work_as_often_as_it_is_long():
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_convolution_and_its_gradients_do_as_much_each(stride):
-    """The gradient of the input spreads the map with zeros, which nobody has to multiply by."""
+    """The gradient of the input dilates the map with zeros; multiplying by them is not counted."""
 
     def conv(x, w):
         return jax.lax.conv_general_dilated(
@@ -54,10 +54,10 @@ def test_a_training_step_computes_three_times_what_a_forward_pass_does():
         limit.step_work(Problem(name, 64, (32, 32, 3), 10, dtype))
         for dtype in ("float32", "bfloat16")
     )
-    # But for the gradient of the images, which is not asked for.
+    # Less than 3, because the gradient of the images is not computed.
     assert 2.8 < full.operations.sum() / (2 * 64 * size.multiply_adds) < 3.0
     assert full.moved[-1] == 16 * size.params
-    # All but parameters and gates are of the network's type.
+    # All arrays except parameters and gates have the type of the network.
     assert 0.5 < half.moved.sum() / full.moved.sum() < 0.55
     np.testing.assert_array_equal(half.operations, full.operations)
 

@@ -1,4 +1,4 @@
-"""Both sides decode the same pixels, and what was decoded in advance does not count."""
+"""The loader benchmark: the decoded pixels, and batches that are decoded ahead."""
 
 import itertools
 
@@ -9,7 +9,7 @@ from multipath_jax.data import open_encoded
 
 
 def test_made_up_photographs_are_as_large_as_real_ones():
-    """ImageNet's at 256x256 and quality 95 take 31 kB on average."""
+    """JPEGs of ImageNet take 31 kB on average, at 256x256 pixels and quality 95."""
     (image,) = photographs.encoded(1, 256, 256)
     assert 20e3 < len(image) < 45e3
 
@@ -19,7 +19,7 @@ def test_both_sides_give_the_same_pixels(tmp_path):
     name = photographs.prepare(str(tmp_path), images)
     split = open_encoded(name, tmp_path, loader.SIDE).train
     found = split.load(np.arange(3))
-    for pixels, label in zip(found.images, found.labels, strict=True):  # TFDS shuffles them
+    for pixels, label in zip(found.images, found.labels, strict=True):  # TFDS shuffles
         np.testing.assert_array_equal(pixels, loader.decode(images[label]))
 
 

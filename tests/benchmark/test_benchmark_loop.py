@@ -1,4 +1,4 @@
-"""The loop and the bare step take turns; the random data are a data set like any other."""
+"""The benchmark of the loop against the bare step, and the data set of random images."""
 
 import numpy as np
 
@@ -15,7 +15,7 @@ def test_the_turns_of_the_loop_are_all_between_two_questions():
     now, taken, turns_of_bare = [0.0], [0], []
 
     def bare(calls):
-        now[0] += 100.0  # none of the loop's time
+        now[0] += 100.0  # not counted as time of the loop
         turns_of_bare.append(calls)
         return 1.5 * calls
 

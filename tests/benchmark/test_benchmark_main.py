@@ -1,4 +1,4 @@
-"""The flags, the table, the JSON file and the picture."""
+"""The flags of the benchmark, its table, JSON file and figure."""
 
 import itertools
 import json
@@ -103,7 +103,7 @@ def test_a_part_that_fails_does_not_take_the_others_with_it(parts, tmp_path, cap
     assert benchmark.main([f"--json={path}"]) == 1
     rows = json.loads(path.read_text())["rows"]
     assert [row["part"] for row in rows] == ["overhead"] * 3 + ["paths"] * 2
-    assert rows[-1]["subject"] == "B"  # nor the other cases of its own
+    assert rows[-1]["subject"] == "B"  # another case of the part that fails
     printed = capsys.readouterr()
     assert "broken on purpose" in printed.err
     assert "limit" in printed.out
@@ -127,7 +127,7 @@ def test_numbers_have_three_digits_that_count(value, text):
 
 @pytest.fixture
 def minutes(monkeypatch):
-    """A part of three cases, each of two rows, on a clock that its rows move by a second."""
+    """Two parts of three cases of two rows, with a fake clock that advances a second per row."""
     now = [0.0]
 
     def measure(settings, case):

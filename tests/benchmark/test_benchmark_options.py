@@ -1,4 +1,4 @@
-"""Options, each in a process of its own, against the step as it is."""
+"""Options in separate processes, compared to the default step."""
 
 import dataclasses
 from typing import get_args
@@ -17,7 +17,7 @@ SETTINGS = Settings("cpu", True, 3, 0.0, 1.0, 64, 1)
 
 
 class StandIn(Worker):
-    """A worker whose steps take so many seconds."""
+    """A fake worker whose steps take the given number of seconds."""
 
     def __init__(self, seconds):
         self._seconds, self.ready = seconds, {"startup": 1.0, "compile": 2.0}
@@ -30,7 +30,7 @@ class StandIn(Worker):
 
 
 def measured(monkeypatch, seconds):
-    """The rows of options that take so long, where the step as it is takes a second."""
+    """Returns the rows for options with the given seconds per step; the default step takes 1 s."""
     table = {words: Option(number) for number, words in enumerate(seconds, start=1)}
     taken = [1.0, *seconds.values()]
 
@@ -70,7 +70,7 @@ def test_flags_are_added_and_replace_those_of_the_same_name(monkeypatch):
 
 
 def test_every_option_changes_something():
-    """The table of a GPU is looked at without one."""
+    """Includes the options for GPUs, which can be checked without a GPU."""
     for table in options.OPTIONS_OF.values():
         for option in table.values():
             assert option.dispatch or option.xla or option.network
@@ -88,7 +88,7 @@ def test_a_quick_run_looks_at_one_network():
 
 @pytest.mark.slow
 def test_real_processes_with_flags(monkeypatch):
-    """One flag that XLA knows, one that it does not and that ends the process."""
+    """Tries a flag that XLA knows, and an unknown flag, which ends the process."""
     table = {
         "two steps a dispatch": Option(2),
         "unknown": Option(xla=("--xla_no_such_flag=1",)),

@@ -1,4 +1,4 @@
-"""The peers are the same networks: weights mapped over, they give the same logits."""
+"""The peers are the same networks: with the same weights, they compute the same logits."""
 
 import re
 
@@ -15,7 +15,7 @@ NETWORKS = [("BaseCNN-2-CC", 32), ("ResNet8-3-CC", 16), ("ResNet18-2-CC", 32)]
 
 
 def ours(name, size, seed=0):
-    """Images, our network, and variables that are nowhere zero or one."""
+    """Returns images, our network, and random variables, none of which is zero or one."""
     model = create_model(name, 10)
     images = jax.random.normal(jax.random.key(seed), (4, size, size, 3))
     generator = np.random.default_rng(seed)
@@ -31,7 +31,7 @@ def ours(name, size, seed=0):
 
 
 def modules(variables):
-    """``{kind: [variables of one module, ...]}``, kinds conv, norm and dense, in order."""
+    """Groups variables: ``{kind: [variables of a module, ...]}``, of kinds conv, norm and dense."""
     flat = traverse_util.flatten_dict({**variables})
     found = {}
     for (_, *path, name), array in flat.items():
@@ -49,7 +49,7 @@ def natural(path):
 
 
 def layers(model, variables):
-    """``(layer, variables of it)`` in the order of the network."""
+    """Yields ``(layer, its variables)`` in the order of the network."""
     for layer in model.layers:
         yield (
             layer,
@@ -88,7 +88,7 @@ def test_the_vmap_peer_gives_the_same_logits(name, size):
 
 
 def as_vmap_variables(model, variables):
-    """Our variables under the names that Flax gave to the peer's modules."""
+    """Maps our variables to the names that Flax gives to the modules of the peer."""
     flat, numbers = {}, {}
 
     def name(scope, kind):
@@ -163,9 +163,9 @@ def load_paths(torch, paths, own, stacked):
 
 def load(torch, module, leaf, array):
     if leaf == "kernel" and array.ndim == 4:
-        array = array.transpose(3, 2, 0, 1)  # to outputs, inputs, height, width
+        array = array.transpose(3, 2, 0, 1)  # [h w in out] -> [out in h w]
     elif leaf == "kernel":
-        if len(array) == 8 * 8 * 128:  # BaseCNN flattens here: from h w c to c h w
+        if len(array) == 8 * 8 * 128:  # BaseCNN flattens here: [h w c] -> [c h w]
             array = array.reshape(8, 8, 128, -1).transpose(2, 0, 1, 3).reshape(8 * 8 * 128, -1)
         array = array.T
     names = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
@@ -178,7 +178,7 @@ def copy(torch, tensor, array):
         tensor.copy_(torch.tensor(np.ascontiguousarray(array)))
 
 
-# Who can run
+# Peers that cannot run
 
 
 def test_a_peer_that_cannot_run_says_why(monkeypatch):

@@ -1,4 +1,4 @@
-"""What a router must move, counted by hand, and the comparisons on routers of a few bytes."""
+"""The bytes that a router must move, counted by hand, and the comparisons on small routers."""
 
 from functools import partial
 
@@ -31,7 +31,7 @@ def test_what_a_router_must_move_counted_by_hand():
 
 
 def test_a_larger_batch_fills_the_bytes_asked_for():
-    shape = RouterShape(2, 2, 4, (5, 6, 7))  # 3360 bytes an example
+    shape = RouterShape(2, 2, 4, (5, 6, 7))  # 3360 bytes per example
     assert shape.at_least(1_000_000, "float32").batch == 298
     assert shape.at_least(1, "float32") == shape
 
@@ -61,13 +61,13 @@ def test_both_backward_passes_are_of_one_function():
 def test_the_limit_of_small_routers():
     shapes = routers.large_routers(TINY)
     rows = [row for shape in shapes for row in routers.against_copy(TINY, shape)]
-    assert len(rows) == 2 * 4  # forward and backward of BaseCNN-2-CC's maps
+    assert len(rows) == 2 * 4  # forward and backward, for the routers on maps of BaseCNN-2-CC
     moved = {row.compared.split()[0]: row.figures["to move MB"] for row in rows[2:4]}
     tensor = 2 * 16 * 16 * 32 * 4 / 1e6
     assert moved == pytest.approx({"forward": 4 * tensor, "backward": 6 * tensor})
     for row in rows:
         assert row.ratio.low <= row.ratio.median <= row.ratio.high
-        assert row.target is None  # a GPU's
+        assert row.target is None  # there is no target on CPUs
         direction = row.compared.split()[0]
         assert row.figures["copy GB/s"] * row.figures["limit ms"] == pytest.approx(
             row.figures["to move MB"]

@@ -1,4 +1,4 @@
-"""The compiled step, the network without routers, the rows made of them."""
+"""The compiled training step, and the network without routers."""
 
 import jax
 import numpy as np
@@ -29,7 +29,7 @@ def test_a_step_trains_and_times_itself(model, dispatch):
     assert not np.array_equal(*(s.params["dense_1"]["dense"]["kernel"] for s in (before, after)))
     assert step.compile_seconds > 0
     parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(before.params))
-    assert step.bytes > 2 * parameters  # the momentum too, the batches, the work
+    assert step.bytes > 2 * parameters  # with momentum, batches and temporary arrays
 
 
 def test_all_dispatches_take_the_same_steps(model, monkeypatch):
@@ -39,7 +39,7 @@ def test_all_dispatches_take_the_same_steps(model, monkeypatch):
         step = steps.model_step(model, TINY, dispatch)
         step(6)
         found.append(jax.device_get(step._state.params))
-    for other in found[1:]:  # the same operations in another program
+    for other in found[1:]:  # the same operations in different programs
         close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)  # noqa: E731
         jax.tree.map(close, found[0], other)
 
@@ -48,7 +48,7 @@ def test_whole_dispatches_are_taken_and_the_steps_asked_for_timed(model, monkeyp
     step = steps.model_step(model, TINY, 4)
     ticks = iter([10.0, 18.0])
     monkeypatch.setattr(steps.time, "perf_counter", lambda: next(ticks))
-    assert step(6) == 6.0  # of the eight seconds that eight steps took
+    assert step(6) == 6.0  # eight steps took 8 s
     assert int(step._state.step) == 8
 
 

@@ -1,4 +1,4 @@
-"""Turns, their order, and the statistics of what they took; all on a clock of our own."""
+"""The order of turns and the statistics of timings, with fake clocks."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from multipath_jax.benchmark.timing import (
 
 
 class Recorder:
-    """Contestants that take given seconds a call and note who ran, and how often."""
+    """Contestants that take the given seconds per call, and record turns and numbers of calls."""
 
     def __init__(self, **seconds):
         self.turns = []
@@ -32,7 +32,7 @@ def test_all_take_turns_and_the_order_alternates():
     recorder = Recorder(a=1.0, b=2.0)
     times = interleave(recorder.contestants, rounds=4)
     names = "".join(name for name, _ in recorder.turns)
-    assert names == "ab" + "ab" + "ab" + "ba" + "ab" + "ba"  # warm-up, one measured, four rounds
+    assert names == "ab" + "ab" + "ab" + "ba" + "ab" + "ba"  # warm-up, estimate, four rounds
     np.testing.assert_array_equal(times.seconds["a"], [1.0] * 4)
     np.testing.assert_array_equal(times.seconds["b"], [2.0] * 4)
 
@@ -41,7 +41,7 @@ def test_a_timing_is_made_of_the_calls_that_it_takes():
     recorder = Recorder(short=0.03, long=0.5)
     times = interleave(recorder.contestants, rounds=3, at_least=0.1)
     assert set(recorder.turns[4:]) == {("short", 4), ("long", 1)}
-    np.testing.assert_allclose(times.seconds["short"], [0.03] * 3)  # a call, not a timing
+    np.testing.assert_allclose(times.seconds["short"], [0.03] * 3)  # per call, not per timing
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_time_that_is_over_ends_the_rounds_or_says_so():
 
 
 def test_a_round_that_is_cut_short_does_not_count():
-    turns = iter([1.0] * (2 + FEWEST_ROUNDS))  # warm-up, one measured, rounds
+    turns = iter([1.0] * (2 + FEWEST_ROUNDS))  # warm-up, estimate, rounds
 
     def contestant(calls):
         try:
@@ -75,7 +75,7 @@ def test_a_round_that_is_cut_short_does_not_count():
 
 
 def test_the_ratio_is_the_median_of_ratios_within_rounds():
-    # The machine slows down fourfold in mid-run: the ratio stays 2, of the medians it is not.
+    # The machine becomes four times slower during the run; the ratio within most rounds stays 2.
     times = Times({"a": [2.0, 2.0, 8.0, 8.0, 8.0], "b": [1.0, 1.0, 4.0, 4.0, 5.0]})
     assert times.ratio("a", "b") == (2.0, 2.0, 2.0)
     assert times.ratio("a", "b", scale=0.5).median == 1.0

@@ -1,4 +1,4 @@
-"""A worker runs when it is told to, and says what it died of."""
+"""Worker processes run when they are told to, and report why they failed."""
 
 import time
 
@@ -18,7 +18,7 @@ PROBLEM = {
 
 @pytest.fixture
 def fake_worker(tmp_path, monkeypatch):
-    """Replaces the worker's program by one given as source."""
+    """Replaces the program of the worker by the given source code."""
 
     def use(source):
         path = tmp_path / "fake.py"
@@ -82,7 +82,7 @@ def test_a_turn_is_cut_short_when_the_time_is_over(fake_worker):
         contestant._until = time.monotonic() + 0.2
         with pytest.raises(OutOfTime):
             contestant(1)
-    assert contestant._process.returncode == -9  # not waited for
+    assert contestant._process.returncode == -9  # killed, not waited for
 
 
 def test_what_compiles_within_the_first_step_is_told_apart():

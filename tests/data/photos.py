@@ -1,4 +1,4 @@
-"""Small data sets of JPEGs of any size, such as photographs are, each class of a colour."""
+"""Small data sets of JPEGs that may differ in size, with one color per class."""
 
 import io
 
@@ -18,7 +18,7 @@ FEATURES = {
 
 
 def jpeg(seed: int, label: int, width: int = 40, height: int = 30) -> bytes:
-    """Waves of brightness over the colour of the class."""
+    """A JPEG of waves of brightness in the color of the class."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     waves = 40 * np.sin(x / rng.uniform(2, 9) + y / rng.uniform(2, 9) + rng.uniform(0, 6))

@@ -20,12 +20,12 @@ KEY = jax.random.key(7)
 
 
 def _images(shape=(64, 6, 7, 3)) -> jax.Array:
-    # Every value is its own and none is zero, so a result shows where each pixel came from.
+    # All values are different and nonzero, so a result shows where each pixel came from.
     return jnp.arange(1, 1 + np.prod(shape), dtype=jnp.float32).reshape(shape)
 
 
 def _shifted(image, down: int, right: int) -> np.ndarray:
-    """One image moved, by a loop over its pixels."""
+    """Shifts an image with a loop over its pixels."""
     h, w, _ = image.shape
     result = np.zeros_like(image)
     for y in range(h):
@@ -36,7 +36,7 @@ def _shifted(image, down: int, right: int) -> np.ndarray:
 
 
 def _offset(image, result, max_shift: int) -> tuple[int, int]:
-    """The one shift that makes `result` of `image`."""
+    """Returns the only shift that turns `image` into `result`."""
     steps = range(-max_shift, max_shift + 1)
     found = [(d, r) for d in steps for r in steps if np.array_equal(_shifted(image, d, r), result)]
     assert len(found) == 1
@@ -55,13 +55,13 @@ def test_shift_moves_each_image_by_a_whole_number_of_pixels():
     images = np.asarray(_images())
     results = np.asarray(jax.jit(random_shift, static_argnums=2)(KEY, images, 2))
     offsets = [_offset(image, result, 2) for image, result in zip(images, results, strict=True)]
-    assert len(set(offsets)) > 15  # 64 draws of the 25 leave out more than 9 with odds of 1e-6
+    assert len(set(offsets)) > 15  # 64 draws miss more than 9 of the 25 with p < 1e-6
 
 
 def test_shift_is_uniform_both_ways():
     images = np.zeros((20_000, 5, 5, 1), np.float32)
     images[:, 2, 2] = 1
-    # A point moved by (d, r) ends at (2 + d, 2 + r): the mean image holds all frequencies.
+    # A shift by (d, r) moves the point to (2 + d, 2 + r), so the mean image has all frequencies.
     frequencies = np.asarray(random_shift(KEY, jnp.asarray(images), 2)).mean(0)[..., 0]
     deviation = np.sqrt(1 / 25 * 24 / 25 / 20_000)
     np.testing.assert_allclose(frequencies, 1 / 25, atol=4 * deviation)
@@ -81,7 +81,7 @@ def test_crops_are_cut_out_at_places_of_their_own():
         ]
         assert len(found) == 1
         places.update(found)
-    assert len(places) >= 9  # 64 draws of the 12 leave out more than 3 with odds of 1e-6
+    assert len(places) >= 9  # 64 draws miss more than 3 of the 12 with p < 1e-6
 
 
 def test_a_crop_of_the_whole_image_is_the_image():
@@ -132,7 +132,8 @@ def test_shift_and_flip_are_drawn_apart():
     images[:, :, 2:] = [[1], [2], [3]]
     results = np.asarray(augment(KEY, jnp.asarray(images), max_shift=1, flip=True))
     kinds, counts = np.unique(results.reshape(-1, 5), axis=0, return_counts=True)
-    # Downwards nothing, up or down all: a third is left, and of that each way right and mirrored.
+    # The images have one row, so only the third that is not shifted vertically keeps its pixels.
+    # These have 3 horizontal shifts, mirrored or not, with equal probability.
     kept = counts[kinds.any(1)]
     assert len(kept) == 6
     np.testing.assert_allclose(kept / 20_000, 1 / 18, atol=4 * np.sqrt(1 / 18 / 20_000))
@@ -146,12 +147,12 @@ def test_a_batch_split_over_devices_is_augmented_where_it_is():
     compiled = step.lower(KEY, jax.device_put(images, sharding)).compile()
     result = compiled(KEY, jax.device_put(images, sharding))
     np.testing.assert_array_equal(result, augment(KEY, images, max_shift=2, flip=True))
-    # The offsets may travel; no collective moves a whole batch.
+    # Offsets may be communicated between devices, but no all-gather may copy the whole batch.
     assert not [line for line in compiled.as_text().splitlines() if "all-gather" in line]
 
 
 def test_reflected_images_come_in_at_the_edges():
-    """Against NumPy's own padding, of which the shifted image is a window."""
+    """A shifted image is a window of the image as padded by NumPy."""
     images = np.asarray(_images())
     results = np.asarray(jax.jit(random_shift, static_argnums=(2, 3))(KEY, images, 3, "reflect"))
     offsets = set()
@@ -161,7 +162,7 @@ def test_reflected_images_come_in_at_the_edges():
         found = [(y, x) for y, x in windows if np.array_equal(padded[y : y + 6, x : x + 7], result)]
         assert len(found) == 1
         offsets.update(found)
-    assert len(offsets) > 25  # 64 draws of the 49 leave out more than 23 with odds of 1e-5
+    assert len(offsets) > 25  # 64 draws miss more than 23 of the 49 with p < 1e-5
 
 
 def test_an_image_is_mirrored_in_every_other_epoch():
@@ -173,7 +174,8 @@ def test_an_image_is_mirrored_in_every_other_epoch():
     np.testing.assert_array_equal(second, ~first)
     np.testing.assert_array_equal(third, first)
     assert abs(first.mean() - 0.5) < 4 * 0.5 / np.sqrt(2000)
-    # Whatever its place in the batch and its neighbours; another run's key, another half.
+    # The selection depends neither on the position in the batch nor on the other images; the key
+    # of another run selects another half.
     order = np.random.default_rng(1).permutation(2000)[:100]
     moved = alternately_mirrored(KEY, jnp.asarray(images[order]), jnp.int32(0))
     np.testing.assert_array_equal(moved, first[order])
@@ -215,7 +217,7 @@ def test_cutout_blanks_a_square_about_any_pixel(side):
 
 
 def _rectangle(blank) -> tuple[slice, slice]:
-    """The bounds of what is blank; all within must be."""
+    """Returns the bounds of the blank pixels, which must form a rectangle."""
     rows, columns = np.flatnonzero(blank.any(1)), np.flatnonzero(blank.any(0))
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     assert blank[box].all()
@@ -235,13 +237,13 @@ def test_erasing_blanks_a_rectangle_within_the_image():
     assert (heights < 30).all()
     assert (widths < 40).all()
     areas = heights * widths / 1200
-    # Sides are rounded to whole pixels: half a pixel of about 15 each.
+    # Tolerances: sides of about 15 pixels are rounded to whole pixels.
     assert areas.min() > 0.015
     assert areas.max() < 0.36
     logs = np.log(heights / widths)
     assert logs.min() > np.log(0.3) - 0.15
     assert logs.max() < np.log(3.3) + 0.15
-    # The area is uniform, but that some tall ones do not fit: the mean is near the middle.
+    # The area is uniform, except that some tall rectangles do not fit: the mean is near the middle.
     assert abs(areas.mean() - 0.175) < 0.02
     tops = np.array([rows.start / (30 - h) for (rows, _), h in zip(boxes, heights, strict=True)])
     assert abs(tops.mean() - 0.5) < 4 * 0.4 / np.sqrt(len(tops))
@@ -254,7 +256,7 @@ def test_mixup_is_a_weighted_mean_of_neighbours_and_of_their_labels():
     np.testing.assert_array_equal(found.others, np.roll(labels, 1))
     share = np.asarray(found.share)[:, None, None, None]
     expected = share * images + (1 - share) * np.roll(images, 1, axis=0)
-    np.testing.assert_allclose(mixed, expected, rtol=1e-5)  # float32
+    np.testing.assert_allclose(mixed, expected, rtol=1e-5)  # float32 rounding
     assert len(np.unique(share)) == 64
 
 
@@ -264,7 +266,7 @@ def test_weights_of_mixup_are_of_the_beta_distribution(alpha):
     _, found = mix(KEY, jnp.zeros((count, 1, 1, 1)), jnp.zeros(count, jnp.int32), alpha, 0.0)
     share, variance = np.asarray(found.share), 1 / (4 * (2 * alpha + 1))
     assert abs(share.mean() - 0.5) < 4 * np.sqrt(variance / count)
-    assert share.var() == pytest.approx(variance, rel=0.05)  # 4 deviations of it, or more
+    assert share.var() == pytest.approx(variance, rel=0.05)  # at least 4 standard deviations
 
 
 def test_cutmix_puts_a_box_of_the_neighbour_into_an_image():
@@ -273,10 +275,10 @@ def test_cutmix_puts_a_box_of_the_neighbour_into_an_image():
     mixed, other = np.asarray(mixed), np.roll(images, 1, axis=0)
     foreign = (mixed == other).all(-1)
     np.testing.assert_array_equal(mixed, np.where(foreign[..., None], other, images))
-    np.testing.assert_allclose(found.share, 1 - foreign.mean((1, 2)), atol=1e-6)  # float32
+    np.testing.assert_allclose(found.share, 1 - foreign.mean((1, 2)), atol=1e-6)  # rounding
     for box in foreign[foreign.any((1, 2))]:
         _rectangle(box)
-    # Sides are rounded down and cut off at the edges, so that less than half is foreign.
+    # The sides of boxes are rounded down and clipped at the edges: less than half is foreign.
     assert 0.2 < foreign.mean() < 0.45
     assert foreign[:, 0, 0].any()
     assert foreign[:, -1, -1].any()
@@ -287,5 +289,5 @@ def test_with_both_each_image_takes_one():
     mixed, _ = mix(KEY, jnp.asarray(images), jnp.arange(2000), 0.4, 1.0)
     blended = (np.asarray(mixed) != images) & (np.asarray(mixed) != np.roll(images, 1, axis=0))
     blended = blended.any((1, 2, 3))
-    # A weight within float32's rounding of 0 or 1 blends nothing that shows.
+    # Blending with a weight of 0 or 1, up to float32 rounding, has no visible effect.
     assert 0.4 < blended.mean() < 0.6

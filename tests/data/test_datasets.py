@@ -26,7 +26,7 @@ def _prepare(data_dir, train, test=None, **features) -> pathlib.Path:
 
 
 def test_images_labels_and_names_are_those_written(tmp_path):
-    count = 1234  # more than are read at once
+    count = 1234  # more records than are read at once
     _prepare(tmp_path, examples(count, seed=1), examples(7, seed=2))
     data = load_dataset("toy", tmp_path)
     np.testing.assert_array_equal(data.train.images, random_images(count, seed=1))
@@ -49,7 +49,7 @@ def test_statistics_are_those_of_the_training_split(tmp_path):
 
 
 def test_statistics_are_exact():
-    # One black pixel among 2**20 white ones, which sums in float32 would lose.
+    # One black pixel among 2**20 white pixels would be lost in float32 sums.
     images = np.full((1024, 32, 32, 1), 255, np.uint8)
     images[0, 0, 0] = 0
     mean, std = pixel_statistics(images)
@@ -87,7 +87,7 @@ def test_grey_and_jpeg_become_the_declared_channels(tmp_path):
     _prepare(tmp_path, rows)
     images = load_dataset("toy", tmp_path).train.images
     np.testing.assert_array_equal(images[0], np.repeat(grey[0], 3, axis=-1))
-    np.testing.assert_array_equal(images[1], 255)  # no ink
+    np.testing.assert_array_equal(images[1], 255)  # white, since there is no ink
 
 
 @pytest.mark.parametrize(

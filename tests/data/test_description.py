@@ -1,4 +1,4 @@
-"""What is kept of a data set, and what tells another one from it."""
+"""Descriptions of data sets: reading and writing them, and finding differences."""
 
 import dataclasses
 import os
@@ -134,8 +134,8 @@ def test_a_copy_of_a_folder_holds_the_same(folder):
 @pytest.mark.parametrize(
     ("old", "new", "differing"),
     [
-        ("red/00.jpg", "red/01.jpg", {"train"}),  # another name
-        ("red/00.jpg", "red/99.jpg", {"train", "test"}),  # another one is held out for testing
+        ("red/00.jpg", "red/01.jpg", {"train"}),  # another file name
+        ("red/00.jpg", "red/99.jpg", {"train", "test"}),  # another image is held out for testing
         ("red/00.jpg", "blue/00.jpg", {"train", "test"}),
         ("red", "purple", {"class_names"}),
     ],

@@ -68,7 +68,7 @@ def test_two_preparing_at_once_both_succeed(tmp_path, monkeypatch):
 
     def other_process_first(image):
         monkeypatch.setattr(digits, "_png", encode)
-        digits.prepare_digits(str(tmp_path))  # finishes while this one is under way
+        digits.prepare_digits(str(tmp_path))  # completes during the outer preparation
         return encode(image)
 
     monkeypatch.setattr(digits, "_png", other_process_first)

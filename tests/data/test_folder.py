@@ -17,7 +17,7 @@ from multipath_jax.errors import UserError
 
 
 def _write(folder: pathlib.Path, **counts: int) -> None:
-    """Class folders with so many images each."""
+    """Writes class folders with the given numbers of image files."""
     for name, count in counts.items():
         (folder / name).mkdir(parents=True)
         for index in range(count):
@@ -92,7 +92,7 @@ def test_one_split_under_two_names(tmp_path):
 
 @pytest.mark.parametrize("inside", ["", "unknown"])
 def test_images_without_labels_do_not_hide_those_with(tmp_path, inside):
-    """As Kaggle's competitions come: the labels of `test` are the organizers' secret."""
+    """As in Kaggle competitions, which do not publish the labels of `test`."""
     _write(tmp_path / "train", cat=3, dog=3)
     _write(tmp_path / "val", cat=2, dog=1)
     (tmp_path / "test" / inside).mkdir(parents=True)
@@ -116,7 +116,7 @@ def test_images_without_labels_alone_are_nothing_to_test_on(tmp_path):
 
 @pytest.fixture
 def mixed(tmp_path) -> pathlib.Path:
-    """Class folders as people keep them, elsewhere and here, linked and not."""
+    """Class folders with links, some to another folder, nested folders, and files to ignore."""
     here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
     _write(here, cat=2, dog=1)
     _write(elsewhere, owl=2, more=1)
@@ -127,7 +127,7 @@ def mixed(tmp_path) -> pathlib.Path:
     (here / "cat" / "round").symlink_to(here)
     (here / "dog" / "of 2019").mkdir()
     (here / "dog" / "of 2019" / "000.JPG").write_bytes(b"older")
-    (here / "dog" / "more.jpg").symlink_to(elsewhere / "more")  # a folder, whatever its name
+    (here / "dog" / "more.jpg").symlink_to(elsewhere / "more")  # a folder, despite the suffix
     (here / "dog" / "._000.jpg").write_bytes(b"")
     (here / "dog" / ".DS_Store").write_bytes(b"")
     (here / "dog" / ".cache").mkdir()
@@ -169,7 +169,7 @@ def test_one_rule_for_training_and_prediction(mixed):
     assert [str(path.relative_to(mixed)) for path in predicted] == ["beside.jpg", *IN_MIXED]
     assert left_out == LEFT_OUT
     words = builder.notes[-1].removeprefix("left out: ")
-    # Eight of nine reasons, the most frequent first; those equal in number as they were met.
+    # Lists eight of nine reasons, by frequency; equally frequent reasons in order of occurrence.
     assert words.endswith(", and more")
     assert "hidden folders (2), broken links (2), images outside of class folders (1)" in (words)
 

@@ -1,4 +1,4 @@
-"""Training images held out in place of the test split: which ones, and where they come from."""
+"""Held-out training images that replace the test split: their selection and their sources."""
 
 import pathlib
 
@@ -25,12 +25,12 @@ def test_every_class_gives_its_share():
 
 
 def test_which_ones_is_always_the_same_and_no_pattern():
-    """The first of 5,000 in ten classes as in CIFAR-10, written down once."""
+    """Compares with recorded indices: 5,000 held out of 50,000 images in ten classes (CIFAR-10)."""
     labels = np.tile(np.arange(10, dtype=np.int32), 5000)
     _, held = held_out_indices(labels, 5000)
     np.testing.assert_array_equal(np.bincount(labels[held]), [500] * 10)
     assert held[:6].tolist() == [3, 6, 19, 21, 23, 25]
-    # Gaps between the chosen of one class are geometric: their deviation is about their mean, 10.
+    # Gaps between held-out images of a class are geometric: standard deviation and mean are ~10.
     gaps = np.diff(np.flatnonzero(np.isin(np.flatnonzero(labels == 3), held)))
     assert 8 < gaps.std() < 11
 
@@ -48,7 +48,7 @@ def test_a_set_in_memory_is_divided_and_its_test_split_left_alone(tmp_path):
     )
     whole = load_dataset("toy", tmp_path)
     (file,) = pathlib.Path(folder).glob("toy-test*")
-    file.write_bytes(b"")  # whoever reads it fails
+    file.write_bytes(b"")  # reading it fails
     found = load_dataset("toy", tmp_path, holdout=6)
     kept, held = held_out_indices(whole.train.labels, 6)
     for split, indices in ((found.train, kept), (found.test, held)):
@@ -56,7 +56,7 @@ def test_a_set_in_memory_is_divided_and_its_test_split_left_alone(tmp_path):
         np.testing.assert_array_equal(split.labels, whole.train.labels[indices])
     np.testing.assert_array_equal(np.bincount(found.test.labels), [2, 2, 2])
     pixels = whole.train.images[kept] / 255
-    np.testing.assert_allclose(found.mean, pixels.mean((0, 1, 2)), rtol=1e-6)  # float32's digits
+    np.testing.assert_allclose(found.mean, pixels.mean((0, 1, 2)), rtol=1e-6)  # float32 rounding
     assert (found.evaluated, whole.evaluated) == ("held_out", "test")
 
 
@@ -75,7 +75,7 @@ def test_a_set_that_stays_encoded_is_divided_too(folder, tmp_path):
     options = {"size": 16, "source": source}
     whole = open_encoded("photos", tmp_path, **options).train.load(np.arange(22))
     tested = [tmp_path / "test"] if folder else tmp_path.glob("photos/*/photos-test*")
-    for path in tested:  # whoever reads a picture there fails
+    for path in tested:  # reading an image of the test split fails
         for file in path.rglob("*.jpg") if folder else [path]:
             file.write_bytes(b"damaged")
     found = open_encoded("photos", tmp_path, **options, holdout=6)
@@ -89,7 +89,7 @@ def test_a_set_that_stays_encoded_is_divided_too(folder, tmp_path):
 
 
 def test_a_record_that_cannot_be_read_is_not_held_out(tmp_path, monkeypatch):
-    """Its label is not known."""
+    """The label of such a record is unknown."""
     rows = photos.rows(22)
     photos.prepare(tmp_path, rows, rows[:7])
     honest = records._parse

@@ -65,7 +65,7 @@ def test_holds_every_image_once_rescaled_with_its_class_and_name(source, data_di
 
 
 def test_is_what_tfds_would_have_written(source, data_dir, tmp_path):
-    """The same examples through TFDS's own writer are the same records."""
+    """For the same examples, TFDS writes the same records."""
     ours = open_prepared("imagenet256", data_dir)
     rows = _rows(ours, "train")
     images = [

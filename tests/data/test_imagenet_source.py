@@ -37,9 +37,9 @@ def _write_kaggle_labels(path, labels):
 
 
 def _write_devkit(path, labels):
-    """The classes' numbers are not in the order of their names, as in the real one."""
+    """Writes a development kit; as in the real file, class IDs are not in the order of WNIDs."""
     wnids = sorted(set(labels.values()), reverse=True)
-    parent = "n00001740"  # the real file goes on with synsets that have no images
+    parent = "n00001740"  # as in the real file, synsets without images follow
     synsets = np.array(
         [(number, wnid, 0.0) for number, wnid in enumerate([*wnids, parent], 1)],
         dtype=[("ILSVRC2012_ID", float), ("WNID", object), ("num_children", float)],
@@ -197,7 +197,7 @@ def test_a_devkit_that_is_none(folder):
 
 @pytest.fixture
 def repacked(folder, tmp_path) -> pathlib.Path:
-    """The tar files of a user of macOS, who packed the folders' contents by `tar cf FILE .`"""
+    """Tar files that were packed again on macOS, from inside the folders, by `tar cf FILE .`"""
     target = tmp_path / "repacked"
     target.mkdir()
 
@@ -257,7 +257,7 @@ def test_a_link_to_nothing_is_named(tars, name):
 
 
 def test_a_class_folder_may_hold_folders(folder):
-    """As Tiny ImageNet's do."""
+    """The class folders of Tiny ImageNet have a folder `images`."""
     expected = [content for _, _, content in _contents(find_images(folder).train)]
     for parent in list((folder / "train").iterdir()):
         parent.rename(folder / "images")
@@ -268,7 +268,7 @@ def test_a_class_folder_may_hold_folders(folder):
 
 @pytest.mark.parametrize("kind", LABEL_FILES)
 def test_labels_that_windows_marked(folder, kind):
-    """With a byte order mark, and carriage returns at the ends of lines."""
+    """Files that were saved on Windows may have a byte order mark and CRLF line ends."""
     labels = val_labels(folder)
     flatten_val(folder)
     name, write = LABEL_FILES[kind]
@@ -287,7 +287,7 @@ def test_labels_that_contradict_each_other(folder):
     _write_named_labels(path, labels)
     with open(path, "a") as file:
         file.write(f"{val_name(0)} {labels[val_name(0)]}\n")
-    find_images(folder)  # the same twice is no contradiction
+    find_images(folder)  # equal labels do not contradict each other
     with open(path, "a") as file:
         file.write(f"{val_name(0)} {WNIDS[2]}\n")
     message = _error(folder)

@@ -19,7 +19,7 @@ def _encoded(image: Image.Image, kind: str, **options) -> bytes:
 
 
 def _photo(width: int = 24, height: int = 16) -> Image.Image:
-    """Smooth colours: what JPEG is made for."""
+    """Smooth colors, which JPEG encodes with little loss."""
     y, x = np.mgrid[:height, :width] / (height, width)[0]
     pixels = np.stack([x / x.max(), y / y.max(), 1 - x / x.max()], -1) * 255
     return Image.fromarray(pixels.astype(np.uint8))
@@ -45,19 +45,19 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def _png(width: int, height: int) -> bytes:
-    """The header and the first bytes of a PNG of any size."""
+    """The header and the first pixels of a PNG of the given size."""
     header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + _chunk(b"IDAT", zlib.compress(bytes(1000)))
 
 
 def _with_chunks(*chunks: bytes) -> bytes:
-    """A PNG of `_photo` with more chunks after its header."""
+    """A PNG of `_photo` with additional chunks after its header."""
     encoded = _encoded(_photo(), "png")
     header = len(_png(1, 1)) - len(_chunk(b"IDAT", zlib.compress(bytes(1000))))
     return encoded[:header] + b"".join(chunks) + encoded[header:]
 
 
-LONG = zlib.compress(bytes(2_000_000))  # 2 KB of it
+LONG = zlib.compress(bytes(2_000_000))  # 2 KB compressed
 ITXT = b"Comment\0%b\0en\0Comment\0"
 TEXTS = {
     "zTXt": _chunk(b"zTXt", b"Comment\0\0" + LONG),
@@ -75,7 +75,7 @@ def test_long_texts_and_profiles_are_no_part_of_the_picture(kind):
 
 
 def test_a_png_is_turned_by_what_its_short_texts_say():
-    """Beside a long one, before and after it."""
+    """A short text with the orientation is read, before or after a long text."""
     exif = Image.Exif()
     exif[0x0112] = 6
     data = b"Exif\0\0" + exif.tobytes().removeprefix(b"Exif\0\0")
@@ -122,7 +122,7 @@ def test_of_32_bits_nobody_knows_what_is_white(dtype):
 @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "jpeg"])
 def test_compressed_tiff(compression):
     pixels = _pixels(_encoded(_photo(), "tiff", compression=compression))
-    tolerance = 30 if compression == "jpeg" else 0  # its loss, with colours at half the resolution
+    tolerance = 30 if compression == "jpeg" else 0  # JPEG is lossy, with colors at half resolution
     np.testing.assert_allclose(pixels.astype(int), _photo(), atol=tolerance)
 
 
@@ -139,16 +139,16 @@ def test_palette():
 
 
 def test_cmyk_jpeg():
-    # Cyan and yellow ink are green light.
+    # Cyan and yellow ink together are green.
     green = _pixels(_encoded(Image.new("CMYK", (16, 16), (255, 0, 255, 0)), "jpeg"))
-    # JPEG rounds, even where all is of one colour.
+    # JPEG rounds, even if the image has only one color.
     np.testing.assert_allclose(green, np.full_like(green, [0, 255, 0]), atol=3)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_what_is_transparent_is_shown_on_white(mode):
     image = Image.new("RGBA", (4, 4), (0, 0, 0, 255))
-    image.paste((255, 0, 0, 0), (0, 0, 2, 4))  # a colour that nobody sees
+    image.paste((255, 0, 0, 0), (0, 0, 2, 4))  # an invisible color
     image = image.quantize(4) if mode == "P" else image.convert(mode)
     pixels = _pixels(_encoded(image, "png"))
     np.testing.assert_array_equal(pixels[:, :2], 255)
@@ -156,17 +156,17 @@ def test_what_is_transparent_is_shown_on_white(mode):
 
 
 def test_the_content_counts_and_not_the_name():
-    """ImageNet has a PNG whose name ends in .JPEG; `decode` is never told a name."""
+    """ImageNet has a PNG whose name ends in .JPEG; `decode` does not get the name."""
     np.testing.assert_array_equal(_pixels(_encoded(_photo(), "png")), _photo())
 
 
 def test_turned_photographs_are_turned_upright():
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise
     turned = _pixels(_encoded(_photo(24, 16), "jpeg", quality=100, exif=exif, subsampling=0))
     assert turned.shape == (24, 16, 3)
     upright = np.rot90(np.asarray(_photo(24, 16)), -1)
-    np.testing.assert_allclose(turned.astype(int), upright, atol=6)  # JPEG's own loss
+    np.testing.assert_allclose(turned.astype(int), upright, atol=6)  # loss of JPEG
 
 
 def test_damaged_exif_is_no_damage_to_the_picture():
@@ -216,7 +216,7 @@ def test_cut_off_jpeg_says_so():
 def test_too_many_pixels_are_refused_before_decoding(side):
     encoded = _png(side, side)
     assert "more than 100,000,000 pixels" in _reason(encoded)
-    # Decoding what is cut off right after its header would fail for another reason.
+    # Decoding this truncated image would fail for another reason, so its pixels are not decoded.
     assert "more than 100,000,000 pixels" in _reason(encoded[:60])
 
 
@@ -241,11 +241,11 @@ def test_square_gives_up_proportions():
     image = square(_photo(60, 20), 16)
     assert image.size == (16, 16)
     pixels = np.asarray(image, int)
-    assert pixels[8, 0, 0] < 20 < 235 < pixels[8, -1, 0]  # all of the width is there
+    assert pixels[8, 0, 0] < 20 < 235 < pixels[8, -1, 0]  # resized, not cropped
 
 
 def test_square_does_not_alias():
-    # Stripes finer than the result can show become their mean; without a filter they would flicker.
+    # Stripes too fine for the result are averaged; without a filter they would alias.
     stripes = np.zeros((256, 256, 3), np.uint8)
     stripes[:, ::2] = 255
     inner = np.asarray(square(Image.fromarray(stripes), 51), int)[2:-2, 2:-2]
@@ -285,7 +285,7 @@ def test_a_jpeg_of_the_size_is_decoded_as_by_pillow(subsampling, progressive, no
 
 def _turned() -> bytes:
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise
     return _encoded(_photo(32, 32), "jpeg", exif=exif)
 
 
@@ -309,7 +309,7 @@ def _turned_by_xmp(form: str) -> bytes:
     ids=["another size", "no JPEG", "grey", "CMYK", "turned", "by XMP", "by XMP again", "rubbish"],
 )
 def test_other_images_are_pillows(encoded):
-    """Bit for bit."""
+    """Images that are not decoded in place have the same pixels as with Pillow, bit for bit."""
     image = decode(encoded)
     expected = image if image.size == (32, 32) else square(image, 32)
     np.testing.assert_array_equal(_square(encoded, 32), expected)

@@ -1,4 +1,4 @@
-"""Batches that Grain decodes: which examples they hold, from any step on, and what goes wrong."""
+"""The loader of encoded images: order of examples, resuming, worker processes, and errors."""
 
 import itertools
 import multiprocessing
@@ -35,7 +35,7 @@ def dataset(data_dir):
 
 @pytest.fixture(scope="module")
 def by_hand():
-    """The training images, decoded and rescaled one by one."""
+    """The training images, decoded and rescaled without the loader."""
     decoded = (images.decode(row["image"]) for row in photos.rows(TRAIN))
     return np.stack([np.asarray(images.square(image, SIZE)) for image in decoded])
 
@@ -47,7 +47,7 @@ def take(split, count, **options):
 
 
 def indices(batches, by_hand):
-    """Which examples these batches are made of."""
+    """Returns the indices of the examples of each batch."""
     return [
         [next(i for i, image in enumerate(by_hand) if np.array_equal(image, one)) for one in images]
         for images, _ in batches
@@ -69,7 +69,7 @@ def test_an_epoch_is_a_permutation_less_its_last_partial_batch(dataset, by_hand)
     epochs = chosen.reshape(3, -1)
     assert [len(set(epoch)) for epoch in epochs.tolist()] == [PER_EPOCH * BATCH] * 3
     assert len(set(map(tuple, epochs.tolist()))) == 3
-    assert len({frozenset(epoch) for epoch in epochs.tolist()}) > 1  # others are left out
+    assert len({frozenset(epoch) for epoch in epochs.tolist()}) > 1  # the dropped remainder differs
 
 
 def test_another_seed_is_another_order(dataset, by_hand):
@@ -120,7 +120,7 @@ def test_images_of_the_right_size_are_not_resampled(tmp_path):
 
 def test_statistics_are_those_of_the_training_images(dataset, by_hand):
     pixels = by_hand / 255
-    np.testing.assert_allclose(dataset.mean, pixels.mean((0, 1, 2)), rtol=1e-6)  # float32's digits
+    np.testing.assert_allclose(dataset.mean, pixels.mean((0, 1, 2)), rtol=1e-6)  # float32 rounding
     np.testing.assert_allclose(dataset.std, pixels.std((0, 1, 2)), rtol=1e-6)
     assert dataset.image_shape == (SIZE, SIZE, 3)
     assert (len(dataset.train), len(dataset.test)) == (TRAIN, TEST)
@@ -135,7 +135,7 @@ def test_a_folder_of_class_folders_is_a_data_set_as_it_is(tmp_path):
         (folder / f"{index:02}.jpg").write_bytes(row["image"])
     dataset = open_encoded("", None, SIZE, source=tmp_path)
     assert dataset.class_names == tuple(sorted(photos.NAMES))
-    assert (len(dataset.train), len(dataset.test)) == (TRAIN - 6, 6)  # the second of each class
+    assert (len(dataset.train), len(dataset.test)) == (TRAIN - 6, 6)  # the second of every class
     found = dataset.test.load(np.arange(6))
     for pixels, label in zip(found.images, found.labels, strict=True):
         row = rows[6 + photos.NAMES.index(dataset.class_names[label])]
@@ -149,7 +149,7 @@ def test_a_folder_of_class_folders_is_a_data_set_as_it_is(tmp_path):
 
 
 def damaged(tmp_path, bad: dict[int, dict]):
-    """The training split, with some rows changed; the statistics' sample reads all of it."""
+    """Opens a data set with some training rows changed; the statistics read all training images."""
     rows = [row | bad.get(index, {}) for index, row in enumerate(photos.rows(TRAIN))]
     photos.prepare(tmp_path, rows, photos.rows(TEST))
     return open_encoded("photos", tmp_path, SIZE)
@@ -203,7 +203,7 @@ def test_a_record_that_the_reader_refuses_is_named(dataset, monkeypatch):
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended but nobody asked for does not."""
+    """Whether a process is running; zombie processes are not."""
     try:
         return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -222,7 +222,7 @@ def test_workers_change_nothing_and_end(dataset, tmp_path):
         found = list(itertools.islice(batches, 2 * PER_EPOCH))
         workers = [child.pid for child in multiprocessing.active_children()]
         assert len(workers) == 2
-        for pid in workers:  # as when Ctrl-C or a scheduler signals the whole group
+        for pid in workers:  # as Ctrl-C and schedulers signal the whole group
             os.kill(pid, signal.SIGINT)
             os.kill(pid, signal.SIGTERM)
         found += list(itertools.islice(batches, 2))
@@ -231,7 +231,7 @@ def test_workers_change_nothing_and_end(dataset, tmp_path):
 
 
 def test_an_error_in_a_worker_is_that_error_here(tmp_path, monkeypatch):
-    monkeypatch.setattr("multipath_jax.data.datasets._SAMPLE", 1)  # the first, which is whole
+    monkeypatch.setattr("multipath_jax.data.datasets._SAMPLE", 1)  # the first, not damaged
     bad = {index: {"image": b"not an image"} for index in range(8, TRAIN)}
     split = damaged(tmp_path, bad).train
     with (
@@ -274,7 +274,7 @@ def test_no_worker_outlives_a_run_that_is_killed(data_dir):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [{}, {"width": SIZE, "height": SIZE}], ids=["rescaled", "as is"])
 def test_memory_stays_flat_over_ten_thousand_steps(tmp_path, size):
-    """Workers and this process together, once the first thousand steps have filled the caches."""
+    """Memory of all processes, after the first thousand steps, which fill caches."""
 
     def resident() -> int:
         pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
@@ -289,7 +289,7 @@ def test_memory_stays_flat_over_ten_thousand_steps(tmp_path, size):
         before = resident()
         for _ in range(9000):
             next(batches)
-        # A leak of one of the 3 kB batches a step would be 28 MB.
+        # Leaking one batch of 3 kB per step would add up to 28 MB.
         grown = resident() - before
     print(f"{grown / 1e6:.1f} MB")
     assert grown < 10e6

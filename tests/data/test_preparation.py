@@ -16,7 +16,7 @@ from multipath_jax.errors import UserError
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    """15 training images in 4 shards, 6 validation images in 2."""
+    """Makes shards small: 4 for the 15 training images, 2 for the 6 validation images."""
     monkeypatch.setattr(preparation, "_IMAGES_PER_SHARD", 4)
 
 
@@ -26,7 +26,7 @@ def source(tmp_path) -> pathlib.Path:
 
 
 def _prepare(source, data_dir, *, workers=1, on_bad="stop", only=None) -> pathlib.Path:
-    """Prepares, or stops after so many shards; gives the folder of the data set."""
+    """Prepares the data set, or stops after ``only`` shards; returns the folder of the data set."""
     builder = imagenet.builder("full", data_dir)
     found = imagenet.find("full", source)
     splits = {"train": found.train, "validation": found.validation}
@@ -216,7 +216,7 @@ def test_a_data_directory_that_cannot_be_written(source, tmp_path):
 
 def test_a_full_disk(source, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, hard))  # no file may grow beyond
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, hard))  # the maximum size of a file
     try:
         with pytest.raises(UserError, match=r"cannot be written .*free disk space"):
             _prepare(source, tmp_path / "data")
@@ -234,5 +234,5 @@ def test_shards_are_shuffled_and_of_like_size(source, tmp_path):
     assert sum(sizes) == 120
     assert len(sizes) == 30
     labels = [image.label for shard in work.shards for image in shard.images]
-    # Sorted by class there would be 2 changes; at random two thirds of 119 are expected.
+    # Sorted by class, the label changes twice; in random order, in two thirds of 119 pairs.
     assert sum(a != b for a, b in itertools.pairwise(labels)) > 60

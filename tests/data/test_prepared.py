@@ -33,7 +33,7 @@ def no_tensorflow(monkeypatch):
 
 @pytest.fixture
 def tensorflow(monkeypatch):
-    """As if TensorFlow were installed. Returns the commands that were run."""
+    """Simulates that TensorFlow is installed; returns the list of commands that are run."""
     commands = []
     monkeypatch.setattr(prepared, "_has_tensorflow", lambda: True)
     monkeypatch.setattr(prepared.subprocess, "run", lambda command, **_: commands.append(command))
@@ -89,7 +89,7 @@ def test_a_finished_config_does_not_hide_an_aborted_one(tmp_path):
 
 
 def test_another_version_names_those_there(toy):
-    (toy.parent / "incomplete.ABCDEF_2.0.0").mkdir()  # left by an interruption
+    (toy.parent / "incomplete.ABCDEF_2.0.0").mkdir()  # of an interrupted preparation
     assert "has no 'toy:2.0.0', only 1.0.0;" in _error("toy:2.0.0", toy.parents[1])
 
 
@@ -106,7 +106,7 @@ def test_without_tensorflow_the_command_is_given(tmp_path, no_tensorflow, name):
 
 
 def test_the_command_prepares(tmp_path):
-    """Shown with the one registered set that needs neither TensorFlow nor a download."""
+    """Tests the only registered data set that needs neither TensorFlow nor a download."""
     exec(prepared._preparation("digits", tmp_path))
     assert (tmp_path / "digits" / "1.0.0" / "features.json").exists()
 
@@ -115,7 +115,7 @@ def test_cifar_is_prepared_where_tensorflow_is(tmp_path, tensorflow, monkeypatch
     def run(command, *, env, check):
         assert "cifar10" in command[-1]
         assert env["CUDA_VISIBLE_DEVICES"] == ""
-        assert env["TQDM_DISABLE"] == "1"  # there is no terminal
+        assert env["TQDM_DISABLE"] == "1"  # since there is no terminal
         prepare(tmp_path, {"train": examples(5), "test": examples(2)}, name="cifar10")
 
     monkeypatch.setattr(prepared.subprocess, "run", run)
@@ -158,7 +158,7 @@ def test_data_directory_that_cannot_be_written(tmp_path, monkeypatch):
 
 def test_a_full_disk_is_one_line(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, hard))  # no file may grow beyond
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, hard))  # the maximum size of a file
     try:
         message = _error("digits", tmp_path)
     finally:
@@ -168,14 +168,14 @@ def test_a_full_disk_is_one_line(tmp_path):
 
 
 def test_without_a_home_folder(monkeypatch):
-    """As where a container runs as a user that it does not know."""
+    """A container may run as a user that it does not know, who has no home folder."""
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     assert "there is no such home folder" in _error("digits", "~/data")
     assert "there is no such home folder" in _error("digits", pathlib.Path("~"))
 
 
 def test_what_cannot_be_looked_at_is_named(toy, monkeypatch):
-    """Root may look at everything, so that this has to be made up."""
+    """The error is simulated, because root can read all folders."""
 
     def refuse(folder):
         raise PermissionError(13, "Permission denied", str(folder))
@@ -199,7 +199,7 @@ def test_tfrecord_only(toy):
 
 
 def test_array_record_beside_tfrecord_is_read(toy):
-    """As `tfds convert_format` leaves it without --out_dir."""
+    """Without --out_dir, `tfds convert_format` adds array_record to the available formats."""
     path = toy / "dataset_info.json"
     info = json.loads(path.read_text())
     info |= {"fileFormat": "tfrecord", "alternativeFileFormats": ["array_record"]}

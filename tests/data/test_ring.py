@@ -1,4 +1,4 @@
-"""Blocks that two processes share; here one plays both."""
+"""The ring buffer in shared memory, with the writer and the reader in one process."""
 
 import pickle
 import threading

@@ -1,4 +1,4 @@
-"""Several data sets as one: their shape, classes and statistics, and the mixture of the batches."""
+"""Joined data sets: their image shape, classes and statistics, and the mixture in batches."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ def arrays(name="a", count=12, shape=(4, 5, 3), classes=3, seed=0, dtype=np.uint
 
 
 def owners(order):
-    """The number of the data set of each example."""
+    """Returns the index of the data set of each example."""
     return np.searchsorted(np.cumsum(SIZES), order, side="right")
 
 
@@ -51,11 +51,11 @@ def test_every_batch_has_the_proportions():
         for start in range(0, len(order) - BATCH + 1, BATCH):
             counts = np.bincount(owners(order[start : start + BATCH]), minlength=3)
             expected = BATCH * np.array(SHARES) / sum(SIZES)
-            assert np.abs(counts - expected).max() <= 2  # d - 1
+            assert np.abs(counts - expected).max() <= 2  # d - 1 for d data sets
 
 
 def test_no_example_is_repeated_before_all_were_used():
-    """Over epochs: of each data set, the counts of any two examples differ by one at most."""
+    """Over epochs, the counts of any two examples of a data set differ by at most one."""
     found = np.zeros(sum(SIZES), int)
     for order in orders(7):
         np.add.at(found, order, 1)
@@ -70,7 +70,7 @@ def test_by_size_an_epoch_has_every_example_once():
 
 
 def test_batches_are_shuffled():
-    """Or the data set at a place of a batch would be the same in all epochs."""
+    """Otherwise, each position in the batches would belong to the same data set in all epochs."""
     found = np.stack([owners(order) for order in orders(4)])
     assert len(np.unique(found, axis=0)) == 4
     assert not np.array_equal(found[0], owners(*orders(1, key=jax.random.key(1))))

@@ -1,4 +1,4 @@
-"""Every operation against Pillow's own, image by image, at every strength."""
+"""Every operation against Pillow, image by image, for a range of strengths."""
 
 import math
 
@@ -18,7 +18,7 @@ CASES = [(level, sign) for level in (0, 1, 7, 15, 29, 30) for sign in (1, -1)]
 
 
 def photographs(count: int, channels: int = 3) -> np.ndarray:
-    """Smooth noise of few values: what autocontrast and equalize change, and blurring blurs."""
+    """Smooth noise of limited contrast, so that autocontrast, equalize and sharpness change it."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(40, 200, (count, 5, 7, channels), np.uint8)
     enlarge = [Image.fromarray(image.squeeze()).resize((SIDE, SIDE - 4)) for image in coarse]
@@ -30,7 +30,7 @@ def affine(image: Image.Image, *matrix: float) -> Image.Image:
 
 
 def by_pillow(name: str, image: Image.Image, level: int, sign: int) -> Image.Image:
-    """As torchvision's TrivialAugmentWide, and AutoAugment before it, call Pillow."""
+    """Calls Pillow as TrivialAugmentWide of torchvision does, which follows AutoAugment."""
     part = level / (LEVELS - 1)
     shear, shift = sign * 0.99 * part, sign * math.trunc(32 * part)
     enhance = {
@@ -66,11 +66,11 @@ def test_an_operation_is_pillows(name):
         theirs = np.asarray(by_pillow(name, Image.fromarray(image), *case))
         difference = np.abs(ours.astype(int) - theirs)
         if name.startswith(("shear", "rotate")):
-            # Pillow's coordinates are fixed-point numbers: at a border between two pixels, where
-            # a shear or a turn puts some, it may take the other.
+            # Pillow computes coordinates in fixed point, so it may select the other pixel where a
+            # shear or a rotation hits the border between two pixels.
             assert (difference > 0).any(-1).mean() < 0.03, case
         else:
-            # Of a rounded mean, or of a product that is within float32's rounding of an integer.
+            # One grey level, from a rounded mean, or from a product close to an integer in float32.
             assert difference.max() <= 1, case
             assert (difference > 0).mean() < 0.05, case
         changed = name not in ("identity", "autocontrast", "equalize")
@@ -102,14 +102,14 @@ def test_grey_images_are_augmented_too():
 
 
 def test_all_operations_strengths_and_directions_are_as_likely():
-    """The mean picture of many draws is that of all cases, each once."""
+    """The mean image of many draws equals the mean over all cases."""
     every = np.array([(o, v, s) for o in range(14) for v in range(LEVELS) for s in (1, -1)])
     image = photographs(1)[:, ::4, ::4]  # 7x8 pixels are enough
     operation, level, sign = every.T
     cases = transform(image.repeat(len(every), 0), operation, level, sign.astype(np.float32))
     cases = np.asarray(cases, np.float64)
     drawn = np.asarray(trivial_augment(jax.random.key(0), image.repeat(20_000, 0)), np.float64)
-    tolerance = 4.5 * cases.std(0) / np.sqrt(len(drawn))  # 168 means: one beyond in 900 tests
+    tolerance = 4.5 * cases.std(0) / np.sqrt(len(drawn))  # 168 means: 1 of 900 seeds would fail
     assert (np.abs(drawn.mean(0) - cases.mean(0)) < tolerance).all()
 
 
@@ -120,6 +120,6 @@ def test_a_batch_split_over_devices_is_augmented_where_it_is():
     placed = jax.device_put(images, sharding)
     compiled = jax.jit(trivial_augment, out_shardings=sharding).lower(key, placed).compile()
     np.testing.assert_array_equal(compiled(key, placed), trivial_augment(key, images))
-    # Operations and strengths may travel; no pixels do.
+    # Operations and strengths may be communicated between devices, but no pixels.
     gathers = [line for line in compiled.as_text().splitlines() if " all-gather(" in line]
     assert not [line for line in gathers if "u8[8," in line]

@@ -53,7 +53,7 @@ def prepare(data_dir, splits: dict[str, list[dict]], *, name="toy", features=Non
 
 
 def prepare_two(data_dir) -> None:
-    """Writes the data sets ``toy`` of 4x5x3 and ``gray`` of 6x6x1 pixels, of three classes each."""
+    """Writes the data sets ``toy`` (4x5x3 pixels) and ``gray`` (6x6x1), with three classes each."""
     for name, shape, counts in (("toy", (4, 5, 3), (40, 9)), ("gray", (6, 6, 1), (20, 6))):
         splits = {
             split: examples(count, shape, seed)

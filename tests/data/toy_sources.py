@@ -1,4 +1,4 @@
-"""Small photographs, in folders of classes and in tar files laid out like ILSVRC2012's."""
+"""Small images in class folders and in tar files, with the layout of ILSVRC2012."""
 
 import io
 import pathlib
@@ -11,7 +11,7 @@ WNIDS = ("n01440764", "n01443537", "n02105855")
 
 
 def photo(seed: int, width: int = 40, height: int = 30) -> bytes:
-    """A JPEG of smooth noise, its own for each seed."""
+    """A JPEG of smooth noise, different for each seed."""
     noise = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), np.uint8)
     encoded = io.BytesIO()
     Image.fromarray(noise).resize((width, height)).save(encoded, format="jpeg")
@@ -23,7 +23,7 @@ def name_of(wnid: str, index: int) -> str:
 
 
 def write_imagenet(folder: pathlib.Path, wnids=WNIDS, train: int = 5, val: int = 2) -> pathlib.Path:
-    """`train/WNID` and `val/WNID`, so many images a class, each its own."""
+    """Writes `train/WNID` and `val/WNID`, with the given numbers of different images per class."""
     for split, count in (("train", train), ("val", val)):
         for c, wnid in enumerate(wnids):
             parent = folder / split / wnid
@@ -40,7 +40,7 @@ def val_name(number: int) -> str:
 
 
 def val_labels(folder: pathlib.Path) -> dict[str, str]:
-    """Name and WNID of each validation image, sorted by name."""
+    """The WNID of each validation image by file name, sorted by name."""
     return dict(sorted((path.name, path.parent.name) for path in folder.glob("val/*/*")))
 
 
@@ -54,7 +54,7 @@ def flatten_val(folder: pathlib.Path) -> None:
 
 
 def pack(folder: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
-    """The same images in tar files as published; needs labels beside them."""
+    """Packs the images into tar files as published, which need a separate file of labels."""
     target.mkdir()
     with tarfile.open(target / "ILSVRC2012_img_train.tar", "w") as outer:
         for parent in sorted((folder / "train").iterdir(), reverse=True):

@@ -1,4 +1,4 @@
-"""Centre and ten crops against slices by hand, in memory and decoded as they are wanted."""
+"""Center crops and ten crops compared with slices; images in memory or decoded on demand."""
 
 import flax.linen as nn
 import jax
@@ -18,7 +18,7 @@ SIDE, CROP, CLASSES, COUNT = 8, 5, 7, 23
 
 
 def by_hand(image):
-    """The ten crops of one image `[h w c]`."""
+    """The ten crops of an image `[h w c]`, by slicing."""
     far_y, far_x = image.shape[0] - CROP, image.shape[1] - CROP
     places = [(0, 0), (0, far_x), (far_y, 0), (far_y, far_x), (far_y // 2, far_x // 2)]
     five = [image[y : y + CROP, x : x + CROP] for y, x in places]
@@ -79,7 +79,7 @@ class InMemory:
 
 @pytest.fixture(scope="module")
 def splits():
-    """The same examples encoded, and in memory as they come out of the JPEGs."""
+    """The same examples as an encoded split, and in memory, decoded from its JPEGs."""
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -99,7 +99,7 @@ def dataset_of(split):
 
 
 def expected(variables, split):
-    """All errors in percent, one image after the other."""
+    """The loss, and all errors in percent, computed image by image."""
     kernel, bias = (np.float64(variables["params"]["Dense_0"][k]) for k in ("kernel", "bias"))
     prefixes = ("", "ten_crop_", "flip_")
     wrong = {f"{prefix}{name}": [] for prefix in prefixes for name in ("error", "top5_error")}
@@ -125,7 +125,7 @@ def test_both_ways_are_exact_at_any_batch_size(splits, kind, batch_size):
     variables = Linear().init(jax.random.key(1), jnp.zeros((1, CROP, CROP, 3)))
     mesh, views = make_mesh(default_config()), Views(CROP, ten=True, flip=True)
     evaluator = make_evaluator(Linear(), dataset_of(split), batch_size, mesh, None, views)
-    for _ in range(2):  # nothing is left over from the first time
+    for _ in range(2):  # the second evaluation does not depend on the first
         found = evaluator(variables)
         wanted = expected(variables, splits[1])
         assert found.keys() == wanted.keys()

@@ -11,7 +11,7 @@ from multipath_jax.parallel.devices import make_mesh
 
 
 class Linear(nn.Module):
-    """Statistics of the batch would make examples depend on their neighbours and the padding."""
+    """A network with BatchNorm: batch statistics would mix examples with others and padding."""
 
     num_classes: int
 
@@ -31,7 +31,7 @@ def dataset(classes, examples=37):
 
 
 def by_hand(model, variables, data):
-    """The same measures in NumPy, one example after the other."""
+    """The expected metrics, computed in NumPy example by example."""
     images = (data.test.images / np.float64(255) - data.mean) / data.std
     kernel, bias = (np.float64(variables["params"]["Dense_0"][k]) for k in ("kernel", "bias"))
     logits = images.reshape(len(images), -1) / np.sqrt(1 + 1e-5) @ kernel + bias

@@ -1,4 +1,4 @@
-"""A network of two routers and two paths, and images of 8x8 pixels, for all tests of figures."""
+"""A network with two routers and two paths, and images of 8x8 pixels, for the tests of figures."""
 
 import copy
 import dataclasses
@@ -26,7 +26,7 @@ MEAN, STD = np.float32([0.4, 0.5]), np.float32([0.2, 0.3])
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What `observe.Trained` asks for."""
+    """A trained network, as `multipath_jax.gates.Trained` requires."""
 
     model: nn.Module
     variables: PyTree
@@ -37,7 +37,7 @@ class Trained:
 
 
 def images(count=11, seed=0):
-    """Random, each with a brightness of its own, so that gates differ among them."""
+    """Random images of different brightness, so that the gates differ between them."""
     rng = np.random.default_rng(seed)
     low = rng.integers(0, 200, (count, 1, 1, 2))
     return (low + rng.integers(0, 56, (count, 8, 8, 2))).astype(np.uint8)
@@ -48,7 +48,7 @@ def labels(count=11):
 
 
 def network(kind="CC", paths=2, seed=0, gain=8.0, channels=2):
-    """Two routers; ``gain`` multiplies the gates' last kernels: fresh ones hardly choose."""
+    """A network with two routers. ``gain`` scales the gates' last kernels, which start small."""
     trained = copy.deepcopy(_fresh(kind, paths, seed, channels))
     for name in ("router_1", "router_2"):
         trained.variables["params"][name]["gate"]["w2"] *= gain
@@ -70,7 +70,7 @@ def _fresh(kind, paths, seed, channels):
 
 
 def initialized(model, channels, seed=0):
-    """The network before training, its variables as NumPy arrays of one's own."""
+    """The untrained network, with its variables as writable NumPy arrays."""
     images = jnp.zeros((1, 8, 8, channels))
     variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(seed), images)
     kept = {key: tree for key, tree in variables.items() if key != "intermediates"}
@@ -78,6 +78,6 @@ def initialized(model, channels, seed=0):
 
 
 def without_routers(channels=2):
-    """One convolutional stage and a dense layer."""
+    """A network of one convolutional stage and a dense layer."""
     model = MultiPath((ConvStage((4,), name="stage_1"), DenseLayer(3, relu=False, name="dense_1")))
     return initialized(model, channels)

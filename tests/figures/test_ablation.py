@@ -1,4 +1,4 @@
-"""The error without data-dependence: the wanted gates are replaced, as wanted, and no others."""
+"""Tests of the ablation of data-dependence: only the selected gates are replaced, and correctly."""
 
 import copy
 import dataclasses
@@ -29,13 +29,13 @@ def test_the_networks_own_gates_change_nothing(kind):
     trained, found = observed(kind)
     network = ablation._Network(trained, found)
     logits = network.logits(IMAGES, own_gates(found), np.array([True, True]), batch_size=8)
-    # Batches of another size: products of float32 in another order.
+    # Another batch size changes the order of summation in float32.
     np.testing.assert_allclose(logits, found.logits, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["CC", "CP"])
 def test_given_gates_are_what_parameters_for_such_gates_would_be(kind):
-    """For the first images one set of gates, for the others another."""
+    """The first 10 images get one set of gates, and the others get another."""
     trained, found = observed(kind)
     network = ablation._Network(trained, found)
     rng = np.random.default_rng(0)
@@ -49,7 +49,7 @@ def test_given_gates_are_what_parameters_for_such_gates_would_be(kind):
 
 
 def with_gates(trained, gates):
-    """The network with parameters of its gates that give these ``[m n]``, whatever the image."""
+    """The network with parameters that give these gates, ``[m n]``, for every image."""
     variables = copy.deepcopy(trained.variables)
     for number, values in enumerate(gates, start=1):
         params = variables["params"][f"router_{number}"]["gate"]
@@ -72,7 +72,7 @@ def test_only_the_marked_routers_are_replaced():
 
 @pytest.mark.parametrize("kind", ["CC", "CP"])
 def test_gates_that_do_not_depend_on_the_image_are_worth_nothing(kind):
-    trained = small_networks.network(kind, gain=0.0)  # all gates are even
+    trained = small_networks.network(kind, gain=0.0)  # all gates are uniform
     outcomes = ablation.ablate(trained, IMAGES, LABELS, observe(trained, IMAGES))
     assert len(outcomes) == 1 + 3 * 3
     assert [outcome.change for outcome in outcomes] == [0] * 10

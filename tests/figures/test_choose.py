@@ -1,4 +1,4 @@
-"""What the flags of figures choose, and what they refuse."""
+"""Tests of the flags that select gates, classes, images and layers, and of their errors."""
 
 import pathlib
 
@@ -66,7 +66,7 @@ def test_what_is_not_there_is_refused_with_what_is(make, message):
 def test_the_most_variable_gates_are_one_of_each_vector_and_in_order():
     rng = np.random.default_rng(0)
 
-    def router(name, scales):  # [m n] deviations
+    def router(name, scales):  # [m n], standard deviations
         scales = np.array(scales)
         gates = np.moveaxis(0.5 + scales * rng.standard_normal((50, *scales.shape)), 1, 0)
         m, b, n = gates.shape

@@ -1,4 +1,4 @@
-"""Gates by class (Fig. 10, the matrix, the clusters), against NumPy by hand."""
+"""Tests of gates by class (Fig. 10, the matrix, the clusters) against values from NumPy."""
 
 import os
 
@@ -15,7 +15,7 @@ NAMES = ("ant", "bee", "cat")
 
 
 def observation(first, second):
-    """One router on one tensor and one on two, two outputs each, from the gates to output 1."""
+    """Records of routers with one and two inputs, and two outputs, from the gates to output 1."""
 
     def record(name, to_one):  # [m b]
         gates = np.stack([to_one, 1 - to_one], axis=-1)
@@ -37,10 +37,10 @@ def test_a_histogram_counts_the_images_of_its_class():
     assert [[one.class_name for one in row] for row in rows] == [["cat", "ant", "bee"]] * 2
     counts = rows[0][0].counts
     assert counts.sum() == 3
-    assert (counts[10], counts[19]) == (1, 2)  # 0.51; 0.97 and 1, which the last bin includes
+    assert (counts[10], counts[19]) == (1, 2)  # 0.51; 0.97 and 1: the last bin includes 1
     assert rows[0][1].counts.tolist() == [2] + [0] * 18 + [1]
     assert rows[1][0].mean == pytest.approx(0.9)
-    assert np.isnan(rows[0][2].mean)  # there are no bees
+    assert np.isnan(rows[0][2].mean)  # there are no images of bees
     assert rows[0][2].counts.sum() == 0
 
 
@@ -67,7 +67,7 @@ WRITTEN = ("_$x$", r"caf\xe9", "猫")
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that were saved."""
+    """A list to which all saved figures are added."""
     figures = []
     save = style.save
 
@@ -80,7 +80,7 @@ def drawn(monkeypatch):
 
 
 def _texts(figure):
-    """The texts by what they say."""
+    """The text objects of a figure by their strings."""
     return {text.get_text(): text for text in figure.findobj(Text)}
 
 
@@ -97,7 +97,7 @@ def test_names_of_any_kind_are_drawn_as_they_are(tmp_path, drawn, suffix):
         texts = _texts(figure)
         assert set(WRITTEN) <= texts.keys()
         assert not any(texts[name].get_parse_math() for name in WRITTEN)
-    assert _texts(drawn[0])["$g_{11}^{1}$\nimages (%)"].get_parse_math()  # these are ours
+    assert _texts(drawn[0])["$g_{11}^{1}$\nimages (%)"].get_parse_math()  # our own label
     clusters.draw(path, found, labels, STRANGE, [0])
     (legend,) = drawn[-1].legends
     assert [text.get_text() for text in legend.get_texts()] == ["other classes", "_$x$"]

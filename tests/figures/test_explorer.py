@@ -1,4 +1,4 @@
-"""What the page is given: numbers and pictures small enough to travel with it."""
+"""Tests of the data that are embedded in the page: compact numbers and thumbnails."""
 
 import base64
 import io
@@ -18,7 +18,7 @@ def integers(text):
 
 
 def smooth_images(count, side=32):
-    """Colour gradients, as compressible as photographs."""
+    """Color gradients, which are as compressible as photographs."""
     rng = np.random.default_rng(0)
     corners = rng.integers(0, 256, (count, 2, 2, 3)).astype(np.uint8)
     resized = [Image.fromarray(corner).resize((side, side)) for corner in corners]
@@ -26,7 +26,7 @@ def smooth_images(count, side=32):
 
 
 def thumbnail(sheets, number):
-    """The image as the page cuts it out."""
+    """Cuts a thumbnail out of its sheet, as the page does."""
     kind, content = sheets["sheets"][number // sheets["perSheet"]].split(",")
     assert kind == "data:image/webp;base64"
     sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
@@ -67,7 +67,7 @@ def test_gates_are_kept_to_half_a_step(packed):
 def test_the_likeliest_classes_come_first(packed):
     pack, observation = packed
     likeliest = pack["images"]["likeliest"]
-    assert likeliest["count"] == 3  # there are no more
+    assert likeliest["count"] == 3  # there are only three classes
     classes = integers(likeliest["classes"]).reshape(4, 3)
     kept = integers(likeliest["probabilities"]).reshape(4, 3) / 65535
     rows = observation.probabilities[[0, 3, 7, 10]]
@@ -84,13 +84,13 @@ def test_few_pixels_are_kept_as_they_are():
 
 def test_many_pixels_are_compressed_in_sheets(monkeypatch):
     monkeypatch.setattr(explorer, "LOSSLESS", 0)
-    monkeypatch.setattr(explorer, "SHEET_SIDE", 128)  # four tiles of 48 pixels
+    monkeypatch.setattr(explorer, "SHEET_SIDE", 128)  # four tiles of 48x48 pixels per sheet
     images = smooth_images(11, side=40)
     sheets = explorer.thumbnails(images)
     assert (sheets["perSheet"], len(sheets["sheets"])) == (4, 3)
     for number, image in enumerate(images):
         difference = np.abs(thumbnail(sheets, number).astype(int) - image)
-        assert difference.mean() < 8  # of 255: compressed, and the right one
+        assert difference.mean() < 8  # of 255: a lossy copy of the right image
     assert np.abs(thumbnail(sheets, 0).astype(int) - images[1]).mean() > 20
 
 

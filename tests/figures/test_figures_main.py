@@ -1,4 +1,4 @@
-"""The program: every figure of a run, the same from the same seed, and errors in one line."""
+"""Tests of `multipath_jax.figures` as a program: all figures of a run, seeds, error messages."""
 
 import json
 import re
@@ -32,7 +32,7 @@ NUMBERS = {"weights", "clusters", "ablation"}
 
 
 def loaded(workdir, trained, name):
-    """A run as `load_run` gives it; its workdir holds nothing."""
+    """A run as returned by `load_run`, with an empty workdir."""
     split = Split(small_networks.images(30)[..., :1], small_networks.labels(30))
     dataset = Dataset(
         "random",
@@ -53,7 +53,7 @@ def loaded(workdir, trained, name):
 
 @pytest.fixture(autouse=True)
 def quick_tradeoff(monkeypatch):
-    """Its labels take seconds to place; it has tests of its own."""
+    """Replaces drawing the tradeoff figure, which takes seconds and is tested separately."""
     monkeypatch.setattr(figures.plot, "draw", lambda path, panels: path.write_text(str(panels)))
 
 
@@ -89,7 +89,7 @@ def test_every_figure_is_drawn_and_the_same_seed_draws_the_same(routed, capsys):
     for name in PICTURES - {"tradeoff"}:
         with Image.open(routed / "a" / f"{name}.png") as picture:
             assert 500 <= picture.width <= 1600
-            assert len(np.unique(np.asarray(picture.convert("L")))) > 20  # something is drawn
+            assert len(np.unique(np.asarray(picture.convert("L")))) > 20  # not an empty picture
 
 
 def test_figures_go_into_the_workdir_and_replace_older_ones(routed):
@@ -114,7 +114,7 @@ def test_all_on_one_page(routed):
 
 
 def test_images_that_were_held_out_are_called_so(routed, capsys, monkeypatch):
-    """Here on the page, in the figures and in errors."""
+    """On the page, in the figures and in error messages."""
     figures.load_run(None, None).config.dataset.holdout = 30
     written, save = [], Figure.savefig
 

@@ -1,4 +1,4 @@
-"""Watching a network: what routers record, in order, whatever the size of the batches."""
+"""Tests of `observe` and `outline`: records of routers in order, for any batch size."""
 
 from functools import partial
 
@@ -51,7 +51,7 @@ def test_every_image_is_observed_once_at_any_batch_size(batch_size):
     found = observe(trained, images, batch_size)
     apply = jax.jit(partial(trained.model.apply, train=False, mutable=["intermediates"]))
     logits, recorded = apply(trained.variables, trained.prepare(images))
-    # The last bits of a convolution differ with the size of the batch.
+    # The rounding of a convolution depends on the batch size.
     np.testing.assert_allclose(found.logits, logits, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found.probabilities.sum(1), 1, rtol=1e-5)
     assert [router.name for router in found.routers] == ["router_1", "router_2"]
@@ -61,7 +61,7 @@ def test_every_image_is_observed_once_at_any_batch_size(batch_size):
             got = getattr(router, key)
             np.testing.assert_allclose(got, records[key][0], rtol=1e-4, atol=1e-5)
     assert found.routers[1].gates.shape == (3, 11, 3)
-    assert found.routers[1].gates.std(1).min() > 1e-3  # images differ: none was taken for another
+    assert found.routers[1].gates.std(1).min() > 1e-3  # images differ, so a wrong order would fail
 
 
 def test_vectors_have_the_gates_of_an_image_in_a_row():

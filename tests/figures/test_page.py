@@ -1,4 +1,4 @@
-"""The page in a browser: what it shows is what NumPy says of the same observation."""
+"""Browser tests of the page: it shows the values that NumPy computes from the same records."""
 
 import json
 import os
@@ -22,12 +22,12 @@ from multipath_jax.runs import LoadedRun
 CLASSES = ("ant", "<b>bee</b> & {{data}}", "</script><script>document.title = 'broken'</script>")
 IMAGES, LABELS = small_networks.images(60), small_networks.labels(60)
 BINS = 20
-# The page keeps numbers in steps of 1/65,535 and prints gates to 3 places, distances to 4.
+# The page stores numbers in units of 1/65,535, and prints gates to 3 and distances to 4 decimals.
 GATE, DISTANCE = 0.0006, 0.0002
 
 
 def start_browser(profile):
-    """Headless Chromium and its driver, from the system; nothing is fetched or reported."""
+    """Starts the system's Chromium and driver, headless, without downloads or usage reports."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
     browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not (browser and driver):
@@ -61,14 +61,14 @@ def browser(tmp_path_factory):
 
 
 def measured(epoch):
-    """A line of metrics.jsonl."""
+    """The line of metrics.jsonl for an epoch."""
     routing = {"routing/router_1/entropy": 0.5, "routing/router_1/share_1": 0.25}
     values = {"step": 10 * epoch, "epoch": float(epoch), "train/loss": 1 / epoch, "seconds": 7.0}
     return values | routing | {"test/error": None if epoch == 3 else 10.0 + (epoch - 2) ** 2}
 
 
 def as_run(trained, workdir):
-    """A tiny network as a run that was trained for four epochs."""
+    """A run of a tiny network, with metrics of four epochs."""
     config = default_config()
     config.model.name, config.dataset.name = "Tiny", "<noise>"
     shape, none = (8, 8, 2), Examples(0, "")
@@ -87,7 +87,7 @@ def observation():
 
 @pytest.fixture(scope="module")
 def write(tmp_path_factory, observation):
-    """Writes a page of the network with so many of the images; gives its address."""
+    """A function that writes a page with the given number of images, and returns its address."""
 
     def page(count=60):
         folder, trained = tmp_path_factory.mktemp("run"), small_networks.network()
@@ -102,14 +102,14 @@ def write(tmp_path_factory, observation):
 
 
 class Page:
-    """A page and what a reader does with it."""
+    """A page in the browser, and the actions of a user."""
 
     def __init__(self, driver, address):
         from selenium.webdriver.support.wait import WebDriverWait
 
         self.driver = driver
         driver.set_window_size(1280, 900)
-        driver.get("about:blank")  # else a mere change of the fragment would load nothing
+        driver.get("about:blank")  # otherwise, a change of the fragment only would not reload
         driver.get_log("browser")
         driver.get(address)
         ready = "return document.documentElement.dataset.ready"
@@ -153,7 +153,7 @@ class Page:
 
 @pytest.fixture(scope="module")
 def whole(browser, write):
-    """All images; the tests share the page and choose what they need."""
+    """The browser, and the address of a page with all images that the tests share."""
     return browser, write()
 
 
@@ -185,7 +185,7 @@ def test_tensors_are_as_red_as_they_are_strong(page, observation):
     router = observation.routers[1]
     shares = [s[:, 5] / s[:, 5].sum() for s in (router.input_strength, router.output_strength)]
     reds = [float(text) for text in page.attributes("#route rect.tensor", "fill-opacity")]
-    np.testing.assert_allclose(reds[-4:], np.concatenate(shares), atol=1e-4)  # of two: half is even
+    np.testing.assert_allclose(reds[-4:], np.concatenate(shares), atol=1e-4)  # 0.5: equally strong
 
 
 def test_pointing_at_a_gate_says_its_value(page, observation):
@@ -204,7 +204,7 @@ def test_the_picture_is_the_image(page):
         "[...document.querySelector('#picture canvas').getContext('2d')"
         ".getImageData(0, 0, 8, 8).data]"
     )
-    grey = IMAGES[11, ..., 0]  # the second of two channels is taken for transparency
+    grey = IMAGES[11, ..., 0]  # the second of two channels is read as transparency
     np.testing.assert_array_equal(np.reshape(pixels, (8, 8, 4))[..., 0], grey)
 
 
@@ -222,7 +222,7 @@ def test_the_nearest_are_the_nearest(page, observation, router, metric):
     order = np.delete(np.arange(60), 23)
     order = order[np.argsort(distances[order], kind="stable")][:12]
     shown = [int(text) for text in page.attributes("#nearest button", "data-number")]
-    # Two that are as near to 1e-4 may change places.
+    # Images whose distances are equal to about 1e-4 may be swapped.
     np.testing.assert_allclose(distances[shown], distances[order], atol=DISTANCE)
     assert len(set(shown)) == 12
     assert 23 not in shown
@@ -266,7 +266,7 @@ def test_images_are_found_by_class_and_by_error(page, observation):
     page.select("#class", "ant")
     page.one("#wrong").click()
     fitting = np.flatnonzero((LABELS == 0) & wrong)
-    assert len(fitting) > 2  # or there would be nothing to go through
+    assert len(fitting) > 2  # otherwise, there would be no images to step through
     seen = [page.number]
     for _ in fitting:
         page.one("#next").click()
@@ -281,9 +281,9 @@ def test_images_are_found_by_class_and_by_error(page, observation):
 def test_arrow_keys_go_through_the_images(page):
     page.choose(30)
     body = page.one("#previous")
-    body.send_keys("\ue014")  # right
+    body.send_keys("\ue014")  # right arrow
     assert page.number == 31
-    body.send_keys("\ue012\ue012")  # left, twice
+    body.send_keys("\ue012\ue012")  # left arrow, twice
     assert page.number == 29
 
 
@@ -348,7 +348,7 @@ def test_it_fits_a_phone(page):
     try:
         assert page.run("innerWidth") == 390
         assert page.run("document.documentElement.scrollWidth") <= 390
-        assert page.run("document.querySelector('#route').scrollWidth") > 390  # scrolls by itself
+        assert page.run("document.querySelector('#route').scrollWidth") > 390  # scrolls separately
     finally:
         page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
@@ -357,7 +357,7 @@ def test_fewer_images_than_the_split_has(browser, write):
     page = Page(browser, write(count=7))
     assert "7 of the 60 test images" in page.one("#scope").text
     page.choose(22)
-    assert page.number == 20  # of 0, 10, 20, 30, 39, 49, 59
+    assert page.number == 20  # nearest of 0, 10, 20, 30, 39, 49, 59
     assert page.one("#position").text == "22 is not on this page; the nearest is shown"
     assert page.errors == []
 

@@ -1,4 +1,4 @@
-"""Routes of a discrete network: counts and information by hand, the program, the drawing."""
+"""Tests of the routes of discrete networks: counts, information, the program and the drawing."""
 
 import itertools
 
@@ -26,7 +26,7 @@ def record(chosen):
 
 
 def made_up(first, second):
-    """Two routers with k = 1 of two paths: where each image goes."""
+    """Records of two routers that choose k = 1 of two paths, from the choices for each image."""
     first, second = np.asarray(first), np.asarray(second)
     one = np.eye(2, dtype=bool)[first][None]
     two = np.zeros((2, len(first), 2), bool)
@@ -41,10 +41,10 @@ def test_routes_are_counted_by_class():
     )
     assert found.possible == 4
     rows = [(row.name, row.images, row.routes, row.most) for row in found.taken]
-    # 9, 8, 2 and 1 images: 19 of 20 take three routes, and 18 is 90 %.
+    # The routes have 9, 8, 2 and 1 images; 90 % of all images are 18, which needs three routes.
     assert rows == [("all", 20, 4, 3), ("ant", 10, 2, 2), ("cat", 10, 2, 1)]
     whole, first, second = found.information
-    np.testing.assert_allclose([whole.bits, first.bits], [1, 1])  # the first router knows
+    np.testing.assert_allclose([whole.bits, first.bits], [1, 1])  # router 1 determines the class
     assert second.bits < 0.05
     assert whole.entropy == 1
     assert 0 <= whole.chance < 0.5
@@ -90,7 +90,7 @@ def test_routes_draw_only_what_is_active():
     routes._Strip(axes, routes._Plan(found), found, 0).draw()
     edges = [line for line in axes.lines if line.get_color() != style.GREY]
     assert len(edges) == 2  # one at each router
-    # At each router an input, a gate and an output; a stage, a dense layer; the mean of the paths.
+    # An input, a gate and an output per router; the stage; the dense layer; the mean of the paths.
     assert len(axes.patches) == 2 * 3 + 2 + 1
 
 

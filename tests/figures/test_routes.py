@@ -1,4 +1,4 @@
-"""Fig. 8: the strengths by hand, and a picture for any number of paths."""
+"""Tests of Fig. 8: strengths, against values by hand, and drawings of any number of paths."""
 
 import os
 
@@ -19,7 +19,7 @@ def test_strength_is_the_share_of_the_routers_parallel_tensors():
 
 
 def made_up(inputs, outputs, stacks, count):
-    """Routes of random images: any network, none of which has to be computed."""
+    """Routes with random images and records for any network, without computing the network."""
     rng = np.random.default_rng(0)
 
     def router(m, n):

@@ -1,4 +1,4 @@
-"""Fig. 11: the distance against its definition, and the paths that are compared."""
+"""Tests of Fig. 11: the distance, against its definition, and the compared layers and paths."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from multipath_jax.gates import outline
 
 
 def by_definition(a, b):
-    """The largest difference between the shares of values up to any value."""
+    """The largest difference between the two empirical distribution functions."""
     both = np.concatenate([a, b])
     return max(abs((a <= x).mean() - (b <= x).mean()) for x in both)
 

@@ -1,7 +1,7 @@
-"""Programs that stand in for gcloud, Slurm's and Python's, and record what they were called with.
+"""Fake programs in place of gcloud, Slurm's commands and Python, which record their arguments.
 
-Each is a file of Python in a folder that comes first on PATH; what it records and is told lies
-in the folder that the variable STAND_IN names.
+Each fake is a Python script in a folder that comes first in PATH. Its records, and the answers that
+a test sets for it, are files in the folder given by the environment variable STAND_IN.
 """
 
 import json
@@ -20,8 +20,8 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 LAUNCH = ROOT / "launch"
 
-# All that the scripts may find beside the stand-ins: were the system's own folders on PATH, a test
-# without a stand-in would reach a real gcloud, and with it somebody's project.
+# All programs that the scripts can find in addition to the fakes. The system's folders are not in
+# PATH: otherwise, a test without a fake gcloud would call the real one, with the user's project.
 TOOLS = re.findall(
     r"\S+",
     """
@@ -30,7 +30,7 @@ TOOLS = re.findall(
     """,
 )
 
-# Every stand-in begins so: `told(name)` is what a test wrote for it.
+# The start of every fake. `told(name)` returns the answer that a test has set by `Fakes.tell`.
 PRELUDE = """#!{python} -SE
 import json, os, pathlib, shutil, signal, subprocess, sys, time
 HERE = pathlib.Path(os.environ["STAND_IN"])
@@ -46,7 +46,8 @@ def told(name, default=None):
 
 """
 
-# The run: prints its flags, goes on until SIGTERM, SIGINT, or what its own flags say.
+# The fake training run: prints its flags, then runs until SIGTERM, SIGINT or `tell(finish=True)`,
+# unless its flags request another end.
 RUN = """
 def train():
     index = next((int(a.split("=")[1]) for a in argv if a.startswith("--process_id=")), 0)
@@ -101,7 +102,8 @@ else:
 """
 )
 
-# The flags of each command that the scripts use, for GA; of the alpha track those more.
+# The flags of the gcloud commands that the scripts use: those of the GA track, and additional ones
+# of the alpha track.
 GCLOUD_FLAGS = {
     "queued-resources create": """
         accelerator-type runtime-version node-id node-count node-prefix async data-disk description
@@ -125,16 +127,16 @@ GCLOUD_FLAGS_ALPHA = {
     "tpu-vm scp": "batch-size tunnel-through-iap",
 }
 
-# What gcloud prints on the standard error of commands that do well.
+# Messages that gcloud prints to standard error when commands succeed.
 CHATTER = re.compile(
     r"^(WARNING: .*gcloud.*|Using ss?h?c?p? batch size .*|S(SH|CP): Attempting to connect .*"
     r"|(Create|Delete) request issued for: .*|##### Command execution on worker .*)\n",
     re.MULTILINE,
 )
 
-# A TPU's workers are the folders worker0, ..., of NODE where there is such a folder. One copy of a
-# command runs on each, at the same time; a connection that breaks leaves it there, and the command
-# is begun once more.
+# The workers of a TPU are the folders worker0, ... in the folder of the node if that exists, and in
+# HERE otherwise. A command runs on all workers at the same time. With `connection_breaks`, it is
+# started a second time while the first one continues, as by gcloud after a lost connection.
 GCLOUD = (
     PRELUDE
     + f"FLAGS = {GCLOUD_FLAGS!r}\nALPHA = {GCLOUD_FLAGS_ALPHA!r}\n"
@@ -253,8 +255,8 @@ sys.exit(1) if told("no_sudo") else os.execvp(argv[1], argv[1:])
 """
 )
 
-# The task is a child. Like the real one it turns a SIGTERM of its own into the task's death, unless
-# it is new enough to be told not to; and it binds GPUs for --gpus-per-task.
+# The task is a child process. Like the real srun, the fake kills the task when it receives SIGTERM,
+# unless it is a version with --ignore-signals, and binds GPUs with --gpus-per-task.
 SRUN = (
     PRELUDE
     + """
@@ -310,10 +312,10 @@ if argv[0] == "show":
 
 
 class Fakes:
-    """A folder of stand-ins, and an environment in which they come first."""
+    """A folder of fake programs, and an environment in which they come first in PATH."""
 
     def __init__(self, folder: Path, **programs: str):
-        """Makes them; a program's name is its keyword with - for _ and . for two of them."""
+        """Writes the fakes, whose sources are given by name; ``__`` in a name stands for a dot."""
         self.folder = folder
         self._earlier = processes.children()
         bin_folder = folder / "bin"
@@ -322,11 +324,11 @@ class Fakes:
         tools.mkdir()
         for name in TOOLS:
             if not (program := shutil.which(name)):
-                pytest.skip(f"{name} is not installed")  # as in containers without procps
+                pytest.skip(f"{name} is not installed")  # such as ps in containers without procps
             (tools / name).symlink_to(program)
         for name, source in programs.items():
             self._write(bin_folder / name.replace("__", "."), source)
-        # Nothing of the caller's TPU_, SLURM_ or JAX_ variables reaches the scripts.
+        # The scripts do not get the TPU_, SLURM_ and JAX_ variables of the caller.
         kept = {k: os.environ[k] for k in ("LANG", "LC_ALL", "TMPDIR") if k in os.environ}
         self.env = {
             **kept,
@@ -341,7 +343,7 @@ class Fakes:
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
     def tell(self, **answers) -> None:
-        """What the stand-ins shall say or do; None takes it back."""
+        """Sets answers of the fakes by name, with ``__`` for a hyphen; None removes an answer."""
         for name, answer in answers.items():
             path = self.folder / f"{name.replace('__', '-')}.json"
             if answer is None:
@@ -350,21 +352,21 @@ class Fakes:
                 path.write_text(json.dumps(answer))
 
     def calls(self, name: str) -> list:
-        """What was recorded so far."""
+        """Returns the entries that were recorded under a name so far."""
         path = self.folder / f"{name}.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def forget(self) -> None:
-        """Begins the records anew."""
+        """Deletes all records."""
         for path in self.folder.glob("*.jsonl"):
             path.unlink()
 
     def end(self) -> None:
-        """Kills what is left of the programs that a test started."""
+        """Kills the remaining processes of the test."""
         processes.end(self._earlier)
 
     def start(self, *command, **options) -> subprocess.Popen:
-        """Starts a program with the stand-ins, in a process group of its own."""
+        """Starts a program in the environment of the fakes, in a new session and process group."""
         pipe = subprocess.PIPE
         options = {"stdin": subprocess.DEVNULL, "stdout": pipe, "stderr": pipe, **options}
         env = {**self.env, **options.pop("env", {})}
@@ -377,7 +379,7 @@ class Fakes:
         )
 
     def run(self, *command, input=None, **options) -> subprocess.CompletedProcess:
-        """Runs a program to its end."""
+        """Runs a program and waits for its end."""
         if input is not None:
             options["stdin"] = subprocess.PIPE
         with self.start(*command, **options) as process:
@@ -386,7 +388,7 @@ class Fakes:
 
 
 def wait_until(condition, seconds: float = 60):
-    """The condition's first true value."""
+    """Waits until a condition is true, and returns its value."""
     end = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < end, "waited in vain"
@@ -395,7 +397,7 @@ def wait_until(condition, seconds: float = 60):
 
 
 def alive(pid: int) -> bool:
-    """Whether a process is there and has not ended."""
+    """Whether a process exists and is not a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,7 +1,8 @@
-"""What gcloud's own parser says of commands; run by gcloud's Python, needs no account.
+"""Parses commands with gcloud's own parser. Run with gcloud's Python; needs no account.
 
-Reads {"root": gcloud's folder, "commands": lists of words, "flags_of": lists of words} as JSON;
-prints {"errors": for each command one line or null, "flags": for each the names of its flags}.
+Reads JSON: {"root": gcloud's folder, "commands": lists of words, "flags_of": lists of words}.
+Prints JSON: {"errors": for each of "commands" one line or null, "flags": for each of "flags_of" the
+names of its flags}.
 """
 
 import json
@@ -18,14 +19,14 @@ cli = gcloud_main.CreateCLI([])
 
 
 def error_of(words):
-    """What is wrong with a command, or None; the parser says more on the standard error."""
+    """The error of a command, or None. The parser prints details to standard error."""
     try:
         parsed = cli._CLI__parser.parse_args(words)
         if parsed.CONCEPT_ARGS is not None:
             parsed.CONCEPT_ARGS.ParseConcepts()
     except SystemExit:
         return "refused"
-    except Exception as error:  # by the types of flags
+    except Exception as error:  # raised by the types of flags
         return f"{type(error).__name__}: {error}"
     return None
 

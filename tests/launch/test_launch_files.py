@@ -1,4 +1,4 @@
-"""The files for Kubernetes, Docker and SkyPilot, and the recipe for hosts without a scheduler."""
+"""Tests of the files for Kubernetes, Docker and SkyPilot, and of the recipe for several hosts."""
 
 import importlib
 import re
@@ -32,14 +32,14 @@ def test_the_extras_that_are_named_exist():
 
 @pytest.fixture
 def manifest():
-    """The documents of kubernetes.yaml by their kind."""
+    """The documents of kubernetes.yaml, by kind."""
     documents = yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text())
     return {document["kind"]: document for document in documents}
 
 
 @pytest.mark.parametrize("version", ["1.31", "1.36"])
 def test_kubernetes_takes_the_manifest(manifest, version):
-    """By the schema of Kubernetes's own description of its interface."""
+    """The manifest is valid by the schemas of Kubernetes's own API description."""
     validate = pytest.importorskip(
         "kubernetes_validate", reason="needs kubernetes-validate"
     ).validate
@@ -49,7 +49,7 @@ def test_kubernetes_takes_the_manifest(manifest, version):
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_jax_finds_the_processes_of_the_manifest(manifest, monkeypatch, index):
-    """JAX's own detection, which here reads the manifest in place of a cluster."""
+    """JAX's cluster detection, with a mock of the Kubernetes client that serves the manifest."""
     job, service = manifest["Job"], manifest["Service"]
     template = job["spec"]["template"]
     name = job["metadata"]["name"]
@@ -60,7 +60,7 @@ def test_jax_finds_the_processes_of_the_manifest(manifest, monkeypatch, index):
         return types.SimpleNamespace(items=items)
 
     owner = types.SimpleNamespace(kind="Job", controller=True)
-    labels = {**template["metadata"]["labels"], "job-name": name}  # Kubernetes adds the second
+    labels = {**template["metadata"]["labels"], "job-name": name}  # Kubernetes adds job-name
     meta = types.SimpleNamespace(name=f"{name}-{index}", labels=labels, owner_references=[owner])
     spec = types.SimpleNamespace(subdomain=template["spec"]["subdomain"])
     pod = types.SimpleNamespace(metadata=meta, spec=spec)
@@ -86,7 +86,7 @@ def test_jax_finds_the_processes_of_the_manifest(manifest, monkeypatch, index):
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     monkeypatch.setenv("HOSTNAME", "localhost")
     monkeypatch.setenv("JOB_COMPLETION_INDEX", str(index))
-    cluster = importlib.reload(k8s_cluster).K8sCluster  # nothing that it remembers of another test
+    cluster = importlib.reload(k8s_cluster).K8sCluster  # clears the caches of other tests
     monkeypatch.setattr(cluster, "_namespace", lambda: "default")
     assert cluster.is_env_present()
     assert (
@@ -96,7 +96,7 @@ def test_jax_finds_the_processes_of_the_manifest(manifest, monkeypatch, index):
     assert cluster.get_process_count() == job["spec"]["completions"] == 2
     assert cluster.get_process_id() == index
     assert service["spec"]["selector"].items() <= labels.items()
-    # What it asked for, its service account may.
+    # The service account has the permissions for all requests.
     allowed = {
         (verb, kind)
         for rule in manifest["Role"]["rules"]
@@ -126,7 +126,7 @@ def test_the_image_has_what_the_package_is_made_of():
     copied = re.findall(r"^COPY (.*) \S+$", (LAUNCH / "Dockerfile").read_text(), re.MULTILINE)
     names = " ".join(copied).split()
     assert all((ROOT / name).exists() for name in names)
-    # setuptools reads these; the packages are those of the two folders.
+    # setuptools reads these files; all packages are in these two folders.
     project = PYPROJECT["project"]
     assert {"pyproject.toml", project["readme"], *project["license-files"]} <= set(names)
     folders = {"configs" if "configs" in p else "multipath_jax" for p in _packages()}
@@ -155,7 +155,7 @@ def programs(tmp_path):
 
 
 def put_python(folder):
-    """A stand-in for the Python of the environment in a folder."""
+    """Writes a fake Python to the virtual environment in a folder."""
     python = folder / ".venv/bin/python"
     python.parent.mkdir(parents=True)
     Fakes._write(python, fakes.PYTHON)
@@ -193,7 +193,7 @@ def test_the_recipe_for_hosts_by_hand(programs, tmp_path):
     block = re.search(r"## Several hosts by hand.*?```bash\n(.*?)```", text, re.DOTALL)[1]
     for host in ("gpu-a", "gpu-b"):
         put_python(tmp_path / host / "multipath_jax")
-    done = programs.run("bash", "-euo", "pipefail", "-c", block)  # returns while they run
+    done = programs.run("bash", "-euo", "pipefail", "-c", block)  # returns while the processes run
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     runs = wait_until(lambda: len(programs.calls("runs")) == 2 and programs.calls("runs"))
     for index, run in enumerate(sorted(runs, key=lambda run: run["index"])):

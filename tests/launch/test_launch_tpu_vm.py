@@ -1,4 +1,4 @@
-"""launch/tpu_vm.sh against a stand-in gcloud, whose workers are folders of this machine."""
+"""Tests of launch/tpu_vm.sh with a fake gcloud, whose workers are local folders."""
 
 import os
 import re
@@ -27,7 +27,7 @@ WORKERS = 2
 
 
 class Cloud(Fakes):
-    """A TPU with two workers, and a repository from which it is used."""
+    """A fake TPU with two workers, and a repository with the scripts."""
 
     def __init__(self, folder):
         super().__init__(
@@ -68,7 +68,7 @@ class Cloud(Fakes):
         return self.repository / "launch/tpu_vm.sh"
 
     def tpu(self, command, *options, **more):
-        """Runs a command of the script on the TPU."""
+        """Runs a command of the script for the TPU."""
         return self.run(self.script, command, *TPU, *options, **more)
 
     def ok(self, command, *options, **more):
@@ -77,13 +77,13 @@ class Cloud(Fakes):
         return done.stdout
 
     def run(self, *command, **more):
-        """Runs a program to its end; what gcloud says beside its answers is left out."""
+        """Runs a program, and removes gcloud's usual messages from its standard error."""
         done = super().run(*command, **more)
         done.stderr = fakes.CHATTER.sub("", done.stderr)
         return done
 
     def asked(self, *verbs):
-        """The calls of gcloud with one of these verbs."""
+        """The recorded calls of gcloud with one of the verbs."""
         return [call for call in self.calls("gcloud") if set(verbs) & set(call[:5])]
 
     def file(self, index, name):
@@ -96,11 +96,11 @@ class Cloud(Fakes):
         return int(self.file(index, "run.pid").read_text().split()[0])
 
     def runs_of(self):
-        """The flags of the runs so far, when each worker has begun as many."""
+        """The flags of all runs so far."""
         return [run["argv"][3:] for run in self.calls("runs")]
 
     def train(self, *flags):
-        """Trains, and waits until the run is there on each worker."""
+        """Starts training, and waits until the run has started on every worker."""
         before = len(self.calls("runs"))
         said = self.ok("train", *(["--", *flags] if flags else []))
         wait_until(lambda: len(self.calls("runs")) == before + WORKERS)
@@ -124,7 +124,7 @@ def ready(cloud):
 
 
 def created(*more, type="v5litepod-8", runtime="v2-alpha-tpuv5-lite"):
-    """The call that asks for the TPU."""
+    """The gcloud call that requests the TPU."""
     kind = [f"--accelerator-type={type}", f"--runtime-version={runtime}"]
     return [*QUEUED, "create", "my-tpu", "--node-id=my-tpu", *PLACE, *kind, *more]
 
@@ -235,7 +235,7 @@ def test_create_does_not_replace_what_is_still_going_away(cloud):
 
 
 def states_of(said):
-    """What a wait has printed behind the time."""
+    """The states that a wait has printed, without the times."""
     return [line.split(maxsplit=1)[1] for line in said.splitlines()]
 
 
@@ -358,7 +358,7 @@ def test_setup_leaves_the_environment_of_a_live_run_alone(ready):
     ready.ok("setup")
     assert len(ready.calls("pip")) == WORKERS
     assert set(environments(ready, 0)) > set(earlier)
-    # With the run the reason to keep it has gone.
+    # Without a live run, the old environment is removed.
     ready.ok("stop")
     ready.ok("setup")
     assert len(environments(ready, 0)) == 1
@@ -398,7 +398,7 @@ def test_setup_of_several_workers_needs_a_key_in_an_agent(cloud):
     assert "ssh-add ~/.ssh/google_compute_engine" in done.stderr
     assert cloud.asked("ssh", "scp") == []
     shutil.rmtree(cloud.workers[1])
-    cloud.ok("setup")  # one worker: gcloud's own key will do
+    cloud.ok("setup")  # with a single worker, gcloud's own key suffices
 
 
 @pytest.mark.slow
@@ -475,7 +475,7 @@ def test_train_starts_a_detached_run_on_every_worker(ready):
     assert ready.runs_of() == [[*flags, "--distributed=auto"]] * WORKERS
     for index in range(WORKERS):
         group = ready.group(index)
-        assert os.getsid(group) == group  # no terminal, no connection holds it
+        assert os.getsid(group) == group  # a new session, independent of terminal and connection
         header = ready.log(index).splitlines()[0]
         assert re.match(r"=== \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ \S+: python -m multipath_jax", header)
         written = header.partition("multipath_jax.main ")[2]
@@ -561,7 +561,7 @@ def test_several_slices(cloud):
     wait_until(lambda: len(cloud.calls("runs")) == 2)
     assert sorted({call[4] for call in cloud.asked("ssh")}) == ["my-tpu-0", "my-tpu-1"]
     assert cloud.ok("status", slices).count("running, process group") == 2
-    # One slice that is lost is the end of all.
+    # If one slice is lost, the TPU as a whole is lost.
     cloud.tell(**{"tpu-vm": ["READY", "PREEMPTED"]})
     assert "the TPU VM my-tpu-1 is PREEMPTED" in cloud.ok("status", slices)
     cloud.tell(agent=False, **{"tpu-vm": ["READY"]})
@@ -586,7 +586,7 @@ def test_train_ends_the_earlier_run_everywhere_before_it_starts_one(ready):
     for index in range(WORKERS):
         assert alive(ready.group(index))
         log = ready.log(index)
-        assert log.count("=== ") == 3  # two headers, and the end of the first
+        assert log.count("=== ") == 3  # two headers, and the last line of the first run
         assert (
             log.index("saved") < log.index("ended with status 143") < log.index("--config.seed=1")
         )
@@ -621,7 +621,7 @@ def test_after_a_preemption_the_same_command_runs_again(ready):
     flags = [*FLAGS, "--config.train_for=2 epochs", "--config.name=it's"]
     ready.train(*flags)
     ready.end()
-    ready.new_machines()  # nothing of the old ones is left
+    ready.new_machines()  # with empty folders
     ready.tell(**{"queued-resources": ["SUSPENDED"], "tpu-vm": None})
     assert "create --wait, setup and train go on with the run" in ready.ok("status")
     ready.ok("create", "--wait")
@@ -737,14 +737,14 @@ def test_delete_without_a_question(cloud):
 
 
 def keep(cloud, *flags, hours="1", retries=1):
-    """Begins to keep a run alive, with polls that are not too many."""
+    """Starts the command keep, with a polling interval that limits the number of polls."""
     env = {"TPU_POLL_SECONDS": "0.1"}
     words = [f"--max-hours={hours}", f"--retries={retries}", "--", *FLAGS, *flags]
     return cloud.start(cloud.script, "keep", *TPU, *words, env=env)
 
 
 def ended(process):
-    """The status of keep, what it said, and what it said of errors."""
+    """Waits for keep; returns its status, output and errors, without gcloud's usual messages."""
     out, err = process.communicate(timeout=60)
     return process.returncode, out, fakes.CHATTER.sub("", err)
 
@@ -810,7 +810,7 @@ def test_keep_gives_up_a_tpu_that_cannot_be_had(cloud):
     assert cloud.asked("ssh") == []
 
 
-@pytest.mark.slow  # long enough for the run to be there, on a slow machine too
+@pytest.mark.slow  # the hours suffice to start the run on a slow machine
 def test_keep_ends_at_its_hours_with_a_checkpoint(cloud):
     status, out, _ = ended(keep(cloud, hours="0.01"))
     assert status == 1
@@ -878,7 +878,7 @@ def test_a_dry_run_prints_what_is_then_run(cloud, words):
     assert sorted(path for path in cloud.folder.rglob("*")) == before
     assert cloud.calls("gcloud") == []
     printed = [shlex.split(line) for line in said.splitlines() if not line.startswith("#")]
-    if "--repo=https://example.com/a.git" in options:  # it is not there to be cloned
+    if "--repo=https://example.com/a.git" in options:  # the repository does not exist
         cloud.run(
             "git", "config", "--global", "url.file:///nowhere.insteadOf", "https://example.com"
         )
@@ -917,7 +917,7 @@ def test_variables_stand_for_options(cloud):
     cloud.run(cloud.script, "create", "--name=b", "--accelerator-type=v6e-1", "--dry-run")
     assert cloud.calls("gcloud") == [DESCRIBE, created(type="v6e-8", runtime="an-image")]
     said = cloud.run(cloud.script, "create", "--name=b", "--accelerator-type=v6e-1", "--dry-run")
-    assert "create b --node-id=b" in said.stdout  # an option goes before its variable
+    assert "create b --node-id=b" in said.stdout  # an option overrides its variable
     assert "--accelerator-type=v6e-1 " in said.stdout
 
 

@@ -1,4 +1,4 @@
-"""Layers are tested without any promotion of ranks and types."""
+"""Tests layers without implicit promotion of ranks or types."""
 
 import pytest
 

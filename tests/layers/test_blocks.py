@@ -1,4 +1,4 @@
-"""Ordinary layers against their definitions."""
+"""Basic layers against their definitions."""
 
 import math
 
@@ -43,7 +43,7 @@ def test_max_pool_of_maps_too_small_says_so():
 
 @pytest.mark.parametrize("side", [1, 2, 3, 4, 9])
 def test_adaptive_average_pool_is_of_windows_that_cover_the_maps(side):
-    """PyTorch's windows: the first and last pixels that are partly in each."""
+    """As in PyTorch, a window includes the pixels that are only partly in it."""
     expected = np.zeros((2, side, side, 3), np.float32)
     for i, j in np.ndindex(side, side):
         rows = slice(math.floor(i * 6 / side), math.ceil((i + 1) * 6 / side))
@@ -57,7 +57,7 @@ def test_conv_norm_normalizes_over_the_batch_in_training_and_by_its_statistics_l
     variables = layer.init(jax.random.key(1), X)
     y, updates = layer.apply(variables, X, train=True, mutable=["batch_stats"])
     np.testing.assert_allclose(y.mean((0, 1, 2)), 0, atol=1e-5)
-    np.testing.assert_allclose(y.var((0, 1, 2)), 1, rtol=1e-3)  # epsilon 1e-5 beside variances ~1
+    np.testing.assert_allclose(y.var((0, 1, 2)), 1, rtol=1e-3)  # epsilon=1e-5, variances ~1
     conv = np.asarray(nn.Conv(5, (3, 3)).apply({"params": variables["params"]["conv"]}, X))
     norm = jax.tree.map(np.asarray, updates["batch_stats"]["norm"])
     np.testing.assert_allclose(norm["mean"], 0.1 * conv.mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
@@ -67,8 +67,8 @@ def test_conv_norm_normalizes_over_the_batch_in_training_and_by_its_statistics_l
 
 
 def test_exact_batch_norm_normalizes_what_is_far_from_zero():
-    # A deviation of one is a thousand units of float32 at 10^4, and its square less than one unit
-    # of the mean square.
+    # At a mean of 10^4, the standard deviation of 1 is a thousand units in the last place of
+    # float32, but the variance of 1 is less than one unit of the mean square.
     x = 1e4 + jax.random.normal(jax.random.key(0), (4096, 2))
 
     def deviation(exact):
@@ -77,7 +77,7 @@ def test_exact_batch_norm_normalizes_what_is_far_from_zero():
         return np.std(y, axis=0)
 
     np.testing.assert_allclose(deviation(exact=True), 1, rtol=1e-3)
-    assert (np.abs(deviation(exact=False) - 1) > 0.5).all()  # as its docstring says
+    assert (np.abs(deviation(exact=False) - 1) > 0.5).all()  # as documented
 
 
 def test_conv_stage_halves_only_when_asked():
@@ -99,4 +99,4 @@ def test_dense_layer_normalizes_what_it_gets():
     assert set(variables["params"]) == {"dense", "norm"}
     normal, _ = layer.apply(variables, X, train=True, mutable=["batch_stats"])
     assert out.shape == normal.shape == (2, 7)
-    np.testing.assert_allclose(normal.mean(0), 0, atol=1e-5)  # of the batch, in float32
+    np.testing.assert_allclose(normal.mean(0), 0, atol=1e-5)  # float32 rounding

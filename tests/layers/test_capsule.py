@@ -10,13 +10,13 @@ from multipath_jax.layers.capsule import length, route_by_agreement, squash
 
 
 def squash_one(s):
-    """Eq. 1, for one capsule."""
+    """Eq. 1 for one capsule."""
     norm = np.linalg.norm(s)
     return norm**2 / (1 + norm**2) * s / norm
 
 
 def route(predictions, iterations):
-    """Procedure 1, for one example ``[i j d]``."""
+    """Procedure 1 for the predictions of one example, ``[i j d]``."""
     lower, upper, _ = predictions.shape
     logits = np.zeros((lower, upper))
     for _ in range(iterations):
@@ -73,7 +73,7 @@ def test_primary_capsules_are_the_channels_of_a_pixel():
     kernel, bias = (np.asarray(variables["params"]["conv"][k]) for k in ("kernel", "bias"))
     actual = layer.apply(variables, x)
     assert actual.shape == (2, 3 * 3 * 2, 4)
-    window = np.asarray(x)[1, 2:7, 4:9]  # the pixel at row 1, column 2 of example 1
+    window = np.asarray(x)[1, 2:7, 4:9]  # of the output pixel at row 1, column 2
     capsules = (np.einsum("hwc,hwcf->f", window, kernel) + bias).reshape(2, 4)
     at = (1 * 3 + 2) * 2
     expected = [squash_one(capsule) for capsule in capsules]

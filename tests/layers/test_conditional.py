@@ -1,4 +1,4 @@
-"""Gates that skip blocks: hard forward, soft backward, and as often as they should."""
+"""Gates that skip blocks: hard decisions forward, soft gradients backward, and their rates."""
 
 from functools import partial
 
@@ -20,7 +20,7 @@ RNGS = {"gates": jax.random.key(7)}
 
 
 def scored(gate, skip, run):
-    """The gate's parameters when every image gets these two scores."""
+    """Returns parameters of a gate that give every image the scores ``skip`` and ``run``."""
     params = gate.init(jax.random.key(1), X)["params"]
     dense = {"kernel": jnp.zeros((16, 2)), "bias": jnp.array([skip, run])}
     return {"params": params | {"dense_2": dense}}
@@ -52,7 +52,7 @@ def test_gumbel_gates_run_as_often_as_their_softmax_says(run):
     variables = scored(gate, 0.0, run)
     x = jnp.zeros((20000, 1, 1, 8))
     keep = gate.apply(variables, x, train=True, rngs=RNGS)
-    assert keep.mean() == pytest.approx(float(jax.nn.sigmoid(run)), abs=0.015)  # four deviations
+    assert keep.mean() == pytest.approx(float(jax.nn.sigmoid(run)), abs=0.015)  # 4 std. deviations
     np.testing.assert_array_equal(gate.apply(variables, x), float(run >= 0))
 
 

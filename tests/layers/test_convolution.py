@@ -1,4 +1,4 @@
-"""The convolution of the blocks against XLA's."""
+"""`convolve`, the convolution of the blocks, against the convolution of XLA."""
 
 from functools import partial
 
@@ -37,7 +37,7 @@ def test_forward_mode_and_second_derivatives():
         return jax.jvp(jax.grad(partial(loss, conv), (0, 1)), (X, KERNEL), (X, KERNEL))
 
     jax.tree.map(
-        partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-4),  # sums in another order
+        partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-4),  # different order of sums
         product(convolve),
         product(lax.conv_general_dilated),
     )
@@ -52,7 +52,7 @@ def test_of_many_inputs_at_once():
 
 
 def programs(platform):
-    """Texts of the compiled-for programs: of the value, and of the value with its gradients."""
+    """Yields the lowered programs of the loss, and of the loss with its gradients, as text."""
     for function in (partial(loss, convolve), gradients(convolve)):
         traced = jax.jit(function).trace(X, KERNEL)
         yield traced.lower(lowering_platforms=(platform,)).as_text()

@@ -1,4 +1,4 @@
-"""Discrete routers, the paths between them, and what an image that skips a path leaves alone."""
+"""Discrete routers and the paths between them, on which inactive images have no effect."""
 
 from functools import partial
 
@@ -33,7 +33,10 @@ ROUTERS, PATHS = ("router_1", "router_2"), ("stage", "dense")
 
 
 def network(k=None, gain=4.0, **choice):
-    """Two routers with a stage after each, and variables: fresh gates hardly choose."""
+    """Returns a network of two routers, each followed by a stage, and variables.
+
+    The gates are amplified by ``gain``, because initially all outputs are almost equally relevant.
+    """
     how = {"k": k, "choice": Choice(**choice)}
     model = MultiPath(
         (
@@ -60,7 +63,7 @@ def watched(model, variables, train=False, seed=0):
 
 
 def active_paths(chosen):
-    """Which of the two stages is active for which image, ``[n b]`` each."""
+    """Returns which paths of each stage are active for which image, ``[n b]`` each."""
     return dict(zip(PATHS, (np.asarray(c).any(0).T for c in chosen.values()), strict=True))
 
 
@@ -88,7 +91,7 @@ def test_an_image_goes_through_its_own_paths_alone(k, execution):
 
     @partial(jax.jit, static_argnums=0)
     def path(at, j, x):
-        """One path on one image."""
+        """Applies one path to one image."""
         name, layer = PATHS[at], model.layers[2 * at + 1].clone(name=None)
         own = {key: variables[key][name] for key in ("params", "batch_stats")}
         return layer.apply(jax.tree.map(lambda leaf: leaf[j], own), x)
@@ -111,7 +114,7 @@ def test_an_image_goes_through_its_own_paths_alone(k, execution):
                     ys[j] = ys.get(j, 0) + np.exp(relevance[j]) / over * x
             assert {*ys} == {*np.flatnonzero(active[name][:, b])}
             xs = {j: np.asarray(path(at, j, y)) for j, y in ys.items()}
-        # BatchNorm's two orders of multiplication, in float32.
+        # BatchNorm multiplies in a different order, in float32.
         np.testing.assert_allclose(logits[b], np.mean([*xs.values()], 0)[0], rtol=1e-5, atol=1e-5)
 
 
@@ -161,12 +164,12 @@ def test_statistics_are_those_of_the_active_images():
     ys, found = trained(module, variables, paths)
     first = jax.tree.map(lambda leaf: leaf[0], variables)
     alone, own = trained(layer, first, IMAGES[active])
-    # Means of some hundred float32 numbers, in two orders.
+    # Means of a few hundred float32 numbers, summed in different orders.
     close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
     close(ys.tensors[0][active], alone)
     assert not ys.tensors[0][~active].any()
     jax.tree.map(lambda a, b: close(a[0], b), found, own)
-    # No image took the other path: it is as it was.
+    # No image takes the other path, so its statistics are unchanged.
     before = variables["batch_stats"]
     jax.tree.map(lambda a, b: close(a[1], b[1]), found["batch_stats"], before)
     assert not ys.tensors[1].any()
@@ -192,7 +195,7 @@ def test_the_router_is_soft_first():
         seen.append(all(c.all() for c in chosen.values()))
         if seen[-1]:
             expected, _ = run(soft, {key: variables[key] for key in same}, True, KEY)
-            # Statistics by two sums.
+            # The networks compute the statistics by different sums.
             np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-4)
         variables |= {key: found[key] for key in ("batch_stats", "routing")}
     assert seen == [True, True, False]
@@ -217,7 +220,7 @@ def test_noise_and_temperature_are_those_of_training_alone():
         assert sampled == (estimator == "gumbel")
     jax.tree.map(
         np.testing.assert_array_equal, found["gumbel"], found["none"]
-    )  # evaluation has no noise
+    )  # no noise in evaluation
 
 
 def test_entropy_terms_are_losses():
@@ -243,7 +246,7 @@ def test_entropy_terms_are_losses():
 )
 def test_with_balance_no_path_stays_unused(balance):
     model, variables = network(1, gain=1.0, **balance)
-    for name in ROUTERS:  # one output is wanted by all
+    for name in ROUTERS:  # all images prefer output 0
         variables["params"][name]["gate"]["b2"] = (
             variables["params"][name]["gate"]["b2"].at[:, 0].set(1.0)
         )

@@ -9,7 +9,7 @@ X = jax.random.normal(jax.random.key(0), (2, 4, 5, 3))
 
 
 def conv(x, kernel, bias):
-    """A convolution that keeps the size, tap by tap."""
+    """A convolution that keeps the size, as a sum over the taps of the kernel."""
     k, (_, h, w, _) = len(kernel), x.shape
     padded = np.pad(x, ((0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0)))
     taps = (padded[:, i : i + h, j : j + w] @ kernel[i, j] for i, j in np.ndindex(k, k))

@@ -11,7 +11,7 @@ X = jax.random.normal(jax.random.key(0), (2, 6, 6, 4))
 
 
 def tile(z, hidden, out, side, channels):
-    """Ha et al. (2017), Eq. 2: one embedding -> one tile ``[k k in out]``, input by input."""
+    """Eq. 2 of Ha et al. (2017): the tile ``[k k in out]`` of an embedding, by input channel."""
     kernel = np.zeros((side, side, channels, channels))
     for i in range(channels):
         a = z @ hidden["kernel"][:, i] + hidden["bias"][i]
@@ -50,7 +50,7 @@ def test_kernels_begin_with_the_variance_of_he_normal():
     params = layer.init(jax.random.key(0), x)["params"]
     tiles = generator.apply({"params": params["generator"]}, params["embedding"])
     assert tiles.shape == (3, 4, 3, 3, 16, 16)
-    assert tiles.var() == pytest.approx(2 / (9 * 48), rel=0.3)  # of one draw of the generator
+    assert tiles.var() == pytest.approx(2 / (9 * 48), rel=0.3)  # for one draw of the generator
 
 
 def test_channels_that_no_tiles_fill_are_refused():

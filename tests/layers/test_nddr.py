@@ -11,7 +11,7 @@ MAPS = jax.random.normal(jax.random.key(0), (3, 4, 2, 3, 5))  # m b h w c
 
 
 def randomized(variables, seed=1):
-    """Variables of the same shapes, of which none is zero or one by initialization."""
+    """Random variables of the same shapes, instead of initial zeros and ones."""
     leaves, structure = jax.tree.flatten(variables)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     drawn = [jax.random.uniform(k, x.shape) + 0.5 for k, x in zip(keys, leaves, strict=True)]
@@ -19,7 +19,7 @@ def randomized(variables, seed=1):
 
 
 def nddr(xs, kernel, bias, scale, shift, mean, variance):
-    """One output path for m arrays ``[b ... c]``, pixel by pixel."""
+    """Computes one output path from m arrays ``[b ... c]``, pixel by pixel."""
     joined = np.concatenate([np.asarray(x) for x in xs], axis=-1)
     y = np.empty((*joined.shape[:-1], len(bias)))
     for pixel in np.ndindex(joined.shape[:-1]):

@@ -1,4 +1,4 @@
-"""BatchNorm statistics for each data set, in shared layers."""
+"""Separate BatchNorm statistics for each data set, in shared layers."""
 
 from functools import partial
 
@@ -23,7 +23,7 @@ from multipath_jax.models.multipath import MultiPath
 
 KEY = jax.random.key(0)
 B, N, SETS = 9, 2, 3
-NUMBERS = jnp.arange(B) % 2  # of the third there are none
+NUMBERS = jnp.arange(B) % 2  # none is of the third data set
 IMAGES = jax.random.normal(KEY, (B, 6, 6, 2)) * (1 + NUMBERS[:, None, None, None])
 STATE = [COLLECTION, "batch_stats", "routing", "intermediates", "losses"]
 
@@ -49,7 +49,7 @@ def network(k):
 
 
 def made(model):
-    """The network with own statistics, and variables that are not the initial ones."""
+    """Returns the network in `OwnStatistics`, and random variables instead of initial ones."""
     own, rng = OwnStatistics(model, SETS), np.random.default_rng(0)
     shapes = dict(jax.eval_shape(own.init, KEY, IMAGES))
     shapes.pop("intermediates", None)
@@ -70,11 +70,11 @@ def test_every_image_is_normalized_with_those_of_its_data_set():
         x = np.asarray(IMAGES)[number == NUMBERS]
         mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
         expected = (x - mean) / np.sqrt(variance + 1e-5) * params["scale"] + params["bias"]
-        # One pass over the pixels in float32.
+        # The variance is computed in one pass, in float32.
         np.testing.assert_allclose(found[number == NUMBERS], expected, rtol=1e-4, atol=1e-5)
         kept["mean"][number] = 0.9 * kept["mean"][number] + 0.1 * mean
         kept["var"][number] = 0.9 * kept["var"][number] + 0.1 * variance
-    for key, expected in kept.items():  # that of the third data set is as it was
+    for key, expected in kept.items():  # unchanged for the third data set
         np.testing.assert_allclose(after[COLLECTION]["norm"][key], expected, rtol=1e-5)
 
 
@@ -94,7 +94,7 @@ def test_only_the_statistics_are_not_shared():
 
 @pytest.mark.parametrize(("k", "execution"), [(None, "unrolled"), (1, "grouped")])
 def test_images_of_other_data_sets_change_nothing(k, execution):
-    """Of an image, neither the logits nor the statistics of its data set."""
+    """Images of other data sets affect neither the logits nor the statistics of a data set."""
     own, variables = made(network(k).clone(execution=execution))
     run = jax.jit(partial(own.apply, train=True, mutable=STATE))
     others = jnp.where((NUMBERS == 1)[:, None, None, None], 3 * IMAGES[::-1] + 1, IMAGES)
@@ -118,7 +118,7 @@ def test_a_network_for_one_data_set_is_a_part(k):
         expected, found = (
             jax.jit(partial(m.apply, train=False))(alone, images) for m in (model, own)
         )
-        # Two programs: other roundings of float32.
+        # Different programs round differently in float32.
         np.testing.assert_allclose(together[number == NUMBERS], expected, rtol=1e-4, atol=1e-5)
         np.testing.assert_array_equal(found, expected)
 

@@ -1,4 +1,4 @@
-"""`Parallel`: stacked parameters, and two ways to run that give one result."""
+"""`Parallel`: stacked parameters, and two kinds of execution with equal results."""
 
 import flax.linen as nn
 import jax
@@ -37,7 +37,7 @@ def test_each_path_computes_what_the_module_alone_would(xs):
     for i in range(PATHS):
         own = jax.tree.map(lambda v, i=i: v[i], variables)
         alone, alone_updates = stage.apply(own, xs[i], train=True, mutable=["batch_stats"])
-        # The same operations on the same numbers; XLA may order a sum otherwise.
+        # The operations are the same, but XLA may sum in a different order.
         np.testing.assert_allclose(out[i], alone, rtol=1e-5, atol=1e-5)
         jax.tree.map(
             lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6),
@@ -59,7 +59,7 @@ def test_grouped_execution_changes_no_parameter_and_no_result(xs):
         jax.value_and_grad(loss, has_aux=True)(unrolled, execution)
         for execution in ("unrolled", "grouped")
     ]
-    # Grouped convolutions sum in another order: float32 rounding of some hundred terms.
+    # Grouped convolutions sum in a different order: float32 rounding of a few hundred terms.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *results)
 
 

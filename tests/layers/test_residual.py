@@ -1,4 +1,4 @@
-"""Residual blocks against plain compositions of their definitions."""
+"""Residual blocks against compositions of plain operations."""
 
 import itertools
 from functools import partial
@@ -21,11 +21,11 @@ from multipath_jax.layers import (
 
 X = jax.random.normal(jax.random.key(0), (2, 6, 6, 8))
 BLOCKS = (BasicBlock, Bottleneck, PreActivationBlock, PreActivationBottleneck)
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}  # float32 sums of some hundred products, in two orders
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}  # float32 sums of a few hundred products, in different orders
 
 
 def variables_of(module, x=X):
-    """Variables that no initializer gives: no scale is one, no shift or mean is zero."""
+    """Initial variables plus noise, so that no scale is one and no shift or mean is zero."""
     leaves, tree = jax.tree.flatten(jax.jit(module.init)(jax.random.key(1), x))
     keys = jax.random.split(jax.random.key(2), len(leaves))
     noise = [0.2 * jax.random.uniform(key, v.shape) for key, v in zip(keys, leaves, strict=True)]
@@ -37,7 +37,7 @@ def relu(x):
 
 
 class Definition:
-    """The parts of a block in plain operations, on the variables of ours."""
+    """The parts of a block in plain operations, with the given variables."""
 
     def __init__(self, variables):
         self.params, self.statistics = (
@@ -122,7 +122,7 @@ def test_shortcuts_without_parameters_subsample_and_pad_with_zeros(make, option,
     assert "projection" in variables["params"]
     without = variables_of(blocks[1])
     assert "projection" not in without["params"]
-    # All scales, shifts and pre-activation kernels at zero: only the shortcut is left.
+    # With all parameters set to zero, only the shortcut remains.
     without["params"] = jax.tree.map(jnp.zeros_like, without["params"])
     expected = np.zeros((2, 3, 3, 12), np.float32)
     expected[..., before : before + 8] = X[:, ::2, ::2]
@@ -137,7 +137,7 @@ def test_squeeze_and_excitation_rescales_the_residual_alone(make):
     variables = variables_of(block)
     squeeze = variables["params"]["squeeze_excite"]["squeeze"]
     assert squeeze["kernel"].shape == (8, 2)
-    # A sigmoid of -1000 is zero: the residual is gone, the shortcut is not.
+    # The sigmoid of -1000 is zero: only the shortcut remains.
     variables["params"]["squeeze_excite"]["excite"]["bias"] -= 1000
     expected = relu(X) if make in (BasicBlock, Bottleneck) else X
     np.testing.assert_array_equal(block.apply(variables, X), expected)
@@ -145,7 +145,7 @@ def test_squeeze_and_excitation_rescales_the_residual_alone(make):
 
 @pytest.mark.parametrize("make", [BasicBlock, Bottleneck])
 def test_zero_init_starts_as_the_identity_and_still_learns(make):
-    x = nn.relu(X)  # what a block gets from the one before it
+    x = nn.relu(X)  # blocks end with a ReLU, so inputs are not negative
     block = make(8, zero_init=True)
     variables = block.init(jax.random.key(0), x)
     for train in (False, True):
@@ -170,7 +170,7 @@ def test_kernels_start_as_he_normal_over_the_outputs(make):
     assert len(kernels) >= 3
     for kernel in kernels:
         height, width, _, outputs = kernel.shape
-        # The smallest kernel has 4096 weights: its deviation is known to about 1 %.
+        # The smallest kernel has 4096 weights: the error of the standard deviation is about 1 %.
         assert kernel.std() == pytest.approx(np.sqrt(2 / (height * width * outputs)), rel=0.05)
 
 
@@ -189,7 +189,7 @@ def test_only_the_first_block_of_a_stack_has_the_strides():
 
 @pytest.mark.parametrize("size", [8, 9])
 def test_the_imagenet_stem_pads_its_pooling_on_both_sides(size):
-    """As torchvision does; padding that only keeps "the same" size starts elsewhere."""
+    """As in torchvision; the padding ``"SAME"`` pads even sizes only at the end."""
     x = jax.random.normal(jax.random.key(3), (2, size, size, 3))
     stem = ResidualStem(5, kernel=7, downsample=True)
     variables = variables_of(stem, x)
@@ -213,7 +213,7 @@ def test_pool_dense_is_a_dense_layer_of_the_means():
 @pytest.mark.parametrize("make", BLOCKS)
 def test_bfloat16_stays_bfloat16(make):
     block = make(12, 2, se_ratio=4, dtype=jnp.bfloat16)
-    with jax.numpy_dtype_promotion("standard"):  # Flax's BatchNorm takes float32 from bfloat16
+    with jax.numpy_dtype_promotion("standard"):  # Flax's BatchNorm mixes dtypes
         y, variables = jax.eval_shape(lambda: block.init_with_output(jax.random.key(0), X))
     assert y.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}

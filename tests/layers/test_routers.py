@@ -1,4 +1,4 @@
-"""Routers: the equations with parameters of their own, and what they record."""
+"""Router layers against the functions in `routing`, and the intermediates they record."""
 
 from functools import partial
 
@@ -57,7 +57,7 @@ def test_cross_connect_is_the_paper_s_layer_and_records_its_gates(xs, n, custom_
 
 
 def primitives(jaxpr):
-    """The names of all primitives of a program, those of its inner ones included."""
+    """Yields the names of all primitives of a program, including nested programs."""
     for eqn in jaxpr.eqns:
         yield eqn.primitive.name
         for inner in core.jaxprs_in_params(eqn.params):
@@ -73,7 +73,7 @@ def test_the_recorded_gates_are_those_that_mix(custom_vjp):
     (gates,) = recorded["intermediates"]["gates"]
     np.testing.assert_array_equal(ys, routing.cross_connect(MAPS, gates))
     program = jax.make_jaxpr(watch)(variables, MAPS)
-    # One softmax for each of the three inputs, or one for all, whether it is recorded or not.
+    # Recording adds no softmax: there is one for each of three inputs, or one for all inputs.
     assert [*primitives(program.jaxpr)].count("exp") == (3 if custom_vjp else 1)
 
 
@@ -102,13 +102,13 @@ def test_forward_mode_without_the_written_out_backward_pass():
     _, forward = jax.jvp(partial(loss, False), (variables,), (direction,))
     gradients = jax.grad(partial(loss, True))(variables)
     reverse = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(gradients))
-    np.testing.assert_allclose(forward, reverse, rtol=1e-4)  # sums of thousands, in two orders
+    np.testing.assert_allclose(forward, reverse, rtol=1e-4)  # different order of long sums
     with pytest.raises(TypeError, match="use custom_vjp=False"):
         jax.jvp(partial(loss, True), (variables,), (direction,))
 
 
 class Strongest(Router):
-    """A router of one's own: each input goes to one output."""
+    """A custom router that sends each input to one output."""
 
     additive = True
 
@@ -141,7 +141,7 @@ def test_the_written_out_backward_pass_changes_no_result():
         jax.value_and_grad(loss, (0, 1))(variables, MAPS, custom_vjp)
         for custom_vjp in (True, False)
     )
-    # Sums of 4 x 25 float32 products in two orders: some units in the seventh digit.
+    # Sums of 4 x 25 float32 products in different orders differ in the seventh digit.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), custom, auto)
 
 
@@ -149,13 +149,13 @@ def test_one_to_many_is_the_cross_connection_of_one_tensor():
     variables = init(OneToMany(3), MAPS[0])
     ys = OneToMany(3).apply(variables, MAPS[0])
     np.testing.assert_array_equal(ys, CrossConnect(3).apply(variables, MAPS[:1]))
-    np.testing.assert_allclose(ys.sum(0), MAPS[0], rtol=1e-5, atol=1e-6)  # one gate's sum is one
+    np.testing.assert_allclose(ys.sum(0), MAPS[0], rtol=1e-5, atol=1e-6)  # gates sum to one
 
 
 def test_share_gives_every_path_the_same_tensor_and_has_no_parameters():
     assert not jax.tree.leaves(Share(2).init(KEY, MAPS[:1]))
     np.testing.assert_array_equal(Share(2).apply({}, MAPS[:1]), jnp.stack([MAPS[0]] * 2))
-    mean = jnp.stack([sum(MAPS) / len(MAPS)] * 2)  # of several, in another order: float32
+    mean = jnp.stack([sum(MAPS) / len(MAPS)] * 2)  # another order of sums
     np.testing.assert_allclose(Share(2).apply({}, MAPS), mean, rtol=1e-6, atol=1e-6)
 
 
@@ -172,7 +172,7 @@ def test_conv_cross_predict_is_algorithm_1_over_convolutions():
         u = jax.lax.conv_general_dilated(
             MAPS[i], conv["kernel"][i], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-        u = (np.asarray(u) + conv["bias"][i]) / np.sqrt(1 + 1e-5)  # BatchNorm as initialized
+        u = (np.asarray(u) + conv["bias"][i]) / np.sqrt(1 + 1e-5)  # initial BatchNorm
         u = u.reshape(*u.shape[:-1], n, f)
         expected += np.einsum("bn,bhwnf->nbhwf", gates[i], u)
     np.testing.assert_allclose(ys, np.maximum(expected, 0), rtol=1e-4, atol=1e-5)

@@ -1,7 +1,7 @@
-"""Layers on two devices, each with a half of the batch: the numbers of one device.
+"""Layers on two devices, with half of the batch each, compute the same as on one device.
 
-Inside `jax.shard_map` with its check of what varies, and on a mesh of explicit axes: there layers
-do what JAX's own do.
+The layers run inside `jax.shard_map`, with its check of varying values (``check_vma``), and on a
+mesh with explicit axes, where they must work like the functions of JAX.
 """
 
 import inspect
@@ -60,7 +60,7 @@ cases = pytest.mark.parametrize(("layer", "x"), CASES.values(), ids=CASES)
 
 
 def batch_spec(x):
-    """Of an array [m b ...] or [b ...]."""
+    """The spec that shards an array ``[m b ...]`` or ``[b ...]`` over the batch."""
     axes = [size == BATCH and axis < 2 for axis, size in enumerate(x.shape)].index(True)
     return PartitionSpec(*[None] * axes, "data")
 
@@ -71,7 +71,7 @@ def call(layer, variables, x):
 
 
 def run(layer, variables, x):
-    """Outputs, statistics, and the gradients of a loss, which is a sum over the examples."""
+    """Returns outputs, statistics, and the gradients of a loss that is a sum over the examples."""
 
     def loss(params, x):
         y, updates = call(layer, {**variables, "params": params}, x)
@@ -103,7 +103,7 @@ def on_explicit_axes(how, layer, variables, x):
 
 @cases
 def test_every_layer_may_be_there(layer, x):
-    """JAX knows of every array how it varies or is split without computing it."""
+    """JAX checks how arrays vary or are sharded without computing them."""
     variables = layer.init(KEY, x)
     shapes = jax.tree.map(jnp.shape, jax.eval_shape(partial(run, layer), variables, x))
     for place in (in_a_shard_map, on_explicit_axes):
@@ -124,7 +124,7 @@ def test_two_devices_compute_what_one_does(name, place):
         return jax.jit(function)(*arguments)
 
     jax.tree.map(
-        # Sums of float32 in another order.
+        # Different order of float32 sums.
         partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
         place(compute, layer, variables, x),
         compute(partial(run, layer), variables, x),

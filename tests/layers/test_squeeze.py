@@ -11,7 +11,7 @@ X = jax.random.normal(jax.random.key(0), (2, 3, 4, 32))
 
 
 def squeeze_excite(x, squeeze, excite):
-    """One image ``[h w c]`` by the book: GAP, dense, ReLU, dense, sigmoid, scale."""
+    """The definition for one image ``[h w c]``: GAP, dense, ReLU, dense, sigmoid, scale."""
     z = x.mean(axis=(0, 1))
     hidden = np.maximum(z @ squeeze["kernel"] + squeeze["bias"], 0)
     scale = 1 / (1 + np.exp(-(hidden @ excite["kernel"] + excite["bias"])))
@@ -40,7 +40,7 @@ def test_a_stage_squeezes_after_every_convolution():
     stage = ConvStage((32, 16), pool=True, squeeze=True)
     variables = stage.init(jax.random.key(1), X)
     assert set(variables["params"]) == {"conv_1", "squeeze_1", "conv_2", "squeeze_2"}
-    # Sigmoids of 100 scale nothing: what is left is the stage without them.
+    # The sigmoid of 100 is one, so the stage computes the same as without squeeze_excite.
     params = variables["params"] | {
         name: {**variables["params"][name], "excite": wide_open(variables["params"][name])}
         for name in ("squeeze_1", "squeeze_2")

@@ -1,4 +1,4 @@
-"""CapsNet: its size, its response and its two losses."""
+"""Tests of CapsNet: its shapes, its output and its two losses."""
 
 from functools import partial
 

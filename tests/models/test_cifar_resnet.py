@@ -1,4 +1,4 @@
-"""Section 6.3's networks: what their sizes are made of, their routers, and how they may run."""
+"""Tests of the networks of Section 6.3: numbers of parameters, routers and execution."""
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,9 @@ def count(name, **options):
 
 
 def initialized(name, **options):
-    """The model, and its variables without what initialization recorded.
+    """The model, and its variables without the records of the initialization.
 
-    As nothing asks for the records, XLA compiles the initializers alone, without the network.
+    Since the records are dropped, XLA compiles only the initializers and not the network.
     """
     model = create_model(name, **options)
 
@@ -35,7 +35,7 @@ def initialized(name, **options):
 
 
 def of_conv(k, c, f):
-    """Kernel, and BatchNorm's scale and shift."""
+    """The parameters of a kernel, and of BatchNorm's scale and shift."""
     return k * k * c * f + 2 * f
 
 
@@ -44,7 +44,7 @@ def of_gate(c, n, d=16):
 
 
 def of_stacks(k, projection=True):
-    """3 stacks of k basic blocks; in the first of stacks 2 and 3 the channels double."""
+    """The parameters of 3 stacks of k basic blocks; stacks 2 and 3 double the channels."""
     same = sum(2 * k * of_conv(3, f, f) for f in (16, 32, 64))
     doubling = sum(of_conv(3, f, 2 * f) - of_conv(3, 2 * f, 2 * f) for f in (16, 32))
     return same + doubling + projection * sum(of_conv(1, f, 2 * f) for f in (16, 32))
@@ -64,7 +64,7 @@ def test_cross_connections_add_only_their_gates(x, shortcut):
 
 @pytest.mark.parametrize("x", [1, 3])
 def test_cross_predictions_are_the_stem_and_two_layers_more(x):
-    """Algorithm 1: X times as many outputs for each input, their channels as in the tensors."""
+    """By Algorithm 1, each input has X outputs, each with as many channels as a tensor there."""
     convs = of_conv(3, 3, x * 16) + x * (of_conv(3, 16, x * 16) + of_conv(3, 32, x * 32))
     gates = of_gate(3, x) + x * (of_gate(16, x) + of_gate(32, x))
     assert count(f"ResNet20-{x}-CP") == convs + gates + x * (of_stacks(3) + 64 * 10 + 10)
@@ -89,7 +89,7 @@ def test_no_convolution_has_a_bias(name):
 def test_any_depth_of_the_right_form_exists():
     for name in ("ResNet8", "ResNet44-7-CC", "ResNet56-2-CP", "WRN-16-8", "SEResNet56"):
         create_model(name)
-    # 20 - 8 = 2 x 6: two blocks more in each stack; in all stacks but the first they are alike.
+    # 20 - 8 = 2 x 6: two more blocks in each stack; all blocks but the first of a stack are alike.
     assert count("ResNet20") - count("ResNet8") == of_stacks(3) - of_stacks(1)
 
 
@@ -161,7 +161,7 @@ def test_gates_are_recorded_router_by_router(routing, routers, x):
 
 def loss_and_gradients(name, variables, **overrides):
     model = create_model(name, **overrides)
-    weights = jax.random.normal(jax.random.key(2), (2, 10))  # a loss in which every logit counts
+    weights = jax.random.normal(jax.random.key(2), (2, 10))  # a loss that depends on every logit
 
     def loss(params):
         logits, _ = model.apply(
@@ -173,7 +173,7 @@ def loss_and_gradients(name, variables, **overrides):
 
 
 def assert_alike(results, others, rtol):
-    """Losses and logits, and each gradient to ``rtol`` of its own largest entry."""
+    """Compares losses, logits, and each gradient up to ``rtol`` times its largest entry."""
     (values, gradients), (other_values, other_gradients) = results, others
     for a, b in zip(jax.tree.leaves(values), jax.tree.leaves(other_values), strict=True):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol)
@@ -197,8 +197,8 @@ def test_the_written_out_backward_pass_is_autodiff_s_inside_a_whole_network(name
     for number in range(1, 5):
         gate = auto[1][f"router_{number}"]["gate"]
         assert all(jnp.abs(gradient).max() > 0 for gradient in gate.values())
-    # The forward passes are the same operations, and the backward passes the same sums in another
-    # order: 19 layers of float32 rounding, measured at 3e-6 of the largest entry.
+    # The forward passes are the same operations, and the backward passes are the same sums in
+    # another order. The float32 rounding of 19 layers is 3e-6 of the largest entry (measured).
     assert_alike(custom, auto, rtol=1e-4)
 
 
@@ -208,8 +208,8 @@ def test_grouped_execution_changes_no_parameter_and_no_result():
     _, variables = initialized(name)
     _, grouped = initialized(name, execution="grouped")
     jax.tree.map(np.testing.assert_array_equal, variables, grouped)
-    # Grouped convolutions sum in another order, and BatchNorm over as few as 8 values magnifies
-    # the rounding.
+    # Grouped convolutions sum in another order, and BatchNorm over as few as 8 values amplifies the
+    # rounding errors.
     assert_alike(
         loss_and_gradients(name, variables),
         loss_and_gradients(name, variables, execution="grouped"),
@@ -240,6 +240,6 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
     )
     assert logits.dtype == jnp.float32
     assert not np.allclose(exact[0], exact[1])
-    # 8 bits of mantissa through 8 layers: some percent of the logits' size.
+    # With 8 bits of mantissa and 8 layers, errors are a few percent of the largest logit.
     np.testing.assert_allclose(logits, exact, atol=0.05 * float(jnp.abs(exact).max()))
     assert not np.array_equal(logits, exact)

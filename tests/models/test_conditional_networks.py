@@ -1,4 +1,4 @@
-"""Networks that skip blocks: their sizes, what they record, and who decides."""
+"""Tests of networks that skip blocks: their records, losses and decisions."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ from multipath_jax.layers import straight_through
 
 IMAGES = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
 RNGS = {"gates": jax.random.key(5)}
-SHALLOW = {  # three blocks
+SHALLOW = {  # options for three blocks
     "ConvNet-AIG": {"depth": 8},
     "ConvNet-AIG-all": {"depth": 8},
     "SkipNet": {"depth": 8},

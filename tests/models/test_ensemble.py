@@ -1,4 +1,4 @@
-"""Ensembles: members that learn by themselves and answer together."""
+"""Tests of ensembles, whose members are trained separately and averaged."""
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ def test_the_loss_is_the_sum_of_the_members_own():
 
 
 def test_a_member_s_gradient_never_sees_another_s_loss():
-    """It is the gradient of the member alone, and stays so to the bit whatever the others are."""
+    """The gradient is that of the member alone, and bitwise independent of the other members."""
     variables = variables_of(SMALL)
     gradient = jax.grad(loss)(variables)["params"]
     alone = jax.grad(lambda v: own_loss(v, 1))(variables)["params"]

@@ -1,4 +1,4 @@
-"""Inference that skips gives what the masked network gives, and does as much work as it says."""
+"""Tests of `Gathered`: outputs equal to those of the masked network, and the reported work."""
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,12 @@ from multipath_jax.models.multipath import MultiPath
 N, CLASSES = 3, 4
 IMAGES = np.random.default_rng(0).normal(size=(13, 8, 8, 2)).astype(np.float32)
 IMAGES *= np.linspace(0.2, 3, 13, dtype=np.float32)[:, None, None, None]
-# Convolutions of other batch sizes sum in other orders, in float32.
+# In float32, the order of summation in a convolution depends on the batch size.
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
 def network(k, stem=False, **choice):
-    """Two routers, and gates that choose; its bias is one that training could have left."""
+    """A network with two routers, larger gate weights, and a bias for choices as after training."""
     how = {"k": k, "choice": Choice(**choice)}
     model = MultiPath(
         (
@@ -71,7 +71,7 @@ def test_one_image_and_none(k):
         np.testing.assert_allclose(gathered(IMAGES[b : b + 1])[0], expected[b], **CLOSE)
         assert sum(gathered.work.loads[0]) == k
     assert gathered(IMAGES[:0]).shape == (0, CLASSES)
-    # More images than before, in programs that are there or not.
+    # More images than in earlier calls; some of the programs are compiled already.
     np.testing.assert_allclose(gathered(IMAGES[:9]), expected[:9], **CLOSE)
     np.testing.assert_allclose(gathered(IMAGES[4:]), expected[4:], **CLOSE)
 
@@ -83,7 +83,7 @@ def test_all_images_on_one_path():
     gathered = Gathered(model, variables)
     np.testing.assert_allclose(gathered(IMAGES), jax.jit(model.apply)(variables, IMAGES), **CLOSE)
     assert gathered.work.loads == [[0, 13, 0]] * 2
-    # The stage's products for 14 rows, capacity(13); gates and dense layers beside them.
+    # Stage and dense layers process 14 = capacity(13) rows; multiply-adds of gates are added.
     stage = 8 * 8 * 9 * 2 * 4
     dense = 4 * 4 * 4 * 5 + 5 * CLASSES
     gates = 13 * (2 * 16 + 16 * N) + 14 * (4 * 16 + 16 * N)

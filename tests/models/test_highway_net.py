@@ -1,4 +1,4 @@
-"""HighwayNet: its depth and how its gates start."""
+"""Tests of HighwayNet: its depth and the initial bias of its gates."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""HyperWRN40-2: its layers, and that one generator makes all kernels."""
+"""Tests of HyperWRN40-2: its layers, and that a single generator makes all kernels."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def test_the_layers_are_wrn_40_2_s():
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
         if path[-1].key == "embedding"
     ]
-    # 3x3 kernels of 16x16 channels in 36 convolutions, as WRN-40-2 has them.
+    # The 3x3 kernels of 36 convolutions, as in WRN-40-2, consist of blocks of 16x16 channels.
     assert len(embeddings) == 36
     assert sum(embeddings) == (2 + 11 * 4) + (8 + 11 * 16) + (32 + 11 * 64)
 
@@ -37,7 +37,7 @@ def test_every_kernel_comes_from_the_one_generator():
         silent = jax.tree.map(jnp.zeros_like, params["generator"])
         return response(params | {"generator": silent})
 
-    # A silent generator leaves the shortcuts: embeddings no longer matter.
+    # Without the generator's kernels, only the shortcuts remain: embeddings have no effect.
     params = variables["params"]
     shifted = jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf + 1 if path[-1].key == "embedding" else leaf, params

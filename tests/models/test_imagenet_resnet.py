@@ -1,4 +1,4 @@
-"""Section 6.4's networks: their sizes against torchvision's, their routers."""
+"""Tests of the networks of Section 6.4: their routers, and their sizes against torchvision's."""
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +8,13 @@ import pytest
 from multipath_jax import create_model
 from multipath_jax.errors import UserError
 
-TINY = jax.random.normal(jax.random.key(1), (2, 33, 33, 3))  # odd, as 7x7 maps are further down
+TINY = jax.random.normal(jax.random.key(1), (2, 33, 33, 3))  # odd, like 7x7 maps in deeper layers
 
-# torchvision's models of the same definitions, at 1000 classes: the numbers of its documentation.
-# "ResNeXt50-2-64" is its `ResNet(Bottleneck, [3, 4, 6, 3], groups=2, width_per_group=64)`, which
-# it does not name: wide_resnet50_2, whose 3x3 convolutions of 128, 256, 512 and 1024 channels
-# have half as many weights in two groups. 9/2 (3*128^2 + 4*256^2 + 6*512^2 + 3*1024^2) are gone.
+# Numbers of parameters for 1000 classes, from torchvision's documentation of the same networks.
+# "ResNeXt50-2-64" is `ResNet(Bottleneck, [3, 4, 6, 3], groups=2, width_per_group=64)`, for which
+# torchvision has no name. It is wide_resnet50_2 with two groups in its 3x3 convolutions of 128,
+# 256, 512 and 1024 channels, which removes half of their weights:
+# 9/2 (3*128^2 + 4*256^2 + 6*512^2 + 3*1024^2).
 TORCHVISION = {
     "ResNet18": 11_689_512,
     "ResNet34": 21_797_672,
@@ -33,9 +34,9 @@ def count(name, classes):
 
 
 def initialized(name, **options):
-    """The model, and its variables without what initialization recorded.
+    """The model, and its variables without the records of the initialization.
 
-    As nothing asks for the records, XLA compiles the initializers alone, without the network.
+    Since the records are dropped, XLA compiles only the initializers and not the network.
     """
     model = create_model(name, **options)
 
@@ -129,7 +130,7 @@ def test_two_paths_run():
 def test_zero_init_is_off_unless_asked_for(name, last, options, value):
     model = create_model(name, **options)
 
-    def scales():  # XLA leaves the rest of the network out
+    def scales():  # XLA omits the rest of the network
         params = model.init(jax.random.key(0), TINY)["params"]
         return [params[f"stack_{n}"]["block_2"][last]["norm"]["scale"] for n in (1, 2, 3, 4)]
 

@@ -1,4 +1,4 @@
-"""Every network learns: three steps of the training loop's own step on real images."""
+"""Tests that every network learns: three training steps on real images lower the loss."""
 
 import re
 
@@ -15,11 +15,11 @@ from multipath_jax.training.state import create_state
 from multipath_jax.training.step import Batch, make_train_step
 
 SKIPPING = {"SkipNet", "BlockDrop", "ConvNet-AIG", "ConvNet-AIG-all"}
-NEEDS_32 = ("VGG", "CapsNet")  # pooled too often, or too large a kernel, for 8x8 pixels
+NEEDS_32 = ("VGG", "CapsNet")  # too much pooling, or too large kernels, for 8x8 pixels
 
 
 def batch_for(name):
-    """Sixteen handwritten digits, 8x8 as they are, or each pixel four by four where need be."""
+    """Sixteen handwritten digits of 8x8 pixels, enlarged to 32x32 if the network needs that."""
     images = load_digits().images[:16, ..., None]
     if family_of(name).image_shape[0] > 32 or name.startswith(NEEDS_32):
         images = np.kron(images, np.ones((1, 4, 4, 1)))
@@ -33,14 +33,14 @@ def test_three_steps_lower_the_loss(name):
     optimizer = optax.sgd(0.01, momentum=0.9)
     state = jax.jit(lambda: create_state(model, optimizer, batch.images.shape[1:], 0))()
     before = state.params
-    # The suite compiles with little effort; CapsNet's many small products would then take minutes.
+    # The tests compile with little optimization; CapsNet's small products would then take minutes.
     options = {"xla_backend_optimization_level": 3} if name == "CapsNet" else None
     step = jax.jit(
         make_train_step(model, optimizer, lambda state, batch: batch.images),
         compiler_options=options,
     )
     losses = []
-    for _ in range(4):  # the loss of the fourth step is that after three
+    for _ in range(4):  # the fourth step reports the loss after three steps
         state, metrics = step(state, batch)
         losses.append(float(metrics.loss.compute()))
     assert np.isfinite(losses).all()
@@ -51,8 +51,8 @@ def test_three_steps_lower_the_loss(name):
         for path, has_moved in jax.tree_util.tree_leaves_with_path(moved)
         if not has_moved
     ]
-    # Of 16 channels a reduction of 16 leaves one hidden unit, which a ReLU can keep at zero; and a
-    # block that its gate skips for all sixteen images has nothing to learn from them but its gate.
+    # With 16 channels, a reduction of 16 leaves one hidden unit, which a ReLU can keep at zero. In
+    # a block that is skipped for all sixteen images, only the gate has gradients.
     excused = r"squeeze_excite|block_\d+'\]\['conv" if name in SKIPPING else "squeeze_excite"
     unmoved = [path for path in unmoved if not re.search(excused, path)]
     assert not unmoved

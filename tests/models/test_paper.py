@@ -1,4 +1,4 @@
-"""Every row of Tables 2, 3 and 4 exists by name and has the printed size."""
+"""Tests that every row of Tables 2, 3 and 4 has a network, with the printed size."""
 
 import functools
 import re
@@ -12,8 +12,9 @@ import multipath_jax
 from multipath_jax.models import paper
 from multipath_jax.models.complexity import complexity
 
-# The depth that a name or Table 1 gives. WRN-40 counts the projections of its three shortcuts,
-# HyperWRN its two, beside the longest way; CapsNet's routing multiplies without weights.
+# Depths by the name of a network or by Table 1. Not listed are WRN-40 and HyperWRN, whose names
+# count the layers of the longest path and in addition the projections of their three or two
+# shortcuts, and CapsNet, whose routing has multiplications without weights.
 DEPTHS = {
     "BaseCNN": 9, "WideCNN": 9, "DeepCNN": 13, "BaseCNN-2-CC": 9, "BaseCNN-2-CP": 9,
     "SEBaseCNN": 9, "All-Ensemble": 13, "VGG16": 16, "HighwayNet": 19,
@@ -24,9 +25,9 @@ ROUTERS = {"BaseCNN-3-CC": 5, "BaseCNN-3-CP": 4, "ResNet20-2-CC": 4, "ResNet20-2
            "ResNet18-2-CC": 5, "BaseCNN-3": 0, "Cr-Stitch2": 0}  # fmt: skip
 
 
-# Counts that are known elsewhere. He et al. [3] give ResNet164 1.7M, though Table 3 prints 2.5.
-# WRN-40-2: the count of Zagoruyko and Komodakis' code. SEResNet110: by dense layers of ratio 16.
-# VGG16: 13 convolutions with BatchNorm, and Section 7's two dense layers of 256.
+# Numbers of parameters from other sources. ResNet164: 1.7M by He et al. [3], though Table 3 prints
+# 2.5M. WRN-40-2: from the code of Zagoruyko and Komodakis. SEResNet110: with dense layers of ratio
+# 16. VGG16: 13 convolutions with BatchNorm, and the two dense layers of 256 of Section 7.
 ELSEWHERE = {
     "ResNet164": 1_703_258,
     "WRN-40-2": 2_243_546,
@@ -34,7 +35,7 @@ ELSEWHERE = {
     "VGG16": 14_923_850,
 }
 
-# More than a hundred layers, or many paths of the same: they take long to trace.
+# Networks with more than a hundred layers or with many paths take long to trace.
 LONG = re.compile(r"BlockDrop|ConvNet-AIG-all|SkipNet|.*ResNet(110|164|101|152)|.*-[34]-C[CP]")
 
 
@@ -46,7 +47,7 @@ def by_name(name):
 
 @functools.cache
 def params(row):
-    """How many parameters it has, which the initialization alone shows."""
+    """The number of parameters, for which only the initialization is traced."""
     model = multipath_jax.create_model(row.model, row.num_classes)
     images = jax.ShapeDtypeStruct((1, *row.image_shape), jnp.float32)
     found = jax.eval_shape(model.init, jax.random.key(0), images)["params"]

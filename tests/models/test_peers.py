@@ -1,4 +1,4 @@
-"""Section 6.2's peers: their sizes, their parts, and what they have in common with the routed."""
+"""Tests of the networks that Section 6.2 compares with: sizes, layers, relation to routing."""
 
 import jax
 import jax.numpy as jnp
@@ -30,14 +30,14 @@ def test_cross_stitch_adds_one_number_per_pair_of_paths(x):
 @pytest.mark.parametrize("shortcut", ["", "-shortcut"])
 def test_nddr_takes_any_number_of_paths(x, shortcut):
     conv = 3 * 3 * (3 * 32 + 32 * 32 + 64 * 64 + 128 * 128) + 3 * (32 + 32 + 64 + 128)
-    dense = (8 * 8 * 128 * 32 + 32) + 2 * 32 + (32 * 10 + 10)  # BatchNorm in the hidden one
+    dense = (8 * 8 * 128 * 32 + 32) + 2 * 32 + (32 * 10 + 10)  # BatchNorm in the hidden layer
     fused = sum(x * c * f + 3 * f for c, f in ((32, 64), (64, 128), (32, 32)))
     joined = (32 + 64 + 128) * 128 + 3 * 128 if shortcut else 0
     assert count(f"NDDR-CNN{x}{shortcut}") == x * (conv + dense + fused) + joined
 
 
 def test_constant_gates_and_cross_stitch_coefficients_are_the_same_network():
-    """Gates whose last kernel is zero are softmax(b2) for every input."""
+    """If the last kernel of a gate is zero, the gate is softmax(b2) for every input."""
     routed = multipath_jax.create_model("BaseCNN-2-CC")
     stitched = multipath_jax.create_model("Cr-Stitch2")
     variables = random_like(jax.eval_shape(routed.init, jax.random.key(0), SMALL), seed=0)

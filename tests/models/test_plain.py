@@ -1,4 +1,4 @@
-"""Table 1's plain networks: their sizes, their routers, and how they may run."""
+"""Tests of the plain networks of Table 1: numbers of parameters, routers and execution."""
 
 import functools
 
@@ -23,14 +23,14 @@ def count(model):
 
 
 def of_conv(k, c, f):
-    """Kernel, bias, and BatchNorm's scale and shift."""
+    """The parameters of a kernel and a bias, and of BatchNorm's scale and shift."""
     return k * k * c * f + f + 2 * f
 
 
 def of_base_cnn(classes=10):
     convs = [(3, 32), (32, 32), (32, 64), (64, 64), (64, 128), (128, 128)]
     dense = [(8 * 8 * 128, 32), (32, 32), (32, classes)]
-    norms = 2 * (32 + 32)  # of the hidden dense layers
+    norms = 2 * (32 + 32)  # BatchNorm of the hidden dense layers
     return sum(of_conv(3, *conv) for conv in convs) + sum(c * f + f for c, f in dense) + norms
 
 
@@ -47,14 +47,14 @@ def test_cross_connections_add_only_their_gates(x):
 
 @pytest.mark.parametrize("x", [1, 3])
 def test_cross_predictions_replace_four_layers(x):
-    """Conv 1, 3, 5 and dense 2 predict X outputs each; the gates see what enters them."""
+    """Convolutions 1, 3, 5 and dense layer 2 predict X outputs each; gates see their inputs."""
     convs = (
         of_conv(3, 3, x * 32)
         + x * (of_conv(3, 32, x * 64) + of_conv(3, 64, x * 128))
         + x * (of_conv(3, 32, 32) + of_conv(3, 64, 64) + of_conv(3, 128, 128))
     )
     dense = x * ((8 * 8 * 128 * 32 + 32) + (32 * x * 32 + x * 32) + (32 * 10 + 10))
-    dense += x * (2 * 32 + 2 * x * 32)  # their BatchNorm
+    dense += x * (2 * 32 + 2 * x * 32)  # BatchNorm of the hidden dense layers
     gates = of_gate(3, x) + sum(x * of_gate(c, x) for c in (32, 64, 32))
     assert count(multipath_jax.create_model(f"BaseCNN-{x}-CP")) == convs + dense + gates
 
@@ -118,8 +118,8 @@ def test_the_switches_change_no_parameter_and_no_result(overrides):
     scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads))
     others, other_logits, other_grads = outcome(**overrides)
     jax.tree.map(np.testing.assert_array_equal, params, others)
-    # In float64, since BatchNorm over two images divides by small deviations and magnifies
-    # rounding, to 0.3 % of the largest gradient in float32.
+    # In float64, since BatchNorm over two images divides by small deviations and amplifies rounding
+    # errors: in float32, to 0.3 % of the largest gradient.
     np.testing.assert_allclose(logits, other_logits, rtol=1e-9, atol=1e-9)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9 * scale), grads, other_grads
@@ -134,6 +134,6 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
     exact = jax.jit(multipath_jax.create_model("BaseCNN-2-CC").apply)(variables, SMALL)
     logits = jax.jit(model.apply)(variables, SMALL)
     assert logits.dtype == jnp.float32
-    # 8 bits of mantissa through 9 layers: some percent of the logits' size.
+    # With 8 bits of mantissa and 9 layers, errors are a few percent of the largest logit.
     np.testing.assert_allclose(logits, exact, atol=0.05 * float(jnp.abs(exact).max()))
     assert not np.array_equal(logits, exact)

@@ -1,4 +1,4 @@
-"""bfloat16 is the type of the computation, and of nothing that is kept or decided upon."""
+"""Tests that bfloat16 is used only for computation: variables, records and logits are float32."""
 
 import flax.linen as nn
 import jax
@@ -9,7 +9,7 @@ from multipath_jax.models import family_of
 
 
 def traced(name):
-    """Types of the parameters, of the statistics after a step, of what layers record and give."""
+    """Shapes of parameters, logits and updates, and the output types of all layers in training."""
     model = networks.create_small(name, dtype=jnp.bfloat16)
     images = jax.ShapeDtypeStruct((4, *family_of(name).image_shape), jnp.float32)
     outputs = []

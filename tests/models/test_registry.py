@@ -1,4 +1,4 @@
-"""Names: what exists, what does not, and what is said then."""
+"""Tests of the names of networks, and of the errors for unknown names and options."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def test_every_listed_name_gives_a_model():
 
 @pytest.mark.parametrize("name", ["BaseCNN", "VGG13", "VGG16", "VGG11-BN", "ResNet20", "ResNet50"])
 def test_every_network_with_routers_is_there_without(name):
-    """And with one path, in the same order of layers."""
+    """The single-path, unrouted and routed networks have the same layers in the same order."""
 
     def layers(name):
         return [layer.name for layer in multipath_jax.create_model(name).layers]

@@ -1,4 +1,4 @@
-"""Section 7's VGG13, and VGG16."""
+"""Tests of Section 7's VGG13, and of VGG16."""
 
 import jax
 import jax.numpy as jnp
@@ -31,10 +31,10 @@ def count(*args):
 
 
 def of_vgg13(size, classes):
-    """Convolutions with bias and BatchNorm; dense layers over what five poolings leave."""
+    """The parameters of convolutions with bias and BatchNorm, and of dense layers."""
     flat = (size // 32) ** 2 * 256
     convs = sum(9 * c * f + 3 * f for c, f in VGG13)
-    norms = 2 * (256 + 256)  # of the hidden dense layers
+    norms = 2 * (256 + 256)  # BatchNorm of the hidden dense layers
     return convs + norms + sum(c * f + f for c, f in ((flat, 256), (256, 256), (256, classes)))
 
 
@@ -46,12 +46,12 @@ def of_gate(c, n, d=16):
 def test_vgg13_is_section_7_s(size):
     assert count("VGG13", size, 100) == of_vgg13(size, 100)
     flat = shapes("VGG13", size)["dense_1"]["dense"]["kernel"].shape[0]
-    assert flat == (size // 32) ** 2 * 256  # 7 x 7 x 256 for the paper's 224
+    assert flat == (size // 32) ** 2 * 256  # 7 x 7 x 256 for the paper's 224 x 224
 
 
 @pytest.mark.parametrize("x", [1, 3])
 def test_cross_connections_add_only_their_gates(x):
-    seen = (32, 64, 128, 256, 256, 256)  # after five poolings and the first dense layer
+    seen = (32, 64, 128, 256, 256, 256)  # channels after five poolings and the first dense layer
     gates = of_gate(3, x) + x * sum(of_gate(c, x) for c in seen)
     assert count(f"VGG13-{x}-CC", 224, 100) == x * of_vgg13(224, 100) + gates
 
@@ -77,7 +77,7 @@ def test_routers_are_numbered_as_in_section_7(x):
 
 
 def test_routers_follow_the_poolings():
-    """What each router gives has the size that the pooling before it left."""
+    """The output of each router has the size of the output of the pooling before it."""
     model = create_model("VGG13-2-CC")
     images = jnp.zeros((1, 224, 224, 3))
     _, variables = jax.eval_shape(

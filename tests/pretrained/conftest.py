@@ -1,4 +1,4 @@
-"""A file of a small network's weights, and a run made of it."""
+"""Fixtures: a file with the weights of a small network, and a run imported from it."""
 
 import definitions
 import numpy as np
@@ -12,7 +12,7 @@ STATISTICS = ["--mean=0.25", "--std=0.5"]
 
 @pytest.fixture(scope="session")
 def arrays():
-    """He et al.'s form of ResNet8, for the digits."""
+    """Random weights of He et al.'s form of ResNet8, for the digits data set."""
     return definitions.drawn(definitions.resnet8, np.zeros((1, 1, 8, 8), np.float32))
 
 
@@ -25,7 +25,7 @@ def file(arrays, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def imported(file, data_dir, tmp_path_factory):
-    """The workdir."""
+    """The workdir of a run imported from the file."""
     workdir = tmp_path_factory.mktemp("imported") / "run"
     flags = [f"--from={file}", "--model=ResNet8", f"--data_dir={data_dir}", *STATISTICS]
     assert import_weights.main([*flags, "--dataset=digits", f"--workdir={workdir}"]) == 0

@@ -1,6 +1,6 @@
-"""Networks as PyTorch's libraries define them, in plain operations on their names and axes.
+"""The networks of PyTorch's libraries in plain JAX, with PyTorch's names and order of axes.
 
-Images are ``[b c h w]``, kernels ``[o i h w]`` and ``[o i]``.
+Images are ``[b c h w]``, kernels ``[o i h w]`` (convolutions) and ``[o i]`` (dense layers).
 """
 
 import jax
@@ -9,12 +9,12 @@ import numpy as np
 
 
 class Net:
-    """A network's arrays by name, drawn where they are lacking, and what uses them."""
+    """Arrays of a network by name, and layers that use them; missing ones are drawn at random."""
 
     def __init__(self, arrays=None, train=False, seed=0):
         self.arrays = {} if arrays is None else arrays
         self.train = train
-        self.updated = {}  # running statistics after a step, in training
+        self.updated = {}  # running statistics after a training step
         self._rng = np.random.default_rng(seed)
 
     def _get(self, name, shape, mean, deviation):
@@ -73,7 +73,7 @@ def max_pool(x, size, stride, pad=0):
 
 
 def average_to(x, side):
-    """``AdaptiveAvgPool2d``."""
+    """PyTorch's ``AdaptiveAvgPool2d``."""
     height, width = x.shape[2:]
     rows = []
     for i in range(side):
@@ -110,7 +110,7 @@ def resnet(net, x, blocks, bottleneck=False, widen=1, groups=1, classes=10, base
 
 
 def cifar_resnet(net, x, depth=20, option="A", classes=10):
-    """He et al.'s, as it is usually written for PyTorch."""
+    """He et al.'s ResNet for CIFAR, as it is usually implemented in PyTorch."""
     x = relu(net.norm("bn1", net.conv("conv1", x, 16, 3)))
     for stack, planes in enumerate((16, 32, 64), start=1):
         for block in range((depth - 2) // 6):
@@ -132,7 +132,7 @@ def resnet8(net, x):
 
 
 def vgg_bn(net, x, convs, widths=(64, 128, 256, 512, 512), dense=4096, classes=10):
-    """torchvision's ``vgg16_bn`` and its like; without dropout."""
+    """torchvision's ``vgg16_bn`` and similar networks, without dropout."""
     place = 0
     for count, width in zip(convs, widths, strict=True):
         for _ in range(count):
@@ -148,14 +148,14 @@ def vgg_bn(net, x, convs, widths=(64, 128, 256, 512, 512), dense=4096, classes=1
 
 
 def drawn(define, x):
-    """Random arrays for a network; nothing is computed."""
+    """Random arrays for a network, which is traced but not computed."""
     net = Net()
     jax.eval_shape(lambda: define(net, x))
     return net.arrays
 
 
 def run(define, arrays, x):
-    """Logits; the same in training, and the running statistics after it. In float64."""
+    """In float64: logits, training logits, and the running statistics after the training step."""
 
     @jax.jit
     def both(arrays, x):

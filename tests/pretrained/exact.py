@@ -1,4 +1,4 @@
-"""A network with the weights of a file, set beside the definition that the file is of."""
+"""Comparison of a network with the weights of a file and the definition of the file's network."""
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,8 @@ from flax import traverse_util
 import multipath_jax as mp
 from multipath_jax import weights
 
-CLOSE = 1e-5  # float32, sums in another order; of the largest output
-# Training is compared in float64: statistics of a few values make more of float32's rounding.
+CLOSE = 1e-5  # relative to the largest output: float32 sums in another order
+# Training is compared in float64: batch statistics of few values amplify float32 rounding errors.
 CLOSE_64 = 1e-9
 
 
@@ -19,13 +19,13 @@ def images(size, count=4):
 
 
 def distance(found, expected):
-    """The largest difference, as a part of the largest value."""
+    """The largest difference, relative to the largest value."""
     found, expected = np.asarray(found), np.asarray(expected)
     return np.abs(found - expected).max() / np.abs(expected).max()
 
 
 def ours(file, name, x, **options):
-    """Variables; logits in float32; in float64 those of training, and the statistics after it."""
+    """Variables; logits in float32; training logits and the statistics after it in float64."""
     network, variables = mp.load_weights(file, name, **options)
     wide = mp.load_weights(file, name, **options, dtype=jnp.float64)[0]
 
@@ -39,17 +39,17 @@ def ours(file, name, x, **options):
 
 
 def named(variables):
-    """Variables by the names of a file."""
+    """The arrays of variables, by their names in a file."""
     flat = traverse_util.flatten_dict(jax.device_get(variables))
     return safetensors.numpy.load(weights.to_file(flat, {}))
 
 
 def check(file, name, arrays, x, expected, **options):
-    """Logits, training, and the way back.
+    """Compares logits and a training step, and the arrays written back to a file.
 
     Args:
-      file: has the arrays.
-      expected: logits; those of training; running statistics after it, by name.
+      file: contains ``arrays``.
+      expected: logits, training logits, and running statistics after the step, by name.
     """
     variables, logits, training, statistics = ours(file, name, x, **options)
     assert logits.dtype == np.float32
@@ -59,7 +59,7 @@ def check(file, name, arrays, x, expected, **options):
     for key, value in expected[2].items():
         if key.endswith("running_mean"):
             assert distance(after[key], value) < CLOSE, key
-        else:  # PyTorch's running variance is unbiased, ours the one that normalized
+        else:  # PyTorch averages unbiased variances, ours are the biased ones that normalize
             now, theirs = (v - 0.9 * arrays[key] for v in (after[key], value))
             assert (now < theirs).all(), key
     back = named(variables)

@@ -1,4 +1,4 @@
-"""Every architecture whose files can be read: the same logits from the same arrays."""
+"""Tests that all architectures whose files can be read have the same logits as in PyTorch."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ from multipath_jax import pretrained
 from multipath_jax.models import imagenet_resnet, vgg
 from multipath_jax.weights import StateDict
 
-# What torchvision gives its classes, by our names.
+# The structures of torchvision's networks, as arguments for `definitions`, by our names.
 RESNETS = {
     "ResNet18": {"blocks": (2, 2, 2, 2)},
     "ResNet34": {"blocks": (3, 4, 6, 3)},
@@ -34,7 +34,7 @@ BASE, WIDTHS, DENSE = 8, (4, 8, 8, 12, 12), 16
 
 @pytest.fixture
 def narrow(monkeypatch):
-    """ImageNet's networks with a fraction of their channels."""
+    """Reduces the channels of the networks for ImageNet."""
     monkeypatch.setattr(imagenet_resnet, "STEM", BASE)
     monkeypatch.setattr(imagenet_resnet, "STACKS", tuple(BASE * 2**i for i in range(4)))
     monkeypatch.setattr(vgg, "FEATURES", WIDTHS)
@@ -42,7 +42,7 @@ def narrow(monkeypatch):
 
 
 def compared(define, name, size, tmp_path):
-    """A file of random arrays, with counts that nothing computes with, in both."""
+    """Compares network and definition for a file of random arrays, with counts that are unused."""
     x = images(size)
     arrays = definitions.drawn(define, x)
     file = tmp_path / "model.safetensors"

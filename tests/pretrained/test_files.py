@@ -1,4 +1,4 @@
-"""Files of weights, wherever they are, and those that we write."""
+"""Tests of reading files of weights from different places, and of writing them."""
 
 import json
 
@@ -37,7 +37,7 @@ def test_from_anywhere(place, file, arrays, tmp_path):
 
 
 def test_a_folder_of_the_hub(file, tmp_path):
-    """As timm writes it."""
+    """The folder has the format that timm writes."""
     (tmp_path / "model.safetensors").write_bytes(file.read_bytes())
     config = {
         "architecture": "resnet18",

@@ -1,4 +1,4 @@
-"""From one path to many: the same function, then copies that differ."""
+"""Tests of growing networks to more paths: equal functions, and noise that makes copies differ."""
 
 from functools import partial
 
@@ -20,8 +20,8 @@ from multipath_jax.training.run import first_carry
 from multipath_jax.training.setup import Setup
 from multipath_jax.weights import find_growth, grow
 
-SIZES = {"VGG": 32, "ResNet18": 33, "ResNet50": 33}  # of images, by the beginning of a name; else 8
-# What grows, and into what.
+SIZES = {"VGG": 32, "ResNet18": 33, "ResNet50": 33}  # of images, by the start of a name; else 8
+# Networks, and the networks into which they grow.
 PAIRS = {
     "BaseCNN": "BaseCNN-2-CC BaseCNN-3-CC BaseCNN-4-CC BaseCNN-2-CP BaseCNN-3-CP BaseCNN-4-CP "
     "BaseCNN-3",
@@ -56,7 +56,7 @@ QUICK = {
 
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch):
-    """The networks with a fraction of their channels."""
+    """Reduces the channels of all networks."""
     monkeypatch.setattr(
         plain,
         "STRUCTURES",
@@ -86,7 +86,7 @@ def shapes(model, x):
 
 
 def drawn(model, x, seed):
-    """Random weights and statistics: activations keep their size."""
+    """Random weights and statistics, scaled so that activations keep their size."""
     rng = np.random.default_rng(seed)
 
     def made(path, leaf):
@@ -105,7 +105,7 @@ def models(source, grown, **options):
 
 
 def each():
-    """A parametrization by some pairs, and in the slow suite by all."""
+    """Parametrizes a test by the pairs in `QUICK`, and in the slow suite by all pairs."""
     pairs = [(source, grown) for source, names in PAIRS.items() for grown in names.split()]
     slow = pytest.mark.slow
     cases = [pair if pair in QUICK else pytest.param(*pair, marks=slow) for pair in pairs]
@@ -114,7 +114,7 @@ def each():
 
 @each()
 def test_a_grown_network_computes_the_same(source, grown):
-    """In float32, but for sums in another order: relative 1e-5, of the largest logit."""
+    """In float32, up to the order of summation: 1e-5 relative to the largest logit."""
     single, many = models(source, grown)
     x = images(source)
     before, fresh = drawn(single, x, 1), drawn(many, x, 2)
@@ -135,7 +135,7 @@ def test_a_grown_network_computes_the_same(source, grown):
     ],
 )
 def test_also_in_training(source, grown):
-    """By the statistics of the batch, and the running ones after it are the same for each copy."""
+    """With batch statistics; running statistics after the step are those of the source, grown."""
     single, many = models(source, grown, dtype=jnp.float64)
     x = images(source, jnp.float64)
     before, fresh = (
@@ -165,7 +165,7 @@ def gradients(variables, model, x):
 
 
 def test_without_noise_copies_stay_copies():
-    """Their gradients are equal, and gates between them get none; noise tells them apart."""
+    """Copies have equal gradients, and the last kernels of gates none; with noise, this changes."""
     single, many = own(layers.ConvNorm(4), paths=(1, 2))
     x = images("own")
     before, fresh = drawn(single, x, 1), drawn(many, x, 2)
@@ -211,11 +211,11 @@ def test_the_size_of_the_noise():
 
 
 class OtherRouter(layers.CrossConnect):
-    """Not known to be a sum of its inputs by softmax gates."""
+    """A router that is not known to sum its inputs with softmax gates."""
 
 
 def own(*middle, router=layers.CrossConnect, paths=(2, 3)):
-    """Networks of one's own with so many paths; layers between their routers."""
+    """Custom networks with the given numbers of paths, and given layers between their routers."""
 
     def network(paths):
         named = [layer.clone(name=f"layer_{number}") for number, layer in enumerate(middle)]
@@ -271,7 +271,7 @@ def test_what_cannot_grow(case):
 
 
 def test_layers_of_ones_own_that_need_no_scale():
-    """Exact copies of whatever it is."""
+    """With twice as many paths, any layer grows, since its copies are exact."""
     single, many = own(layers.SqueezeExcite(), paths=(2, 4))
     x = images("BaseCNN")
     before, fresh = drawn(single, x, 1), drawn(many, x, 2)
@@ -298,7 +298,7 @@ def config_of(data_dir, source, name="ResNet8-2-CC", **changes):
 
 @pytest.fixture
 def wide(monkeypatch):
-    """The file is of a network with all channels."""
+    """Restores the channels, since the file is of the full network."""
     monkeypatch.setattr(cifar_resnet, "STEM", 16)
     monkeypatch.setattr(cifar_resnet, "STACKS", (16, 32, 64))
 
@@ -324,7 +324,7 @@ def test_a_run_begins_with_a_grown_network(source, request, imported, data_dir):
 
 @pytest.mark.usefixtures("wide")
 def test_paths_on_two_devices(file, imported, data_dir):
-    """The same, noise and all."""
+    """Growing on two devices has the same result as on one, including the noise."""
     config = config_of(data_dir, file, **{"mesh.path": 2, "growth_noise": 0.25, "seed": 3})
     setup = Setup(config)
     carry, lines = first_carry(setup, config)

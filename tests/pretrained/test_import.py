@@ -1,4 +1,4 @@
-"""A workdir made of a file: it is as any other, and what is no such file leaves nothing."""
+"""Tests of runs that are imported from a file; an invalid file leaves no workdir."""
 
 import shutil
 import sys
@@ -24,7 +24,7 @@ from multipath_jax.training.setup import Setup
 from multipath_jax.training.state import TrainState
 from multipath_jax.training.step import Batch, make_prepare
 
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}  # float32, sums in another order
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}  # float32 sums in another order
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def run(imported):
 
 @pytest.fixture(scope="module")
 def expected(arrays, run):
-    """Logits of some test images, by the definition and the normalization that was given."""
+    """Logits of test images, by the definition and with the given normalization."""
     images = np.float32(run.test(32).images) / 255
     x = (images.transpose(0, 3, 1, 2) - 0.25) / 0.5
     return definitions.resnet8(definitions.Net(arrays), x)
@@ -51,7 +51,7 @@ def test_the_run_computes_what_the_file_s_network_did(run, expected):
 
 
 def test_zeros_behind_are_another_network(file, run, expected):
-    """The arrays fit all the same."""
+    """With zeros behind the channels (shortcut=identity), all arrays fit, but the logits differ."""
     network, variables = mp.load_weights(file, "ResNet8", image_shape=(8, 8, 1))
     other = mp.create_model("ResNet8", shortcut="identity")
     x = run.prepare(run.test(32).images)
@@ -66,7 +66,7 @@ def test_it_is_evaluated(run):
 
 
 def test_training_is_normalized_alike(run):
-    """By the numbers of the config, in its steps as in evaluation."""
+    """Training and evaluation normalize images by the mean and deviation in the config."""
     setup = Setup(run.config)
     few, labels = run.test(4).images, run.test(4).labels
     prepare = make_prepare(setup.dataset, shift=0, flip=False)
@@ -123,7 +123,7 @@ def test_other_shortcuts_are_refused(source, request, data_dir, run):
 
 @pytest.mark.slow
 def test_it_goes_on_training(imported, tmp_path):
-    """From the checkpoint of step 0."""
+    """Training resumes from the checkpoint of step 0."""
     workdir = shutil.copytree(imported, tmp_path / "run")
     config = mp.load_run(workdir).config
     result = mp.Trainer(config).fit(workdir, until="1 step")
@@ -245,7 +245,7 @@ def test_a_state_dict_without_pytorch(file, tmp_path, capsys, monkeypatch):
 
 
 def test_the_recipe_for_fine_tuning_starts_from_a_file(tmp_path):
-    """A folder of images of three classes, a network grown to two paths, a head of its own."""
+    """A folder with images of three classes, a network grown to two paths, and a new head."""
     rng = np.random.default_rng(0)
     for index in range(30):
         folder = tmp_path / "images" / ("train" if index < 24 else "test") / "abc"[index % 3]

@@ -1,4 +1,4 @@
-"""PyTorch's own networks, where PyTorch, torchvision and timm are installed."""
+"""Tests with PyTorch's networks, if PyTorch, torchvision and timm are installed."""
 
 import copy
 import importlib
@@ -21,7 +21,7 @@ TIMM_DENSE = {
 
 
 def library(name):
-    """torchvision or timm; models need none of the compiled operators, which may not load."""
+    """Imports torchvision or timm. Compiled operators may not load, but models do not need them."""
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -35,11 +35,11 @@ def _define_operators():
     operators = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.operators = operators  # they live as long as it does
+    library.operators = operators  # keeps the definitions alive
 
 
 def made(name, kind):
-    """A network of torchvision's or of timm's, by our name."""
+    """A network of torchvision or timm, by our name."""
     if name == "ResNeXt50-2-64":
         options = {"groups": 2, "width_per_group": 64}
         resnet = library("torchvision").models.resnet
@@ -51,7 +51,7 @@ def made(name, kind):
 
 
 def randomized(network):
-    """Random parameters and statistics; the network in float64, without dropout."""
+    """Draws BatchNorm's parameters and statistics at random, and disables dropout."""
     generator = torch.Generator().manual_seed(0)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -65,7 +65,7 @@ def randomized(network):
 
 
 def outputs(network, x):
-    """As `definitions.run`."""
+    """As `definitions.run`, for a network of PyTorch."""
     training = copy.deepcopy(network).double().train()
     with torch.no_grad():
         logits = copy.deepcopy(network).double().eval()(torch.from_numpy(x).double())
@@ -84,7 +84,7 @@ def floats(network):
 
 
 def torchvision_names(arrays):
-    """What is written again of timm's VGG, which has other names and convolutions for dense."""
+    """The written arrays: timm's VGG has other names, and convolutions in place of dense layers."""
     found = {}
     for key, value in arrays.items():
         layer, _, leaf = key.rpartition(".")

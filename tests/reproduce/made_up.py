@@ -1,4 +1,4 @@
-"""Lines of a ledger that nobody trained."""
+"""Lines of a ledger for tests, without training."""
 
 from multipath_jax.config import keys as config_lib
 from multipath_jax.models import paper
@@ -17,7 +17,7 @@ def line(
     epochs=None,
     recipe=tables.PROTOCOL,
 ):
-    """A trial by a recipe, or by what ``changes`` (by key of the config) make of it."""
+    """The line of a trial by a recipe, with optional ``changes`` by config key."""
     rows = paper.rows(model=model) or [paper.unprinted(model)]
     row = next(row for row in rows if column in tables.runs(row))
     campaign = tables.campaign(row, column, dict(changes), epochs, recipe)

@@ -1,7 +1,7 @@
-"""`multipath_jax.reproduce` as a program, with a network of the tests in place of the paper's.
+"""Runs `multipath_jax.reproduce` as a program, with a small network in place of the paper's.
 
-Campaigns train the rows of the paper's tables, by name: the table of networks has the small one
-under such names.
+Campaigns train rows of the paper's tables by name, so the small network is registered under such
+names.
 """
 
 import pathlib

@@ -1,4 +1,4 @@
-"""Whole campaigns of a small network on the digits: interrupted, killed, and never done twice."""
+"""Tests of campaigns of a small network on the digits data set, including interrupted ones."""
 
 import itertools
 import json
@@ -28,7 +28,7 @@ from multipath_jax.training.run import Result
 from multipath_jax.trials import train_trials
 from multipath_jax.utils.stopping import Stopping
 
-CLOCK = {"wall_seconds", "images_per_second", "date"}  # what differs from run to run
+CLOCK = {"wall_seconds", "images_per_second", "date"}  # values that differ between runs
 SETTINGS = ("dataset.name=digits", "dataset.flip=False", "schedule.learning_rate=0.5",
             "log_every=5 steps", "eval_every=2 epochs", "checkpoint_every=7 steps",
             "tensorboard=off", "compilation_cache=")  # fmt: skip
@@ -46,13 +46,13 @@ train_by_threes = partial(train_trials, steps_per_call=3)
 
 
 def signalled(number, *arguments):
-    """A run to which a signal comes before its first three steps."""
+    """Trains with a signal that arrives before the first three steps."""
     signal.raise_signal(number)
     return train_by_threes(*arguments)
 
 
 def command(folder, data_dir, *more, rows="BaseCNN", trials=1):
-    """The arguments of a campaign of six epochs a trial."""
+    """The arguments of a campaign with six epochs per trial."""
     arguments = ["table2", f"--rows={rows}", f"--trials={trials}", "--epochs=6"]
     arguments += [f"--workdir={folder / 'runs'}", f"--results={folder / 'results'}"]
     return [*arguments, f"--data_dir={data_dir}", *(f"--set={one}" for one in SETTINGS), *more]
@@ -69,7 +69,7 @@ def timeless(entries):
 
 @pytest.fixture(scope="module")
 def undisturbed(data_dir, tmp_path_factory):
-    """The folder of a campaign of one trial that nothing interrupted."""
+    """The folder of a campaign of one trial that was not interrupted."""
     folder = tmp_path_factory.mktemp("undisturbed")
     assert main(command(folder, data_dir)) == 0
     return folder
@@ -111,7 +111,7 @@ def test_a_finished_trial_has_its_line(undisturbed):
 
 
 def test_a_run_of_table_4_is_entered_with_all_that_it_measured():
-    """Ten crops are measured in the end only; lines without an evaluation have no error."""
+    """Ten-crop errors are measured only at the end; lines without an evaluation have no error."""
     lines = [
         {"step": 10, "train/error": 90.0},
         {"step": 20, "test/error": 60.0, "test/top5_error": 20.0},
@@ -140,15 +140,15 @@ def test_one_trial_of_table_4_where_the_others_have_three(tmp_path, monkeypatch)
 
 def test_images_per_second_are_of_the_whole_run():
     logged = [
-        {"step": 10, "images_per_second": 50.0},  # 10 batches of 5 images: a second
+        {"step": 10, "images_per_second": 50.0},  # 10 batches of 5 images: 1 second
         {"step": 40, "images_per_second": 10.0},  # 30 batches: 15 seconds
-        {"step": 40},  # an evaluation alone
+        {"step": 40},  # an evaluation only
     ]
-    assert campaign_lib.images_per_second(logged, 5) == 12.5  # 200 images
+    assert campaign_lib.images_per_second(logged, 5) == 12.5  # 200 images in 16 seconds
 
 
 def test_what_is_done_is_not_done_again(undisturbed, data_dir, tmp_path, monkeypatch, capsys):
-    """Neither where the ledger has it, nor where a kill came before its line was written."""
+    """A trial is skipped if the ledger has it, or if only its entry is missing after a kill."""
     folder = tmp_path / "copy"
     shutil.copytree(undisturbed, folder)
     monkeypatch.setattr(campaign_lib, "train_trials", None)
@@ -159,7 +159,7 @@ def test_what_is_done_is_not_done_again(undisturbed, data_dir, tmp_path, monkeyp
     assert main(command(folder, data_dir)) == 0
     assert timeless(ledger(folder)) == timeless(before)
     assert capsys.readouterr().out.splitlines()[-1] == "1 of 1 trials are done"
-    # The ledger alone is enough.
+    # The ledger suffices, without the workdirs.
     shutil.rmtree(folder / "runs")
     assert main(command(folder, data_dir)) == 0
 
@@ -219,7 +219,7 @@ def test_signals_stop_at_a_checkpoint(data_dir, tmp_path, monkeypatch, capsys, n
 
 @pytest.mark.slow
 def test_a_killed_campaign_ends_like_an_undisturbed_one(undisturbed, data_dir, tmp_path):
-    """kill -9 in the middle of a trial; then the same command."""
+    """SIGKILL in the middle of a trial, then the same command."""
     process = subprocess.Popen(
         [sys.executable, small.__file__, *command(tmp_path, data_dir)],
         stdout=subprocess.PIPE,
@@ -249,7 +249,7 @@ def test_a_ledger_without_room_is_one_line(undisturbed, data_dir, tmp_path, monk
     before = ledger(folder)
     (folder / "results" / "ledger.jsonl").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr("os.write", lambda *_: 3)  # bytes of the line
+        patch.setattr("os.write", lambda *_: 3)  # bytes written
         with pytest.raises(
             Failure, match="only a part of the line was written; free disk space and rerun"
         ):
@@ -288,7 +288,7 @@ def test_another_process_is_not_disturbed(undisturbed, data_dir):
 def test_a_report_trains_nothing(undisturbed, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(campaign_lib, "train_trials", None)
-    monkeypatch.setattr(pages.plot, "draw", lambda *_: None)  # which takes seconds
+    monkeypatch.setattr(pages.plot, "draw", lambda *_: None)  # drawing takes seconds
     shutil.copytree(undisturbed / "results", "results")
     pathlib.Path("docs").mkdir()
     assert main(["table3", "--report"]) == 0
@@ -305,7 +305,7 @@ def test_a_report_trains_nothing(undisturbed, tmp_path, monkeypatch, capsys):
     [
         ("BaseCNN", "protocol", "cpu", {}, ("1 epoch", "1 epoch")),
         ("BaseCNN", "protocol", "gpu", {}, ("10 epochs", "10 epochs")),
-        ("ResNet20", "protocol", "gpu", {}, ("17 epochs", "17 epochs")),  # of 350
+        ("ResNet20", "protocol", "gpu", {}, ("17 epochs", "17 epochs")),  # of 350 epochs
         ("BaseCNN", "fast", "gpu", {}, ("5 epochs", "5 epochs")),
         ("BaseCNN", "protocol", "gpu", {"eval_every": "2 epochs"}, ("2 epochs", "10 epochs")),
         ("BaseCNN", "protocol", "gpu", {"train_for": "3 steps"}, ("1 epoch", "1 epoch")),
@@ -330,7 +330,7 @@ def test_epochs_of_a_second_are_not_all_evaluated_and_saved(
 def test_a_trial_by_our_recipe_goes_on_after_a_signal_and_is_entered_apart(
     undisturbed, data_dir, tmp_path, monkeypatch, capsys
 ):
-    """In the folder of a campaign by the protocol, whose trial stays as it is."""
+    """The folder also contains a campaign by the protocol, whose trial is not changed."""
     folder = tmp_path / "copy"
     shutil.copytree(undisturbed, folder)
     ours = command(folder, data_dir, "--recipe=fast", "--set=dataset.alternate_flip=False")

@@ -1,4 +1,4 @@
-"""The ledger keeps every line whole, whoever writes and whatever is killed."""
+"""Tests that lines of the ledger stay intact with concurrent writers, kills and full disks."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from multipath_jax.reproduce.ledger import Ledger
 
 RESULTS = Path(__file__).parents[2] / "results"
 
-# Imports once, then a fork for each writer. All write seeds 0 to 9, and ten of their own.
+# Imports once, then forks 8 writers. All write the seeds 0 to 9, and each ten different seeds.
 WRITERS = """
 import json, os, sys
 from multipath_jax.reproduce.ledger import Ledger
@@ -83,11 +83,11 @@ def test_a_trial_is_entered_once(ledger):
     ]
     assert all(ledger.append(other) for other in others)
     again = line("BaseCNN", "cifar10", 0, 8.0, changes={"eval_every": "2 epochs"})
-    assert not ledger.append(again)  # that changes no result
+    assert not ledger.append(again)  # eval_every changes no result
 
 
 def test_keys_that_come_and_go_change_no_identity(ledger, monkeypatch):
-    """The config of the lines is of another day; the program has a key more, of another name."""
+    """A key in the lines no longer exists, and the program has keys that the lines do not have."""
     older = line("BaseCNN", "cifar10", 0, 9.0)
     changed = line("BaseCNN", "cifar10", 1, 9.0, changes={"batch_size": "64"})
     for entry in (older, changed):
@@ -114,7 +114,7 @@ def test_keys_that_come_and_go_change_no_identity(ledger, monkeypatch):
 
 @pytest.mark.parametrize("entry", Ledger(RESULTS).lines(), ids=lambda entry: entry["date"])
 def test_a_recipe_is_still_what_trials_by_its_name_were_trained_by(entry):
-    """A recipe whose values change needs another name, or these figures would be no longer its."""
+    """A recipe whose values change needs a new name: errors in the ledger are of the old values."""
     row = (*paper.rows(model=entry["model"]), paper.unprinted(entry["model"]))[0]
     column, recipe = entry["column"], entry["recipe"]
     whole = tables.recipe(row, column, recipe).train_for

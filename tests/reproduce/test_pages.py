@@ -1,4 +1,4 @@
-"""The page and the errors by epoch, from lines that nobody trained."""
+"""Tests of the page and of the curves of errors, with made-up lines."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def with_errors(model, seed, errors, epochs=None, **more):
-    """A trial evaluated at these epochs; None: a line of an earlier day."""
+    """A trial evaluated at these epochs; None: an early line of the ledger, without epochs."""
     entry = line(model, "cifar10", seed, errors[-1], **more) | {"errors": errors}
     return entry if epochs is None else entry | {"error_epochs": epochs}
 
@@ -36,7 +36,7 @@ def short(model="WideCNN", **more):
 
 def test_errors_have_their_epochs():
     assert curves.by_epoch(BASE) == ([50.0, 100.0, 200.0], [30.0, 12.0, 9.0])
-    earlier = curves.by_epoch(short())  # its epochs follow from their number
+    earlier = curves.by_epoch(short())  # the epochs follow from the number of errors
     assert earlier == ([1.0, 2.0, 3.0, 4.0, 5.0], [40.0, 30.0, 25.0, 20.0, 18.0])
     bare = line("BaseCNN", "cifar10", 0, 9.0)
     assert curves.by_epoch(bare) == ([200.0], [9.0])
@@ -65,7 +65,7 @@ def test_shortened_trials_are_drawn_until_there_is_a_whole_one():
     panels = pages.error_curves([short(), altered, once, imagenet])
     ((title, (curve,)),) = panels.items()
     assert title == "CIFAR-10, protocol shortened to 5 epochs"
-    assert curve.paper is None  # of 200
+    assert curve.paper is None  # the paper's error is after 200 epochs
     assert len(curve.trials) == 1
     assert pages.error_curves([altered, once, imagenet]) == {}
 
@@ -80,7 +80,7 @@ def test_names_are_moved_apart_no_further_than_it_takes(heights):
 
 
 def test_the_page_has_both_recipes_beside_the_paper(tmp_path, monkeypatch):
-    monkeypatch.setattr(pages.plot, "draw", lambda *_: None)  # which takes seconds
+    monkeypatch.setattr(pages.plot, "draw", lambda *_: None)  # drawing takes seconds
     page = tmp_path / "docs" / "results.md"
     page.parent.mkdir()
     written = pages.write([BASE, OTHER, *FAST], tmp_path / "results", page)
@@ -135,7 +135,7 @@ def test_networks_that_are_not_in_the_paper_have_a_table_of_their_own():
 
 
 def test_the_page_is_that_of_the_ledger():
-    """Of this repository; ``--report`` writes both."""
+    """docs/results.md is what ``--report`` writes for the ledger of this repository."""
     lines = Ledger(ROOT / "results").lines()
     pictures = {name: f"../results/{name}" for name in (pages.ERRORS, pages.TRADEOFF)}
     assert (ROOT / "docs/results.md").read_text() == pages.page(lines, pictures)

@@ -1,4 +1,4 @@
-"""The report's figures, against figures computed by hand."""
+"""Tests of the report's figures against values computed by hand."""
 
 import re
 
@@ -19,7 +19,7 @@ FALSE = line("BaseCNN", "cifar10", 5, 1.0, epochs=20.0)
 
 
 def cells(lines, row, start):
-    """The line of a report that begins so, cut where two spaces or more are."""
+    """The cells of the report's line with the given start, split at two or more spaces."""
     (found,) = [text for text in report.text(lines, [row]).splitlines() if text.startswith(start)]
     return re.split(r"\s{2,}", found)
 
@@ -57,7 +57,7 @@ def test_rows_without_a_run_are_open():
         line("BaseCNN", "cifar10", 5, 1.0, changes={"batch_size": "64"}),
         line("BaseCNN", "cifar10", 5, 1.0, epochs=20.0, changes={"batch_size": "64"}),
         line("BaseCNN", "cifar10", 5, 1.0) | {"train_for": "3 steps"},
-        # A key of another day, which the config has no more.
+        # A key that the config no longer has.
         line("BaseCNN", "cifar10", 5, 1.0) | {"changed": {"optimizer.gone": 3}},
     ],
 )
@@ -91,7 +91,7 @@ def test_networks_that_are_not_in_the_paper_are_listed_where_they_were_trained()
 
 
 def test_recipes_are_not_mixed():
-    """Neither in a table nor in the picture."""
+    """Neither in the tables nor in the figure."""
     lines = [*THREE, *FAST]
     assert report.figures(lines, BASE, "cifar10").errors == [9.5, 9.0, 9.25]
     assert report.figures(lines, BASE, "cifar10", "fast").errors == [8.5, 9.5]
@@ -112,13 +112,13 @@ def test_our_recipes_table_has_the_errors_with_mirror_images_apart():
     assert re.search(r"BaseCNN +CIFAR-10 +3 of 10 epochs +1.00 ", rest)
     routed = report.text([], [ROUTED], "fast")
     assert "350 epochs  " not in routed
-    assert routed.count("open") == 2  # the legend's, and the row's
+    assert routed.count("open") == 2  # in the legend and in the row
 
 
 def test_types_of_computation_are_not_mixed():
     half = [line("BaseCNN", "cifar10", seed, 8.0, dtype="bfloat16") for seed in (0, 1)]
     assert report.figures([*THREE, *half], BASE, "cifar10").errors == [9.5, 9.0, 9.25]
-    assert report.figures([*THREE[:2], *half], BASE, "cifar10").errors == [9.5, 9.0]  # later?
+    assert report.figures([*THREE[:2], *half], BASE, "cifar10").errors == [9.5, 9.0]  # a tie
 
 
 def test_columns_are_not_mixed():

@@ -1,4 +1,4 @@
-"""The command line of `multipath_jax.reproduce`, with the networks of the paper."""
+"""Tests of the command line of `multipath_jax.reproduce`, with the networks of the paper."""
 
 import os
 import subprocess
@@ -62,7 +62,7 @@ def test_an_error_is_one_line_and_status_2(tmp_path):
 
 def test_a_sample_is_of_enlarged_digits_where_cifar10_is_not(tmp_path):
     assert smoke.prepare(tmp_path, "") == "digits"
-    assert smoke.prepare(tmp_path, "") == "digits"  # what is there stays
+    assert smoke.prepare(tmp_path, "") == "digits"  # an existing sample is kept
     found, digits = load_dataset("sample", tmp_path), load_dataset("digits", tmp_path)
     assert found.train.images.shape == (32, 32, 32, 3)
     assert found.test.images.shape == (16, 32, 32, 3)
@@ -77,7 +77,7 @@ def test_a_sample_is_of_enlarged_digits_where_cifar10_is_not(tmp_path):
 @pytest.mark.parametrize("table", [2, 3, 4])
 def test_every_row_trains(table, tmp_path):
     command = [sys.executable, "-m", "multipath_jax.reproduce", f"table{table}", "--smoke"]
-    # The suite compiles with little effort, and what CapsNet computes would then take minutes.
+    # Without the flags of the tests, which reduce optimization: CapsNet would take minutes.
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     subprocess.run([*command, f"--workdir={tmp_path}"], env=environment, check=True)
     trained = {line["model"]: line for line in Ledger(tmp_path / "results").lines()}

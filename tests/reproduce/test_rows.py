@@ -1,4 +1,4 @@
-"""Which rows are trained, and by which recipe."""
+"""Tests of the selection of rows, and of the recipes by which they are trained."""
 
 import pytest
 
@@ -132,7 +132,7 @@ def test_a_campaign_trains_by_the_recipe_or_a_shorter_one(
         ("optimizer.weight_decay", "1e-4", 1e-4, True),
         ("dataset.flip", "False", False, True),
         ("model.options", "execution=grouped", "execution=grouped", True),
-        ("init_from", "elsewhere", "elsewhere", True),  # free while a run goes on; not here
+        ("init_from", "elsewhere", "elsewhere", True),  # free when a run resumes, but not here
         ("schedule.boundaries", "90 epochs", "90 epochs", True),
         ("dtype", "bfloat16", "bfloat16", False),
         ("dispatch", "step", "step", False),
@@ -146,7 +146,7 @@ def test_what_alters_a_trial_is_marked_and_kept_apart(key, text, value, altered,
     assert config_lib.flatten(changed.config)[key] == value
     found = changed.trial(0)["changed"]
     assert tables.altering(found) == [key] * altered
-    # Another type of computation is no other recipe, but another trial.
+    # Another type of the computation is the same recipe, but another trial.
     assert found == ({key: value} if altered or key == "dtype" else {})
     assert (changed.folder != plain.folder) == altered
 

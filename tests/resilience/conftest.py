@@ -1,4 +1,4 @@
-"""Runs as processes of their own, which end with the test."""
+"""A fixture for runs in subprocesses, which are killed at the end of the test."""
 
 import pytest
 from runs import Run

@@ -1,4 +1,4 @@
-"""Runs of the small network as processes of their own, which can be killed."""
+"""Runs of the small network in subprocesses, which can be killed."""
 
 import pathlib
 import sys
@@ -26,7 +26,7 @@ RECIPE = {
 
 
 def train(data_dir, workdir, **changes):
-    """The same run in this process."""
+    """Trains the same run in this process."""
     config = recipes.digits()
     own = {"model.name": "own:Tiny", "dataset.data_dir": str(data_dir)}
     config.update_from_flattened_dict(RECIPE | own | changes)
@@ -34,7 +34,7 @@ def train(data_dir, workdir, **changes):
 
 
 class Run(Program):
-    """`multipath_jax.main`, which knows `tiny.Tiny` by name."""
+    """`multipath_jax.main` with `tiny.Tiny` registered by name, in a subprocess."""
 
     def __init__(
         self, data_dir, workdir, environment=None, flags=(), seconds_a_step=None, **changes
@@ -48,7 +48,7 @@ class Run(Program):
         super().__init__(ROOT / "tests" / "training" / "tiny.py", *arguments, *flags, **environment)
 
     def wait_for(self, text):
-        """Reads its output up to a line with the text; gives what was read."""
+        """Reads output up to a line that contains ``text``; returns what was read."""
         read = []
         for line in self.stdout:
             read.append(line)
@@ -57,7 +57,7 @@ class Run(Program):
         raise AssertionError(f"ended without {text!r}:\n{''.join(read)}")
 
     def send(self, number, after=0.0):
-        """Sends a signal; gives the exit status and the rest of the output."""
+        """Sends a signal after some seconds; returns the exit status and the rest of the output."""
         time.sleep(after)
         self.send_signal(number)
         return self.end()

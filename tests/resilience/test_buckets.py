@@ -1,4 +1,4 @@
-"""A run in a bucket that is killed and goes on."""
+"""Killing and resuming a run in a bucket."""
 
 import os
 import random
@@ -14,7 +14,7 @@ from multipath_jax.checkpoints.working_copy import stored_steps
 from multipath_jax.parallel.compilation import CACHE_FOLDER
 from multipath_jax.utils import claims, storage
 
-# Claims are renewed, taken for dead and settled in so many seconds.
+# Seconds: `claims.RENEWAL`, `STALE` and `SETTLING`.
 QUICK = {"CLAIM": "0.2 2 0.1"}
 CHANGES = {
     "train_for": "12 steps",
@@ -34,19 +34,19 @@ def test_kills_change_nothing(program, bucket, data_dir, tmp_path, kind, kills):
         run.wait_for(f"step {step}/12")
         status, output = run.send(signal.SIGKILL, after=moments.uniform(0.0, 0.2))
         assert status == -signal.SIGKILL, output
-    assert storage.exists(f"{workdir}/.claim")  # of a process that is no more
+    assert storage.exists(f"{workdir}/.claim")  # of the killed process
     status, output = program(workdir, environment=QUICK, **CHANGES).end()
     assert status == 0, output
     assert "resuming at step" in output
-    train(data_dir, tmp_path / "whole", **CHANGES)  # on this machine
+    train(data_dir, tmp_path / "whole", **CHANGES)  # in a local folder
     Buckets(use_listings_cache=False).get(f"{workdir}/", f"{tmp_path}/killed/", recursive=True)
     found = tmp_path / "killed"
     assert_same_end(found, tmp_path / "whole")
     names = {*os.listdir(tmp_path / "whole")} - {claims.LOCK_FILE}
-    # The programs of a run in a bucket are kept there, if they took a while to compile.
+    # The workdir in the bucket has the compilation cache, if compilation took long enough.
     assert {*os.listdir(found)} - {metrics_file.DROPPED_FILE, CACHE_FOLDER} == names
     text = (found / "train.log").read_text()
-    assert text.count("  process ") == len(kills) + 1  # all sittings
+    assert text.count("  process ") == len(kills) + 1  # one per process
     assert "step 12/12" in text
     assert len(stored_steps(f"{workdir}/checkpoints")) in (2, 3)  # the two latest and the best
-    assert len(storage.names(f"{workdir}/checkpoints")) in (2, 3)  # and nothing that is not whole
+    assert len(storage.names(f"{workdir}/checkpoints")) in (2, 3)  # and none that are incomplete

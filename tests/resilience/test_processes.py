@@ -1,4 +1,4 @@
-"""Several real processes on this machine, joined over Gloo, against one."""
+"""Multi-process training on this machine, with Gloo, compared with one process."""
 
 import os
 import pathlib
@@ -26,7 +26,7 @@ def free_port():
 
 @pytest.fixture
 def together(program):
-    """Starts so many processes of one run, on one device each."""
+    """A function that starts ``count`` processes of one run, with one device each."""
 
     def start(workdir, count, flags=(), **changes):
         if count == 1:
@@ -47,14 +47,17 @@ def together(program):
 
 
 def ended(runs):
-    """Waits for all; the output of the first."""
+    """Waits until all processes succeed; returns the output of the first."""
     ends = [run.end() for run in runs]
     assert [status for status, _ in ends] == [0] * len(runs), ends
     return ends[0][1]
 
 
 def assert_close(workdir, other):
-    """Another number of devices adds up in another order: some units of float32's 6e-8 a step."""
+    """Asserts equality of the last checkpoints up to float32 rounding.
+
+    Sums have another order with another number of devices: some errors of 6e-8 per step.
+    """
     (step, found), (expected_step, expected) = saved(workdir), saved(other)
     assert step == expected_step == 12
     checked = 0
@@ -73,14 +76,14 @@ def one(data_dir, tmp_path_factory):
 
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_several_processes_are_one_run(together, one, tmp_path, count):
-    workdir = tmp_path / "grid[lr=0.3]"  # one that is also a pattern
+    workdir = tmp_path / "grid[lr=0.3]"  # the name is also a glob pattern
     runs = together(workdir, count)
     others = [run.end() for run in runs[1:]]
     status, output = runs[0].end()
     assert status == 0, output
     assert_close(workdir, one)
     assert [line["step"] for line in lines(workdir)] == [4, 8, 12]
-    for status, said in others:  # the first alone prints and writes
+    for status, said in others:  # only the first prints and writes
         assert status == 0
         assert "step 4/12" not in said
         assert "wrote" not in said
@@ -88,7 +91,7 @@ def test_several_processes_are_one_run(together, one, tmp_path, count):
 
 @pytest.mark.slow
 def test_several_processes_are_one_run_in_a_bucket(together, one, bucket, tmp_path):
-    """Killed in the middle, and gone on from; the first writes, all read."""
+    """Kills all processes in the middle and resumes; the first process writes, all read."""
     runs = together(f"{bucket}/run", 2, log_every="1 step", seconds_a_step=0.3)
     runs[0].wait_for("step 9/12")
     for run in runs:
@@ -106,12 +109,12 @@ def test_several_processes_evaluate_what_one_has_trained(together, one):
     first, second = (run.end() for run in together(one, 2, flags=["--mode=eval"]))
     assert (first[0], second[0]) == (0, 0)
     assert expected in first[1]
-    assert expected not in second[1]  # the first alone prints
+    assert expected not in second[1]  # only the first prints
 
 
 @pytest.mark.slow
 def test_another_number_of_processes_goes_on(together, one, tmp_path):
-    """Two, then one, then two, each stopped by a signal long before the end but the last."""
+    """Two processes, then one, then two; a signal stops all but the last before the end."""
     workdir = tmp_path / "run"
     stops = []
     for count in (2, 1):
@@ -131,7 +134,7 @@ def test_another_number_of_processes_goes_on(together, one, tmp_path):
 def test_a_signal_to_one_process_stops_all_at_one_step(together, tmp_path):
     runs = together(tmp_path / "run", 2, train_for="5000 steps", log_every="1 step")
     runs[0].wait_for("step 2/5000")
-    runs[1].send_signal(signal.SIGTERM)  # not to the one that writes
+    runs[1].send_signal(signal.SIGTERM)  # not the process that writes
     ends = [run.end() for run in runs]
     assert [status for status, _ in ends] == [143, 143], ends
     assert "stopped at step" in ends[0][1]

@@ -1,4 +1,4 @@
-"""kill -9 at random moments, signals, damage, no room: nothing is lost, and nothing is silent."""
+"""Resuming after kill -9 at random moments, signals and a full disk; errors are reported."""
 
 import os
 import random
@@ -10,13 +10,17 @@ import pytest
 from runs import train
 from workdirs import assert_same_end, saved
 
-SPACING = 20  # steps from one kill to the next; a log every 5
+SPACING = 20  # steps between two kills; every 5th step is logged
 
 
 def campaign(program, tmp_path, kills, seed):
-    """Kills a run so often, a moment after it has come some steps further; then lets it end.
+    """Trains a run without interruption, and another that is killed and resumed ``kills`` times.
 
-    Gives how often a checkpoint was being written then: one is begun after every step.
+    Every kill is a random moment after a random logged step.
+
+    Returns:
+      How many of the kills happened while a checkpoint was being written, which starts after every
+      step.
     """
     changes = {"train_for": f"{SPACING * (kills + 1)} steps"}
     status, output = program(tmp_path / "whole", **changes).end()
@@ -55,7 +59,7 @@ def test_twenty_kills_change_nothing(program, tmp_path):
 )
 def test_a_signal_saves_first_and_the_run_goes_on(program, data_dir, tmp_path, number):
     changes = {"train_for": "40 steps", "checkpoint_every": "1000 steps"}
-    workdir = tmp_path / "grid[lr=0.3]" / "*"  # names that are also patterns
+    workdir = tmp_path / "grid[lr=0.3]" / "*"  # the names are also glob patterns
     run = program(workdir, **changes, log_every="1 step")
     run.wait_for("step 2/40")
     status, output = run.send(number)
@@ -77,7 +81,7 @@ def test_a_second_run_on_one_workdir_is_refused(program, tmp_path):
     status, output = program(tmp_path / "run", train_for="5000 steps").end()
     assert status == 2
     assert f"in use by process {run.pid} on" in output.splitlines()[-1]
-    assert run.poll() is None  # and goes on
+    assert run.poll() is None  # the first run continues
     assert run.send(signal.SIGTERM)[0] == 143
 
 
@@ -93,7 +97,7 @@ def test_a_loss_that_is_not_finite_ends_with_its_own_status(program, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of its own with room for a checkpoint or two."""
+    """A separate file system of 4 MB."""
     folder = tmp_path / "small"
     folder.mkdir()
     if not shutil.which("mount") or os.geteuid() != 0:
@@ -114,7 +118,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
     free = shutil.disk_usage(small_disk).free
     filler.write_bytes(
         b"x" * (free - 1_260_000)
-    )  # a checkpoint takes 230,000, and a million is wanted
+    )  # a checkpoint takes 230,000 bytes; saving needs a million more
     status, output = program(small_disk / "run", **changes).end()
     assert status == 1, output
     assert "No space left on device" in output.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""A small network in place of those of the paper."""
+"""Fixtures for tests with a small network instead of those of the paper."""
 
 import gc
 
@@ -11,7 +11,7 @@ from multipath_jax.models import registry
 
 @pytest.fixture(scope="module")
 def tiny_by_name():
-    """The table of networks has `tiny.Tiny`, for trials and programs, which are given a name."""
+    """Registers `tiny.Tiny` for trials and programs, which create networks by name."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "FAMILIES", tiny.FAMILIES)
         yield
@@ -24,9 +24,10 @@ def workdir(tmp_path):
 
 @pytest.fixture
 def collected():
-    """For tests in which Orbax fails: it leaves coroutines behind, which complain at their end.
+    """Collects garbage after tests in which Orbax fails.
 
-    That end is to come in the test that expects it, not in a later one.
+    Orbax leaves coroutines behind, which cause warnings when they are deleted. These warnings must
+    appear in the test that expects them, not in a later one.
     """
     yield
     gc.collect()

@@ -1,8 +1,9 @@
-"""A few steps on a mesh of virtual devices, as a program: what they gave goes into a file.
+"""Program that trains a few steps on a mesh of virtual devices and writes the results to a file.
 
-python sharded_run.py DATA PATH NETWORK OUT
+    python sharded_run.py DATA PATH NETWORK OUT
 
-In its environment DIGITS is the folder of the data sets, and SETTINGS more keys of the config.
+Environment variables: DIGITS is the folder of the data sets; SETTINGS has further keys of the
+config, in JSON.
 """
 
 import json
@@ -28,12 +29,13 @@ from multipath_jax.parallel.compilation import enable_compilation_cache  # noqa:
 from multipath_jax.training.setup import Setup  # noqa: E402
 
 STEPS = 3
-# Smooth: a ReLU that rounding turns over, in maps of 2x2 pixels, is a matter of percents.
+# A smooth activation: in feature maps of 2x2 pixels, a ReLU that rounding switches on or off would
+# change results by percents.
 nn.relu = nn.silu
 
 
 def preactivation(num_classes: int) -> MultiPath:
-    """Pre-activation paths between routers, which no network by name has."""
+    """A network with pre-activation paths between routers; no named network has them."""
     return MultiPath(
         (
             layers.Conv(8, name="stem"),
@@ -68,7 +70,7 @@ def main() -> None:
     program = runner._function.as_text()
     carry = runner(carry, 0, STEPS)
     state, metrics = jax.device_get((carry.state, carry.metrics))
-    # Momentum is the sum of the gradients: an error in one of them shows in it unscaled.
+    # Momentum sums the gradients, so their errors appear in it unscaled by the learning rate.
     found = {"params": state.params, "stats": state.collections, "momentum": momentum(state)}
     flat = traverse_util.flatten_dict(found, sep="/")
     flat |= {f"metric/{name}": value for name, value in metrics.compute()["routing"].items()}

@@ -1,4 +1,4 @@
-"""Micro-batches, against the same sums written out in NumPy."""
+"""Gradient accumulation over micro-batches, compared with the same sums in NumPy."""
 
 from functools import cache, partial
 
@@ -21,7 +21,7 @@ LABELS = jnp.arange(BATCH) % 10
 
 
 def gradient(params, collections, images, labels, key):
-    """Nothing in it is linear, so that no other order or grouping gives the same."""
+    """A nonlinear function, for which any other order or grouping gives other results."""
     mean = images.mean()
     found = Pass(collections / 2 + mean, mean**2, labels > 3, {"share": images.max()})
     return {"w": params["w"] * mean**3}, found
@@ -51,7 +51,7 @@ def test_every_part_has_random_numbers_of_its_own():
 
     key = jax.random.key(0)
     _, found = accumulated(gradient, COUNT, True)({}, {}, IMAGES, LABELS, key)
-    # The mean square is the square of the mean only where all are one number.
+    # The mean square equals the square of the mean only if all numbers are the same.
     assert float(found.routing["drawn"]) > 1.01 * float(found.loss) ** 2
 
 
@@ -81,12 +81,12 @@ def train_step(accumulate, unroll=True):
 
 
 def close(a, b):
-    """The same sums in other programs: float32 rounding."""
+    """Asserts equality up to float32 rounding, by which sums in different programs differ."""
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), a, b)
 
 
 def test_a_step_of_micro_batches_is_one_step_of_their_mean_gradient():
-    """Against `accumulate=1` steps on the micro-batches: each changes the weights by its own."""
+    """Compares with an `accumulate=1` step on each micro-batch, all from the same weights."""
     step, create = train_step(COUNT)
     one, _ = train_step(1)
     state = jax.jit(create)()
@@ -101,7 +101,7 @@ def test_a_step_of_micro_batches_is_one_step_of_their_mean_gradient():
         ends.append(end.params)
         losses.append(float(found.loss.compute()))
         errors.append(float(found.error.compute()))
-    # The update is linear in the gradient.
+    # The update is linear in the gradient, so the mean gradient gives the mean of the weights.
     close(after.params, jax.tree.map(lambda *leaves: sum(leaves) / COUNT, *ends))
     close(after.collections, stats)
     assert float(metrics.loss.compute()) == pytest.approx(np.mean(losses), rel=1e-5)

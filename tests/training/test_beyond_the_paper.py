@@ -1,4 +1,4 @@
-"""What the config offers beyond the paper, all at once in whole runs of a small network."""
+"""End-to-end training of a small network with all options beyond the paper at once."""
 
 import os
 import types
@@ -43,14 +43,14 @@ def recipe(data_dir, **changes):
 
 @pytest.fixture(scope="module")
 def undisturbed(data_dir, tmp_path_factory):
-    """A run from start to end: its workdir, config and result."""
+    """The workdir, config and result of an uninterrupted run."""
     workdir = epath.Path(tmp_path_factory.mktemp("undisturbed"))
     config = recipe(data_dir, **BEYOND)
     return workdir, config, tiny.train(config, workdir)
 
 
 def test_a_run_that_stops_and_goes_on_is_the_same_run(undisturbed, workdir):
-    """Stopped within the warm-up; the average is not yet that of the end."""
+    """Stops during the warm-up, while the decay of the moving average still increases."""
     whole, config, _ = undisturbed
     calls = iter([False] * 2 + [True])
     stopped = tiny.train(config, workdir, should_stop=lambda: next(calls), steps_per_call=3)

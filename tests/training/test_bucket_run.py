@@ -1,4 +1,4 @@
-"""A run in a bucket, and all that one does with it afterwards."""
+"""Training in a bucket, and resuming, restarting, evaluating and exporting such a run."""
 
 import json
 import os
@@ -89,7 +89,7 @@ def test_a_damaged_checkpoint_is_put_aside_in_the_bucket(run, data_dir, capsys):
     said = capsys.readouterr().out
     assert f"the checkpoint of step {newest} is damaged" in said
     assert storage.names(f"{run}/damaged") == [str(newest)]
-    assert stored_steps(f"{run}/checkpoints")[-1] == newest  # made anew
+    assert stored_steps(f"{run}/checkpoints")[-1] == newest  # saved again
 
 
 def test_what_is_not_whole_is_no_checkpoint_and_goes(run, tmp_path):

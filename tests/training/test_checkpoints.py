@@ -28,7 +28,7 @@ def setup(data_dir):
 
 
 def moved(carry, by):
-    """Another carry: every floating number moved by so much."""
+    """Adds ``by`` to every float32 array of a tree."""
     return jax.tree.map(lambda x: x + by if x.dtype == jnp.float32 else x, carry)
 
 
@@ -130,7 +130,7 @@ def test_what_is_no_workdir_is_refused(tmp_path, workdir):
 
 @pytest.fixture(scope="module")
 def original(data_dir, tmp_path_factory):
-    """A workdir whose best weights are 1/3 off those of a fresh run, its latest 1 off."""
+    """A workdir with the weights of a fresh run plus 1/3 (the best) and plus 1 (the latest)."""
     setup = tiny.setup_of(tiny.tiny_config(data_dir))
     workdir = epath.Path(tmp_path_factory.mktemp("original")) / "run"
     checkpoints = ckpt.Checkpoints(workdir)
@@ -142,13 +142,13 @@ def original(data_dir, tmp_path_factory):
 
 @pytest.fixture
 def source(original, workdir):
-    """A copy of it, to be changed."""
+    """A copy of ``original``, which tests may change."""
     shutil.copytree(original, workdir)
     return workdir
 
 
 def from_(source, partial=False):
-    """The config of a run that starts from another one's weights."""
+    """The config of a run that starts from the weights of another run."""
     config = default_config()
     config.init_from, config.init_partial = str(source), partial
     return config
@@ -167,7 +167,7 @@ def test_weights_of_another_run(setup, source):
 def test_what_does_not_fit_is_listed_and_stays_fresh(setup, source):
     fresh = setup.fresh_carry(0).state
     params = dict(fresh.params)
-    params["head"] = {"kernel": jnp.zeros((512, 100)), "bias": jnp.zeros(100)}  # other classes
+    params["head"] = {"kernel": jnp.zeros((512, 100)), "bias": jnp.zeros(100)}  # 100 classes
     params["new"] = params.pop("router_1")
     config = from_(source, partial=True)
     variables, found = ckpt.initialize_from(config, fresh.replace(params=params).variables)
@@ -185,7 +185,7 @@ def test_what_does_not_fit_is_listed_and_stays_fresh(setup, source):
 
 
 def test_a_part_alone_is_refused_unless_asked_for(setup, source, workdir):
-    """Whatever else there is over there."""
+    """It does not matter whether the source has additional arrays."""
     fresh = setup.fresh_carry(0).state
     params = dict(fresh.params)
     params["head"] = {"kernel": jnp.zeros((512, 100)), "bias": jnp.zeros(100)}
@@ -223,11 +223,11 @@ def test_weights_of_nothing_alike_are_refused(setup, source, tmp_path):
 
 def test_a_workdir_is_one_runs_at_a_time(workdir):
     with ckpt.claimed(workdir):
-        for _ in range(2):  # being refused leaves the owner's name as it is
+        for _ in range(2):  # a refusal does not change the owner's name
             refused = pytest.raises(UserError, match=r"in use by process \d+ on .*another workdir")
             with refused, ckpt.claimed(workdir):
                 pass
-    with ckpt.claimed(workdir):  # the claim ended with its holder
+    with ckpt.claimed(workdir):  # the claim has been released
         pass
 
 
@@ -235,7 +235,7 @@ def test_a_workdir_is_one_runs_at_a_time(workdir):
     "name", ["[ab]*? 50%20off#1", pytest.param("grid[lr=0.3]", marks=pytest.mark.slow)]
 )
 def test_a_workdir_may_have_any_name(setup, tmp_path, name):
-    """etils and glob take ``[x]``, ``*`` and ``?`` as patterns, URLs ``%`` and ``#``."""
+    """``[x]``, ``*`` and ``?`` are patterns in etils and glob; ``%`` and ``#`` are URL syntax."""
     workdir = epath.Path(tmp_path) / name / "run"
     carry = moved(setup.fresh_carry(0), 1 / 3)
     with contextlib.closing(ckpt.Checkpoints(workdir)) as checkpoints:
@@ -249,7 +249,7 @@ def test_a_workdir_may_have_any_name(setup, tmp_path, name):
 
 
 def test_no_other_workdir_is_taken_for_it(setup, tmp_path):
-    """That of ``[ab]`` is not the one of ``a``, which the pattern matches."""
+    """The workdirs ``[ab]`` and ``a`` differ, although the pattern ``[ab]`` matches ``a``."""
     for number, name in enumerate("a[ab]".partition("[ab]")[:2]):
         with contextlib.closing(ckpt.Checkpoints(tmp_path / name)) as checkpoints:
             checkpoints.save(1, moved(setup.fresh_carry(0), float(number)), error=None)
@@ -258,7 +258,7 @@ def test_no_other_workdir_is_taken_for_it(setup, tmp_path):
 
 
 def test_a_backslash_is_refused_before_anything_is_made(tmp_path):
-    """TensorStore takes it for a slash, and would write somewhere else."""
+    """TensorStore interprets a backslash as a slash, and would write to another folder."""
     workdir = epath.Path(tmp_path) / "back\\slash" / "run"
     with pytest.raises(UserError, match="has a backslash"):
         ckpt.check_workdir(workdir, default_config())
@@ -268,7 +268,7 @@ def test_a_backslash_is_refused_before_anything_is_made(tmp_path):
 def test_a_first_checkpoint_that_cannot_be_found_again_is_an_error_at_once(
     setup, workdir, monkeypatch
 ):
-    """Orbax keeps silent when it finds no parts of a checkpoint to put together."""
+    """Orbax reports no error if it finds no parts of a checkpoint to merge."""
     monkeypatch.setattr(working_copy.Folder, "glob", lambda *_: iter(()))
     checkpoints = ckpt.Checkpoints(workdir)
     with pytest.raises(ckpt.WritingFailed, match=r"step 1 is damaged .*it was just written to"):
@@ -286,7 +286,7 @@ def test_a_checkpoint_that_is_deleted_while_it_is_read_is_replaced_by_the_then_l
 
         def read(found, step):
             tried.append(step)
-            if len(tried) == 1:  # the run goes on: of these two the second is better
+            if len(tried) == 1:  # the run continues; the second checkpoint is better
                 writer.save(2, moved(setup.fresh_carry(0), 1.0), error=4.0)
                 writer.save(3, moved(setup.fresh_carry(0), 2.0), error=3.0)
                 writer.wait()
@@ -296,7 +296,7 @@ def test_a_checkpoint_that_is_deleted_while_it_is_read_is_replaced_by_the_then_l
     assert (step, tried) == (3, [1, 3])
     expected = moved(setup.fresh_carry(0).state.variables, 2.0)
     jax.tree.map(np.testing.assert_array_equal, weights, expected)
-    tried = [0]  # one that was asked for by its step
+    tried = [0]  # a checkpoint requested by its step is not replaced
     with pytest.raises(UserError, match=r"has no checkpoint 1; choose best, latest or 2 or 3"):
         ckpt.read_existing(workdir, 1, read)
 
@@ -324,7 +324,7 @@ def test_a_damaged_checkpoint_of_a_run_at_rest_is_damaged(setup, source):
 
 
 def test_whose_record_cannot_be_read_is_kept(setup, source):
-    """It may be the best; and it is damaged only for who wants to read it."""
+    """Such a checkpoint may be the best one, and only restoring it raises `Damaged`."""
     record = source / ckpt.FOLDER / "1" / ckpt.RECORD / ckpt.RECORD_FILE
     record.write_bytes(record.read_bytes().replace(b"1.0", b"9.0", 1))
     with contextlib.closing(ckpt.Checkpoints(source)) as checkpoints:

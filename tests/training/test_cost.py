@@ -1,4 +1,4 @@
-"""What a program costs, against what is known of it."""
+"""The cost of compiled programs, compared with known values."""
 
 from unittest import mock
 
@@ -20,7 +20,7 @@ def test_a_step_counts_once_however_often_it_is_repeated():
         return jax.lax.fori_loop(0, count, lambda _, c: c + a @ b, jnp.zeros((64, 256)))
 
     counted = flops(jax.jit(many).lower(jnp.int32(0), A, B))
-    assert PRODUCT <= counted < 1.01 * PRODUCT + 64 * 256  # the sum of the products too
+    assert PRODUCT <= counted < 1.01 * PRODUCT + 64 * 256  # also the sum of the products
 
 
 def test_the_memory_of_a_product():

@@ -21,7 +21,7 @@ def line(epoch, routers=0, paths=0):
         "train/error": 9.0,
     }
     if epoch % 2 == 0:
-        values |= {"test/loss": 1.0, "test/error": None}  # null: it was not finite
+        values |= {"test/loss": 1.0, "test/error": None}  # null: not finite
     for router in range(1, routers + 1):
         name = f"routing/router_{router}"
         values |= {f"{name}/entropy": 0.5}
@@ -65,7 +65,7 @@ def test_routers_of_any_name_are_drawn_as_they_are(workdir, monkeypatch):
     )
     curves.draw(workdir)
     texts = [text for text in drawn[0].findobj(Text) if text.get_text() == "$own$"]
-    assert len(texts) == 2  # in the legend, and above a panel
+    assert len(texts) == 2  # in the legend and in the title of a panel
     assert not any(text.get_parse_math() for text in texts)
 
 
@@ -86,7 +86,7 @@ def test_a_line_that_lacks_its_epoch_is_passed_over(workdir):
 
 @pytest.mark.parametrize(("split", "name"), [("test", "test"), ("held_out", "held-out")])
 def test_curves_are_named_by_what_was_evaluated(split, name, workdir, monkeypatch):
-    """Also where the last line has no evaluation."""
+    """The last line of the metrics has no evaluation."""
     drawn = []
     monkeypatch.setattr(curves, "_lines", lambda axes, lines, names, label: drawn.append(names))
     renamed = [

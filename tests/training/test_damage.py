@@ -1,6 +1,6 @@
-"""Checkpoints that were damaged after they were written: seen, said, and gone behind.
+"""Detection of damaged checkpoints, and resuming from the previous checkpoint.
 
-And those that are whole, but cannot be gone on from here and now: refused, and left alone.
+Intact checkpoints that cannot be restored for another reason are refused and left unchanged.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ def whole(data_dir, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def half(data_dir, tmp_path_factory):
-    """A run with checkpoints at steps 7 and 9, of 22."""
+    """The workdir of a run that stopped at step 9 of 22, with checkpoints at steps 7 and 9."""
     workdir = tmp_path_factory.mktemp("half")
     calls = iter([False] * 8 + [True])
     tiny.train(recipe(data_dir), workdir, should_stop=lambda: next(calls), steps_per_call=1)
@@ -57,7 +57,7 @@ def half(data_dir, tmp_path_factory):
 
 @pytest.fixture
 def stopped(half, workdir):
-    """The checkpoints in one's own copy of it, ``workdir``."""
+    """The folder of the checkpoints in ``workdir``, a copy of ``half``."""
     shutil.copytree(half, workdir)
     return workdir / ckpt.FOLDER
 
@@ -104,7 +104,7 @@ def test_a_run_begins_afresh_only_if_it_is_told_to(data_dir, workdir, stopped, w
 
 
 def test_what_a_restart_moves_aside_is_never_replaced(workdir, stopped):
-    def found(folder):  # files come in another order from another file system
+    def found(folder):  # a dict, because the order of files depends on the file system
         return {path.relative_to(folder): data for path, data in contents(folder).items()}
 
     before = found(stopped)
@@ -149,7 +149,7 @@ def test_a_checkpoint_of_another_network_is_not_called_damaged(data_dir, workdir
 
 @pytest.fixture(scope="module")
 def two(data_dir, tmp_path_factory):
-    """A workdir with checkpoints at steps 1 and 2, and the parts of its run."""
+    """A workdir with checkpoints at steps 1 and 2, and the setup of its run."""
     found = tiny.setup_of(recipe(data_dir))
     workdir = tmp_path_factory.mktemp("two")
     with contextlib.closing(ckpt.Checkpoints(workdir)) as checkpoints:
@@ -160,13 +160,13 @@ def two(data_dir, tmp_path_factory):
 
 @pytest.fixture
 def copy(two, workdir):
-    """One's own copy of that workdir."""
+    """A copy of the workdir of ``two``, which tests may change."""
     shutil.copytree(two[0], workdir)
     return workdir
 
 
 def one(damage):
-    """The damage of a folder as one of a file in it."""
+    """Makes a function that damages one file, from one that damages all files of a folder."""
 
     def apply(path):
         alone = path.parent / "alone"
@@ -190,7 +190,7 @@ def one(damage):
     ],
 )
 def test_damage_of_any_file_is_seen_as_such_or_does_no_harm(two, tmp_path, damage):
-    """Some files are not needed to read the numbers, such as marks that the others are complete."""
+    """Some files are not needed to read the arrays, such as markers of complete folders."""
     workdir, run = two
     carry, seen = run.fresh_carry(2), set()
     for path in files(workdir / ckpt.FOLDER / "2"):
@@ -208,7 +208,7 @@ def test_damage_of_any_file_is_seen_as_such_or_does_no_harm(two, tmp_path, damag
 
 @contextlib.contextmanager
 def setting(name, value):
-    """Another setting of JAX."""
+    """Context manager: changes a setting of JAX."""
     before = getattr(jax.config, name)
     jax.config.update(name, value)
     try:
@@ -219,7 +219,7 @@ def setting(name, value):
 
 @contextlib.contextmanager
 def raising(monkeypatch, error):
-    """Orbax fails like this when it reads arrays."""
+    """Context manager: Orbax raises ``error`` when it reads arrays."""
 
     def fail(*_, **__):
         raise error
@@ -230,14 +230,14 @@ def raising(monkeypatch, error):
 
 
 def wide(carry):
-    """The carry with its step in 64 bits, as a run under JAX_ENABLE_X64 may have it."""
+    """The carry with a 64-bit step, which a run with JAX_ENABLE_X64 may have."""
     with jax.enable_x64(True):
         step = jax.ShapeDtypeStruct((), jnp.int64, sharding=carry.state.step.sharding)
         return carry._replace(state=carry.state.replace(step=step))
 
 
 def assert_refused(workdir, like, reason):
-    """With the reason, not as damage; nothing is changed."""
+    """Asserts that resuming is refused with ``reason``, not as damage, and changes no files."""
     before = contents(workdir)
     with (
         contextlib.closing(ckpt.Checkpoints(workdir)) as checkpoints,
@@ -280,7 +280,7 @@ def test_a_run_of_the_other_types_is_refused_without_them(two, workdir):
 
 
 def test_another_optimizer_is_refused(copy, two, data_dir):
-    """Its state has no trace of momentum."""
+    """The state of the optimizer without momentum has no ``trace``."""
     like = tiny.make_setup(recipe(data_dir, **{"optimizer.momentum": 0.0})).abstract_carry
     reason = r"opt_state/1/0/trace/conv/bias is float32\[8\] there and missing here.*more differ"
     assert_refused(copy, like, reason)
@@ -308,7 +308,10 @@ def test_what_another_version_wrote_is_refused(copy, two):
 
 @contextlib.contextmanager
 def unprivileged(folder):
-    """Nobody, who can go through the folder; root may read whatever is forbidden."""
+    """Context manager: if this process is root, it becomes user nobody, who gets the folder.
+
+    Root may read any file.
+    """
     if os.geteuid():
         yield
         return
@@ -323,7 +326,7 @@ def unprivileged(folder):
 
 @pytest.mark.parametrize("inner", ["2", "2/record", "2/weights/_METADATA", "2/training/d"])
 def test_what_may_not_be_read_is_refused(two, inner):
-    with tempfile.TemporaryDirectory() as folder:  # whose parents are open to all
+    with tempfile.TemporaryDirectory() as folder:  # its parents are accessible to all users
         workdir = epath.Path(folder) / "run"
         shutil.copytree(two[0], workdir)
         forbidden = pathlib.Path(workdir) / ckpt.FOLDER / inner
@@ -380,4 +383,4 @@ def test_any_bit_of_any_number_shows():
 def test_numbers_that_change_places_show():
     x = jnp.arange(6.0)
     assert fingerprint([x])[0] != fingerprint([x[::-1]])[0]
-    assert fingerprint([x.reshape(2, 3)])[0] == fingerprint([x])[0]  # the same words in order
+    assert fingerprint([x.reshape(2, 3)])[0] == fingerprint([x])[0]  # same words, same order

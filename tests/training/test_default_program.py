@@ -1,4 +1,4 @@
-"""The step without anything beyond the paper is the plain step, operation by operation."""
+"""Without options beyond the paper, the training step has the operations of a plain step."""
 
 from collections import Counter
 from functools import partial
@@ -17,7 +17,7 @@ from multipath_jax.training.state import AUGMENT, GATES
 from multipath_jax.training.step import Batch
 
 BATCH, SHIFT = 16, 1
-# What a step may do beyond the paper, each with the keys that it needs.
+# The options of a step beyond the paper, with their keys of the config.
 BEYOND = {
     "nesterov": {"optimizer.nesterov": True},
     "reflection": {"dataset.shift_mode": "reflect"},
@@ -39,7 +39,7 @@ def made(data_dir, **changes):
 
 
 def operations(step, setup):
-    """How often every operation is in a program, with the shapes of what it gives."""
+    """Counts the operations of a step by name, and by shapes and types of their outputs."""
     images = jax.ShapeDtypeStruct((BATCH, *setup.dataset.image_shape), jnp.uint8)
     batch = Batch(images, jax.ShapeDtypeStruct((BATCH,), jnp.int32))
 
@@ -53,7 +53,7 @@ def operations(step, setup):
 
 
 def plain_step(setup):
-    """Sections 6.1 and 6.2 and nothing else: shift, mirror, cross-entropy, SGD with momentum."""
+    """The step of Sections 6.1 and 6.2 only: shift, flip, cross-entropy, SGD with momentum."""
     mean, std = setup.dataset.mean, setup.dataset.std
     sgd = optax.sgd(setup.learning_rate, momentum=0.9)
     mask = partial(is_decayed, without=setup.config.optimizer.no_decay)
@@ -86,7 +86,7 @@ def plain_step(setup):
         )
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         routing = routing_statistics(updates["intermediates"])
-        loss = losses.mean() + jnp.float32(0)  # and of what the network records, nothing
+        loss = losses.mean() + jnp.float32(0)  # this network has no auxiliary losses
         return loss, (updates["batch_stats"], loss, is_wrong(logits, labels), routing)
 
     @jax.jit

@@ -1,4 +1,4 @@
-"""Discrete networks in training: on a mesh of paths, in the step, by a config."""
+"""Training of networks with discrete routers: sharded paths, routing statistics, config."""
 
 from functools import partial
 
@@ -60,7 +60,7 @@ def test_paths_on_two_devices_compute_what_one_does(k):
     alone = run(model.apply, variables)
     placed = placement.Placement(model, mesh_of_paths())
     together = run(placed.apply, jax.device_put(variables, placed.sharding(variables)))
-    # Sums over two devices in another order, float32.
+    # float32 rounding: sums over two devices have another order.
     close = partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-5)
     jax.tree.map(close, jax.device_get(together), jax.device_get(alone))
 
@@ -80,7 +80,7 @@ def test_what_devices_do_not_share_is_refused(choice, message):
 def test_statistics_are_those_of_active_inputs():
     chosen = np.zeros((2, 3, 4), bool)
     chosen[0, :, 1] = True
-    chosen[1, 0, 2] = True  # the other images' second input is inactive
+    chosen[1, 0, 2] = True  # the second input of the other images is inactive
     gates = np.where(chosen, np.float32(1), np.float32(0))
     router = {"gates": (jnp.asarray(gates),), "chosen": (jnp.asarray(chosen),)}
     found = routing_statistics({"a": {"router": router}})

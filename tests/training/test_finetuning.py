@@ -1,4 +1,4 @@
-"""Fine-tuning: the head first, rates by layer, frozen parameters and statistics, early stopping."""
+"""Fine-tuning: head first, layer-wise rates, frozen parameters and statistics, early stopping."""
 
 import flax.linen as nn
 import jax
@@ -37,7 +37,7 @@ def recipe(data_dir, **changes):
 
 @pytest.fixture(scope="module")
 def undisturbed(data_dir, tmp_path_factory):
-    """A run with all of it: its workdir and config."""
+    """The workdir and config of an uninterrupted run with all options of fine-tuning."""
     workdir = epath.Path(tmp_path_factory.mktemp("undisturbed"))
     config = recipe(data_dir, **ALL)
     tiny.train(config, workdir)
@@ -45,7 +45,7 @@ def undisturbed(data_dir, tmp_path_factory):
 
 
 def variables_at(config, step, workdir):
-    """The variables of a run after some steps, by path."""
+    """The variables of a run after ``step`` steps, by path."""
     if step == 0:
         return flatten_dict(tiny.setup_of(config).fresh_carry(config.seed).state.variables, sep="/")
     tiny.train(config, workdir, until=f"{step} steps")
@@ -59,7 +59,7 @@ def changed(before, after):
     return {name for name in before if not np.array_equal(before[name], after[name])}
 
 
-# Whole runs
+# End-to-end runs
 
 
 @pytest.mark.parametrize("step", [3, 8], ids=["of the head alone", "of everything"])
@@ -70,7 +70,7 @@ def test_a_run_that_stops_and_goes_on_is_the_same_run(undisturbed, workdir, step
     assert_same_end(workdir, whole)
 
 
-@pytest.mark.slow  # the run above has all of them
+@pytest.mark.slow  # the test above has all keys at once
 @pytest.mark.parametrize("key", ALL)
 def test_a_run_with_one_of_the_keys_goes_on_as_it_would_have(data_dir, tmp_path, key):
     config = recipe(data_dir, **{key: ALL[key]}, train_for="6 steps")
@@ -97,7 +97,7 @@ def test_only_the_head_is_trained_at_first(undisturbed, data_dir, workdir, capsy
 
 @pytest.fixture
 def errors(data_dir, monkeypatch):
-    """A function that sets the errors of the coming evaluations, whatever the weights."""
+    """A function that sets the errors of the next evaluations, whatever the weights."""
 
     def set_errors(config, *values):
         found = iter(values)
@@ -109,7 +109,7 @@ def errors(data_dir, monkeypatch):
 
 
 def patient(data_dir, patience="3 steps"):
-    """It runs out at an evaluation, so after four steps."""
+    """A config with early stopping, checked every two steps: a patience of 3 steps acts as 4."""
     own = {"train_for": "20 steps", "eval_every": "2 steps", "checkpoint_every": "100 epochs"}
     return recipe(data_dir, patience=patience, **own)
 
@@ -159,7 +159,7 @@ def test_a_run_that_gets_better_to_the_end_is_not_stopped(errors, data_dir, work
     assert (result.step, result.finished, result.stopped_early) == (20, True, False)
 
 
-# The parts
+# Components
 
 
 def test_updates_are_scaled_by_parameter():
@@ -225,7 +225,7 @@ def test_a_pattern_names_a_layer_or_what_is_in_it(patterns, expected):
     params = optimizer_lib.params_in_order(create_model("ResNet8-2-CC"), (32, 32, 3))
     found = flatten_dict(optimizer_lib.matching(params, patterns))
     layers = {key[0] for key, matches in found.items() if matches}
-    if patterns == "bias":  # of BatchNorm too
+    if patterns == "bias":  # biases of BatchNorm match, too
         assert layers > expected
         assert {key[-1] for key, matches in found.items() if matches} == {"bias"}
     else:
@@ -233,7 +233,7 @@ def test_a_pattern_names_a_layer_or_what_is_in_it(patterns, expected):
 
 
 class Flexible(nn.Module):
-    """Every way of saying when BatchNorm uses its running statistics."""
+    """Every way to specify whether BatchNorm uses its running statistics."""
 
     @nn.compact
     def __call__(self, x, train=False):
@@ -262,7 +262,7 @@ def test_frozen_statistics_in_training_are_evaluation():
 
 @pytest.mark.parametrize("name", ["BaseCNN-2-CC", "ResNet8-2-CC", "VGG11-BN"])
 def test_every_batch_norm_of_our_networks_is_frozen(name):
-    """Also in paths that run under ``vmap``."""
+    """The networks include paths under ``vmap``."""
     network, images = create_model(name), jnp.zeros((2, 32, 32, 3))
     variables = jax.eval_shape(network.init, jax.random.key(0), images)
 
@@ -273,10 +273,10 @@ def test_every_batch_norm_of_our_networks_is_frozen(name):
     jaxpr = jax.make_jaxpr(train)(variables)
     given, kept = jaxpr.jaxpr.invars, jaxpr.jaxpr.outvars
     assert len(kept) == len(jax.tree.leaves(variables["batch_stats"])) > 0
-    assert set(kept) <= set(given)  # each statistic is returned as it came
+    assert set(kept) <= set(given)  # each statistic is returned unchanged
 
 
-# What is refused
+# Errors
 
 
 class FromNNX(nnx.Module):

@@ -1,4 +1,4 @@
-"""What the loop calls besides the steps: in which order, with what, and what a failure leaves."""
+"""Hooks of the training loop: their order, their arguments, and failures."""
 
 import pytest
 import tiny
@@ -24,7 +24,7 @@ def train(config, workdir, *hooks):
 
 
 def fail_at(where):
-    """A hook, and what it was called with."""
+    """A hook that fails at step ``where``, and the list of its calls."""
     seen = []
 
     def hook(step, metrics):
@@ -38,7 +38,7 @@ def fail_at(where):
 def test_a_users_hook_gets_the_lines_of_the_file(data_dir, workdir):
     hook, seen = fail_at(None)
     train(recipe(data_dir), workdir, hook)
-    assert [line["step"] for line in seen] == [2, 4, 6, 8]  # the checkpoint of step 3 has no line
+    assert [line["step"] for line in seen] == [2, 4, 6, 8]  # no line for the checkpoint of step 3
     assert seen == metrics_file.read_metrics(workdir)
     assert {"train/loss", "test/error", "epoch", "images_per_second", "seconds"} <= {*seen[1]}
 
@@ -63,7 +63,7 @@ def test_a_users_hook_that_fails_loses_neither_line_nor_checkpoint(data_dir, wor
 
 
 def test_the_lines_up_to_a_checkpoint_are_there_when_it_is(data_dir, workdir, monkeypatch):
-    """Read by another opener of the file: nothing waits in a buffer."""
+    """The files are opened anew for reading, so lines in a write buffer would be missing."""
     there, save = [], run_lib.Run.save
 
     def saving(run, error):

@@ -1,4 +1,4 @@
-"""Whole runs on pictures that other processes decode: the same run, whatever interrupts it."""
+"""End-to-end training on images that are decoded on demand, also with interruptions."""
 
 import os
 import pathlib
@@ -58,7 +58,7 @@ def recipe(folder, **changes):
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny_by_name, photo_dir, tmp_path_factory):
-    """A run from start to end: its workdir, config and result."""
+    """The workdir, config and result of an uninterrupted run."""
     workdir = tmp_path_factory.mktemp("undisturbed")
     config = recipe(photo_dir)
     return workdir, config, tiny.train(config, workdir)
@@ -72,7 +72,7 @@ def test_a_run_learns_and_measures_both_ways(undisturbed):
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
     errors = {"error", "top5_error", "ten_crop_error", "ten_crop_top5_error"}
     assert result.test.keys() == {"loss", *errors}
-    # Ten crops take ten times as long: they are looked at when training has ended.
+    # Ten crops take ten times as long, so they are only evaluated at the end of training.
     assert [line["step"] for line in logged if "test/error" in line] == [15, TOTAL]
     assert [line["step"] for line in logged if "test/ten_crop_error" in line] == [TOTAL]
 
@@ -89,10 +89,10 @@ def test_what_comes_after_training_sees_the_center_crops(undisturbed):
 
 
 def test_a_run_that_stops_and_goes_on_is_the_same_run(undisturbed, photo_dir, tmp_path):
-    """In the middle of an epoch, and between two checkpoints."""
+    """Stops in the middle of an epoch, between two checkpoints."""
     whole, config, result = undisturbed
     fit = partial(tiny.train, config, tmp_path, steps_per_call=4)
-    assert fit(should_stop=lambda: True).step == 1  # the first log
+    assert fit(should_stop=lambda: True).step == 1  # the first logged step
     calls = iter([False] * 6 + [True])
     assert fit(should_stop=lambda: next(calls)).step == 8
     assert fit().test == result.test
@@ -100,7 +100,7 @@ def test_a_run_that_stops_and_goes_on_is_the_same_run(undisturbed, photo_dir, tm
 
 
 def program(workdir, folder, *flags, **changes):
-    """The same run as a process of its own."""
+    """Starts the same run in a subprocess."""
     arguments = [f"--workdir={workdir}", *flags]
     arguments += [f"--config={pathlib.Path(tiny.__file__).parents[2] / 'configs' / 'digits.py'}"]
     own = {"dataset.data_dir": folder, "tensorboard": "off"} | RECIPE | changes
@@ -110,17 +110,17 @@ def program(workdir, folder, *flags, **changes):
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_end(undisturbed, photo_dir, tmp_path):
-    """kill -9 in mid-epoch, with a worker; then the rest, without any."""
+    """Kills a run with a worker process in the middle of an epoch; resumes without workers."""
     whole, config, _ = undisturbed
     changes = {"dataset.workers": 1}
     run = program(tmp_path, photo_dir, **changes)
     for line in run.stdout:
-        if line.startswith("step 18/"):  # the checkpoint of step 7 has been written, or 14's too
+        if line.startswith("step 18/"):  # checkpoint 7 has been written, perhaps also 14
             break
     else:
         raise AssertionError("the run did not get to step 18")
     run.kill()
-    run.end(timeout=60)  # ends when all have that hold the pipe, the workers too
+    run.end(timeout=60)  # until all processes with the pipe have ended, also workers
     assert 0 < ckpt.open_existing(tmp_path).latest < TOTAL
     tiny.train(config, tmp_path)
     assert_same_end(tmp_path, whole)
@@ -136,10 +136,10 @@ def test_evaluation_prints_what_the_run_found(undisturbed, photo_dir):
 
 
 def test_a_bad_record_stops_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("multipath_jax.data.datasets._SAMPLE", 5)  # the bad one is not among them
+    monkeypatch.setattr("multipath_jax.data.datasets._SAMPLE", 5)  # without the bad record
     rows = photos.rows(TRAIN)
     rows[7]["image"] = rows[7]["image"][:300]
-    # One after a thousand others is not in the sample that the statistics are of, so ...
+    # As in a large data set, the statistics' sample misses the bad record; training finds it.
     photos.prepare(tmp_path, rows, photos.rows(TEST))
     with pytest.raises(UserError, match="record 7 of 'train'"):
         train(recipe(tmp_path), tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Whole runs of a small routed network on the digits."""
+"""End-to-end training of a small routed network on the digits data set."""
 
 import pathlib
 from functools import partial
@@ -20,7 +20,7 @@ from multipath_jax.training import run as run_lib
 from multipath_jax.training.hooks import CURVES_FILE
 from multipath_jax.training.setup import Setup
 
-TOTAL = 66  # six epochs of eleven batches of 128 of the 1,442 training digits
+TOTAL = 66  # six epochs of eleven batches of 128 images; there are 1,442 training images
 
 
 def files(folder):
@@ -30,7 +30,7 @@ def files(folder):
 
 @pytest.fixture(scope="module")
 def undisturbed(data_dir, tmp_path_factory):
-    """A run from start to end: its workdir, config and result."""
+    """The workdir, config and result of an uninterrupted run."""
     workdir = epath.Path(tmp_path_factory.mktemp("undisturbed"))
     config = tiny.tiny_config(data_dir)
     with pytest.MonkeyPatch.context() as patch:
@@ -46,13 +46,14 @@ def test_a_run_learns_and_writes(undisturbed):
         {*range(5, TOTAL, 5), TOTAL, *range(22, TOTAL, 22)}
     )
     losses = [line["train/loss"] for line in logged if "train/loss" in line]
-    # Seeds 0 to 2 began at 2.2 (log 10 = 2.3), and ended at 0.43 to 0.53 and 4.8 to 7.9 %.
+    # With seeds 0 to 2, the loss fell from 2.2 (log 10 = 2.3) to 0.43 to 0.53; the final test error
+    # was 4.8 to 7.9 %.
     assert losses[0] > 1.5
     assert losses[-1] < 0.65
     assert result.test["error"] < 11
     assert result.best_error <= result.test["error"]
     assert logged[-1]["test/error"] == result.test["error"]
-    assert logged[-1]["learning_rate"] == pytest.approx(0.05)  # dropped from 0.5
+    assert logged[-1]["learning_rate"] == pytest.approx(0.05)  # decayed from 0.5
     shares = [logged[-1][f"routing/router_2/share_{j}"] for j in (1, 2, 3)]
     assert sum(shares) == pytest.approx(1, abs=1e-5)
     for path in result.paths:
@@ -72,7 +73,7 @@ def test_a_run_that_stops_and_goes_on_is_the_same_run(undisturbed, workdir, caps
     whole, config, result = undisturbed
     fit = partial(tiny.train, config, workdir, steps_per_call=3)
     first = fit(should_stop=lambda: True)
-    assert (first.step, first.test) == (3, {})  # between two logs
+    assert (first.step, first.test) == (3, {})  # step 3 is neither logged nor evaluated
     calls = iter([False] * 8 + [True])
     second = fit(should_stop=lambda: next(calls))
     assert 3 < second.step < TOTAL
@@ -97,7 +98,7 @@ def test_an_evaluation_saves_only_the_best_so_far(data_dir, workdir, monkeypatch
         run_lib.Run, "save", lambda run, e: saved.append((run.step, e)) or save(run, e)
     )
     tiny.train(config, workdir)
-    assert saved == [(1, 50.0), (3, 50.0), (4, 40.0), (5, 45.0)]  # the last one ends the run
+    assert saved == [(1, 50.0), (3, 50.0), (4, 40.0), (5, 45.0)]  # step 5 is the end of the run
     assert ckpt.open_existing(workdir).best == 4
 
 
@@ -126,7 +127,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(data_dir, workdir):
 
 
 def test_a_weight_that_is_not_finite_is_never_saved(data_dir, workdir, monkeypatch):
-    """The loss of the step that breaks a weight is still finite."""
+    """The loss is still finite in the step whose update makes a weight infinite."""
     honest = Setup.fresh_carry
 
     def broken(self, seed):
@@ -166,7 +167,7 @@ def test_a_run_starts_from_anothers_weights(undisturbed, data_dir, workdir, caps
     assert f"starting from the weights of {source}" in printed
     assert "missing there, so fresh: none" in printed
     assert "of another shape, so fresh: none" in printed
-    # One step of a rate that moves nothing, but BatchNorm's statistics do move.
+    # At this learning rate, one step changes almost nothing but BatchNorm's statistics.
     assert started.test["error"] == pytest.approx(result.best_error, abs=3)
 
 

@@ -1,4 +1,4 @@
-"""What is minimized, against its definition."""
+"""Training losses, compared with their definitions."""
 
 from functools import partial
 
@@ -29,7 +29,7 @@ def test_what_a_network_records_is_added_up(recorded, expected):
 
 
 def test_cross_entropy_with_and_without_smoothing():
-    """0.3 of every label: 0.1 to each of three classes."""
+    """Smoothing of 0.3 gives 0.1 to each of the three classes."""
     np.testing.assert_allclose(losses.cross_entropy(LOGITS, LABELS), -LOGS[[0, 1], LABELS], 1e-6)
     targets = np.full((2, 3), 0.1)
     targets[[0, 1], LABELS] += 0.7
@@ -45,7 +45,7 @@ def test_mixed_labels_count_by_their_shares():
 
 
 HEADS = Heads(("a", "b"), (2, 3))
-BOTH = jnp.array([[1.0, 2.0, 9.0, 8.0, 7.0], [9.0, 9.0, 0.5, 0.0, 3.0]])  # an example of each
+BOTH = jnp.array([[1.0, 2.0, 9.0, 8.0, 7.0], [9.0, 9.0, 0.5, 0.0, 3.0]])  # one example per head
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])

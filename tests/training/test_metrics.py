@@ -36,7 +36,7 @@ def test_entropy_and_shares_by_hand():
     gates = np.array([[[0.9, 0.1]], [[0.5, 0.5]]], np.float32)  # m = 2, b = 1, n = 2
     found = routing(gates)
     entropy = (-(0.9 * np.log2(0.9) + 0.1 * np.log2(0.1)) + 1) / 2
-    # float32 logarithms: a few units in the last place.
+    # float32 logarithms have errors of a few units in the last place.
     assert found["block/router_2/entropy"] == pytest.approx(entropy, rel=1e-6)
     assert found["block/router_2/share_1"] == pytest.approx(0.7, rel=1e-6)
 
@@ -89,7 +89,7 @@ def test_errors_are_those_of_the_own_head():
 
 
 def test_equal_logits_are_no_success():
-    """A network that says the same of all classes has the error of a guess."""
+    """A network with equal logits for all classes has the error of random guesses."""
     logits, labels = jnp.zeros((10, 10)), jnp.arange(10)
     assert evaluation.is_wrong(logits, labels).mean() == pytest.approx(0.9)
     assert evaluation.is_wrong_among(logits, labels, 5).mean() == 0.5

@@ -1,4 +1,4 @@
-"""Optimizers by the config: their updates, what decays, and which names there are."""
+"""Optimizers from a config: updates, weight decay, and names."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def three_steps(transform):
 
 
 def test_the_update_is_sgd_with_coupled_decay_and_momentum():
-    """v <- 0.9 v + (g + 0.01 w), w <- w - 0.1 v; biases without the 0.01 w."""
+    """v <- 0.9 v + (g + 0.01 w), w <- w - 0.1 v; for biases without the term 0.01 w."""
     params = {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([3.0])}
     grads = [{"kernel": jnp.array([0.5, 0.25]), "bias": jnp.array([-1.0])}] * 3
     transform = optimizer()
@@ -66,7 +66,7 @@ def mask(params):
             {"name": "muon"},
             optax.contrib.muon(0.1, weight_decay=0.01, weight_decay_mask=mask),
         ),
-        # Without a decay of its own: L2, as SGD.
+        # Adam has no argument weight_decay: an L2 penalty, as for SGD.
         (
             {"name": "adam"},
             optax.chain(optax.add_decayed_weights(0.01, mask=mask), optax.adam(0.1)),
@@ -101,7 +101,7 @@ def test_what_is_no_optimizer_is_refused(changes, message):
 
 @networks.each()
 def test_weights_decay_and_biases_and_scales_do_not(name):
-    """In every network: kernels and matrices, of any name, decay; what has no inputs does not."""
+    """In every network, kernels and matrices decay; biases, scales and coefficients do not."""
     model = networks.create_small(name)
     shape = (1, 28, 28, 1) if name == "CapsNet" else (1, 32, 32, 3)
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(shape)))["params"]
@@ -121,7 +121,7 @@ def test_patterns_are_compared_to_names_and_paths():
 
 
 def test_nesterovs_update_looks_ahead():
-    """v <- 0.9 v + g, w <- w - 0.1 (g + 0.9 v), g with the decay (Sutskever et al., 2013)."""
+    """v <- 0.9 v + g, w <- w - 0.1 (g + 0.9 v), g includes decay (Sutskever et al., 2013)."""
     params = {"kernel": jnp.array([1.0, -2.0])}
     transform = optimizer(nesterov=True)
     opt_state = transform.init(params)

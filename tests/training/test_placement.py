@@ -1,4 +1,4 @@
-"""Paths on several devices: the numbers of one device, and no talk between two routers."""
+"""Sharded paths: the same results as on one device, no communication between routers."""
 
 import json
 import pathlib
@@ -34,13 +34,13 @@ from multipath_jax.parallel.devices import make_mesh
 from multipath_jax.training.setup import Setup
 
 PROGRAM = pathlib.Path(__file__).with_name("sharded_run.py")
-# float32: sums over 8 devices in another order than over one (6e-8 each).
+# float32: sums over 8 devices have another order than on one device (errors of 6e-8 each).
 TOLERANCE = 3e-5
-BATCH = 32  # that of `sharded_run`
+BATCH = 32  # the batch size of `sharded_run`
 
 
 def run(data_dir, folder, data, path, network, **settings):
-    """What `sharded_run` found, by name."""
+    """Runs `sharded_run` in a subprocess; returns its results by name."""
     out = folder / f"{network}_{data}_{path}.npz"
     given = {"DIGITS": str(data_dir), "SETTINGS": json.dumps(settings)}
     status, said = Program(PROGRAM, data, path, network, out, **given).end(600)
@@ -49,7 +49,7 @@ def run(data_dir, folder, data, path, network, **settings):
 
 
 def largest_difference(found, expected):
-    """Over all arrays, in units of the largest entry of each."""
+    """The largest difference over all arrays, relative to the largest entry of each array."""
     assert found.keys() == expected.keys()
     return max(
         np.abs(found[key] - expected[key]).max() / max(1e-3, np.abs(expected[key]).max())
@@ -86,17 +86,17 @@ def on_one_device(data_dir, tmp_path_factory):
     ],
 )
 def test_many_devices_compute_what_one_does(data_dir, tmp_path, on_one_device, network, data, path):
-    """Parameters, statistics, gradients (the momentum), loss, gates and the test error."""
+    """Compares parameters, statistics, gradients (the momentum), loss, gates and test error."""
     found = run(data_dir, tmp_path, data, path, network)
     difference = largest_difference(found, on_one_device(network))
     print(f"{network} data {data} path {path}: {difference:.1e}")
-    # BaseCNN's convolutions have biases before BatchNorm: their gradients are rounding, 1e-7.
+    # The gradients of BaseCNN's biases, which precede BatchNorm, are rounding errors (1e-7).
     assert difference < (3e-4 if network.startswith("BaseCNN") else TOLERANCE)
     if network.endswith("CC") and path > 1:
         check_talk(str(found["program"]), network, data, path)
 
 
-@pytest.mark.slow  # one data set is divided in the same way, and several over two devices
+@pytest.mark.slow  # other tests cover one data set on these meshes, and several on two devices
 @pytest.mark.parametrize(("data", "path", "own"), [(8, 1, True), (2, 2, False)])
 def test_several_data_sets_are_trained_on_as_on_one_device(data_dir, tmp_path, data, path, own):
     (tmp_path / "digits").symlink_to(data_dir / "digits")
@@ -112,16 +112,20 @@ def test_several_data_sets_are_trained_on_as_on_one_device(data_dir, tmp_path, d
 
 
 def check_talk(program, network, data, path):
-    """Over the path axis: one exchange a router each way, and what belongs to no path."""
+    """Checks the collectives over the path axis.
+
+    There must be one per router in the forward pass and one in the backward pass; all others are
+    sums of quantities that the paths share.
+    """
     along_path = [kind for kind, groups in collectives(program) if spans_path(groups, data, path)]
     routers = len(
         [layer for layer in create_model(network).layers if isinstance(layer, placement.Router)]
     )
-    # The first router opens the paths from one tensor, which all devices have.
+    # The first router needs none: its input is one tensor, which is replicated.
     assert along_path.count("reduce-scatter") == routers - 1
     assert along_path.count("all-gather") == routers - 1
-    # Everything else is a sum for what all paths share (logits, the gradients of the stem and of
-    # the first gate, metrics), and no feature map, whose first axis is the local batch.
+    # All others are sums of what the paths share (logits, gradients of the stem and of the first
+    # gate, metrics), not of feature maps, whose first axis is the local batch.
     assert set(along_path) <= {"reduce-scatter", "all-gather", "all-reduce"}
     summed = [line.split(" all-reduce")[0] for line in program.splitlines() if "all-reduce" in line]
     assert summed
@@ -129,7 +133,7 @@ def check_talk(program, network, data, path):
 
 
 def collectives(program):
-    """The kind of every collective, and which devices it is between."""
+    """Yields the kind and the groups of devices of every collective."""
     kinds = "all-reduce|reduce-scatter|all-gather|collective-permute|all-to-all"
     for line in program.splitlines():
         if match := re.search(rf" ({kinds})(?:-start)?\(.*replica_groups=(.*)", line):
@@ -137,13 +141,13 @@ def collectives(program):
 
 
 def spans_path(groups, data, path):
-    """Whether devices of other paths and of the same part of the batch are in one group.
+    """Whether a group has devices with different paths and the same part of the batch.
 
     Device ``i`` of the mesh has part ``i // path`` of the batch, and paths ``i % path``.
     """
     if groups.startswith(
         "mesh["
-    ):  # by the axes' names (JAX 0.11) or their numbers (XLA's own sums)
+    ):  # axes are given by name (JAX 0.11) or by number (sums that XLA inserts)
         return re.search(r"\{'(\w+)'", groups)[1] in ("path", "axis_1")
     first = [int(number) for number in re.findall(r"\{([\d,]+)\}", groups)[0].split(",")]
     return len({i % path for i in first}) > 1 and len({i // path for i in first}) == 1
@@ -166,7 +170,7 @@ def test_networks_that_cannot_be_sharded_are_refused(name, path, message):
 
 
 class ForeignNorm(nn.Module):
-    """A path's layer whose BatchNorm knows nothing of devices."""
+    """A layer of a path with a BatchNorm that is not synchronized across devices."""
 
     frozen: bool = False
 
@@ -176,7 +180,7 @@ class ForeignNorm(nn.Module):
 
 
 def routed(*layers):
-    """Two paths of these layers between two routers."""
+    """A network with two paths of ``layers`` between two routers."""
     return MultiPath(
         (
             CrossConnect(2, name="router_1"),
@@ -208,7 +212,7 @@ def test_layers_that_see_the_whole_batch_are_not():
 
 
 class Own(Router):
-    """A router that the package does not know."""
+    """A router that is not from the package."""
 
 
 class OwnAdditive(Own):

@@ -1,4 +1,4 @@
-"""``config.profile``: the steps that were asked for, in a file that opens."""
+"""``config.profile``: writes a readable trace of the requested steps."""
 
 import gzip
 import json
@@ -22,8 +22,8 @@ def test_the_steps_asked_for_are_traced(data_dir, workdir, capsys):
     (events,) = traced(workdir)
     begun = [event["args"]["step_num"] for event in events if event.get("name") == "train"]
     assert begun == ["4", "5", "6"]
-    assert any("dot" in str(event.get("name")) for event in events)  # the device's work is in it
-    assert list(pathlib.Path(workdir, "profile").glob("**/*.xplane.pb"))  # what TensorBoard reads
+    assert any("dot" in str(event.get("name")) for event in events)  # the device's operations
+    assert list(pathlib.Path(workdir, "profile").glob("**/*.xplane.pb"))  # for TensorBoard
 
 
 @pytest.mark.slow
@@ -33,5 +33,5 @@ def test_a_run_that_stops_in_between_writes_what_it_has(data_dir, workdir):
     stopped = tiny.train(config, workdir, should_stop=lambda: next(calls), steps_per_call=1)
     assert stopped.step == 5
     assert len(traced(workdir)) == 1
-    tiny.train(config, workdir)  # past the beginning of the window: nothing more to trace
+    tiny.train(config, workdir)  # past the start of the window: no second trace
     assert len(traced(workdir)) == 1

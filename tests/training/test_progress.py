@@ -1,4 +1,4 @@
-"""Lines that say that a program is at work."""
+"""Progress lines during long operations."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ from multipath_jax.utils import progress
 
 @pytest.fixture
 def lines(monkeypatch):
-    """What is said, all that is awaited, and a silence that is over at once."""
+    """The printed lines; they come without delay, because `SILENCE` and `SOON` are 0."""
     said = []
     monkeypatch.setattr(progress, "SILENCE", 0.0)
     monkeypatch.setattr(progress, "SOON", 0.0)
@@ -37,7 +37,7 @@ def test_long_work_is_announced_and_goes_on_being_said(lines):
     assert lines[0] == "reading digits"
     assert lines[1].startswith("reading digits: 0:0")
     time.sleep(0.01)
-    assert len(lines) == before  # it ended with its body
+    assert len(lines) == before  # no lines after the end of the body
 
 
 def test_an_error_ends_it_too(lines):
@@ -65,7 +65,7 @@ def test_short_work_says_nothing(lines, monkeypatch):
 
 
 def test_an_output_that_is_gone_is_no_error_of_the_reminder(lines, monkeypatch):
-    """Its body meets it as well, where there is one line to be said of it."""
+    """The thread ignores errors of stdout, which the main thread reports when it prints."""
     tried = []
 
     def say(text):

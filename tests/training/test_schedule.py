@@ -6,7 +6,7 @@ from multipath_jax.config.keys import default_config
 from multipath_jax.config.schedule import Plan, learning_rate, make_plan, parse_duration
 from multipath_jax.errors import UserError
 
-CIFAR_STEPS = 50_000 // 128  # 390 an epoch
+CIFAR_STEPS = 50_000 // 128  # 390 steps per epoch
 
 
 def config(**changes):
@@ -25,7 +25,7 @@ def config(**changes):
         ("0.5 epochs", 195),
         ("50 steps", 50),
         (" 1 step ", 1),
-        ("0.0001 epochs", 1),  # never less than a step
+        ("0.0001 epochs", 1),  # at least one step
     ],
 )
 def test_durations_become_steps(text, steps):
@@ -81,7 +81,7 @@ def test_no_boundaries_is_a_constant_rate():
 
 
 def rates(steps, **changes):
-    """The rates of a run of so many steps, one by one."""
+    """The learning rates of all steps of a run."""
     made = config(**{"train_for": f"{steps} steps", "schedule.boundaries": "", **changes})
     rate = learning_rate(made, make_plan(made, CIFAR_STEPS))
     return [float(rate(step)) for step in range(steps)]
@@ -98,7 +98,7 @@ def test_a_cosine_falls_to_zero_at_the_end():
     found = rates(5, **{"schedule.kind": "cosine"})
     cosine = [0.05 * (1 + math.cos(math.pi * step / 5)) for step in range(6)]
     assert found == pytest.approx(cosine[:5], rel=1e-6)  # float32
-    assert cosine[5] == 0  # were there one more step
+    assert cosine[5] == 0  # at the end, after the last step
 
 
 def test_a_cosine_follows_the_warm_up():
@@ -117,7 +117,7 @@ def test_a_call_ends_at_epochs_and_at_whatever_is_due():
         stops.append(step)
     assert stops == [4, 6, 8, 10, 12, 16, 18, 20, 24]
     assert [step for step in range(25) if plan.due(plan.eval_every, step)] == [0, 6, 12, 18, 24]
-    assert plan.due(plan.checkpoint_every, plan.total)  # the end counts
+    assert plan.due(plan.checkpoint_every, plan.total)  # always due at the end
 
 
 def test_a_call_ends_where_a_trace_begins_and_ends():

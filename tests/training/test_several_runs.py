@@ -1,4 +1,4 @@
-"""Runs on several data sets: what is trained, measured and refused, and how they resume."""
+"""Training on several data sets: batches, losses, evaluation, resuming, and errors."""
 
 import pathlib
 import sys
@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 
 
 def recipe(folder, **changes):
-    """Two epochs of seven steps; BatchNorm and routes by data set, labels smoothed."""
+    """Two epochs of seven steps: discrete routers, statistics per data set, label smoothing."""
     return tiny.tiny_config(
         folder,
         **{
@@ -75,7 +75,7 @@ def trained(small_by_name, folder, tmp_path_factory):
     return workdir
 
 
-# What is trained
+# Training
 
 
 def test_batches_have_the_proportions(setup):
@@ -99,14 +99,14 @@ def test_every_image_is_normalized_by_its_data_set(setup):
 
 @pytest.fixture(scope="module")
 def batch(setup):
-    """Images of the second data set alone."""
+    """A batch of images of the second data set only."""
     train = setup.dataset.train
     return Batch(jnp.asarray(train.images[-8:]), jnp.asarray(train.labels[-8:]))
 
 
 @pytest.fixture(scope="module")
 def step(setup, batch):
-    """The state before and after a step."""
+    """The states before and after a step on ``batch``."""
     before = setup.fresh_carry(0).state
     return jax.device_get((before, setup.train_step(before, batch)[0]))
 
@@ -136,7 +136,7 @@ def test_statistics_are_of_the_images_of_one_data_set(step):
         assert np.any(before[..., 1, :] != after[..., 1, :])
 
 
-# What is measured
+# Evaluation
 
 
 def test_errors_are_logged_by_data_set(trained, setup):
@@ -144,7 +144,7 @@ def test_errors_are_logged_by_data_set(trained, setup):
         for measure in ("loss", "error"):
             toy, gray = line[f"test/toy/{measure}"], line[f"test/gray/{measure}"]
             assert line[f"test/{measure}"] == pytest.approx((9 * toy + 6 * gray) / 15)
-        assert "test/top5_error" not in line  # of three classes each
+        assert "test/top5_error" not in line  # each data set has only three classes
     log = (trained / "train.log").read_text()
     each = f"toy {line['test/toy/error']:.2f} %, gray {line['test/gray/error']:.2f} %"
     assert f"test error {line['test/error']:.2f} % ({each})  " in log
@@ -169,7 +169,7 @@ def test_errors_are_those_of_the_own_heads_by_hand(trained, setup):
 
 
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(trained, folder, tmp_path):
-    """Stopped within an epoch, where a data set is repeated, and resumed from host memory."""
+    """Stops within an epoch, in which a data set is repeated; resumes from host memory."""
     for streamed, calls in ((False, 2), (True, 3), (False, 99)):
         should_stop = partial(next, iter([False] * calls + [True]))
         config = recipe(folder, **{"dataset.streamed": streamed})
@@ -178,17 +178,17 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(trained, folder, tmp_pa
 
 
 def test_two_devices_compute_what_one_does(setup):
-    """Parameters, statistics and the moving average after three steps."""
+    """Compares parameters, statistics and the moving average after three steps."""
     found = []
     for one in (setup, Setup(setup.config, on=jax.devices()[:1])):
         carry = one.runner(one.fresh_carry(0), 0, 3)
         found.append(jax.device_get((carry.state.variables, carry.state.average)))
-    # Sums over two devices in another order, float32.
+    # float32 rounding: sums over two devices have another order.
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), *found)
 
 
 def test_batches_are_accumulated(setup):
-    """Traced: micro-batches have the data sets of their images."""
+    """Traces a step, in which micro-batches get the data sets of their images."""
     found = Setup(recipe(setup.config.dataset.data_dir, accumulate=2)).abstract_carry
     assert jax.tree.map(jnp.shape, found.state) == jax.tree.map(
         jnp.shape, setup.abstract_carry.state
@@ -200,7 +200,7 @@ def test_the_order_of_the_data_sets_is_part_of_the_run(trained, folder):
         Trainer(recipe(folder, **{"dataset.name": "gray+toy"})).fit(trained)
 
 
-# Arrays and other networks
+# Data sets from arrays, and other networks
 
 
 def joined():
@@ -212,7 +212,7 @@ def joined():
 
 
 def test_arrays_and_a_network_of_ones_own():
-    """Its step is traced."""
+    """Traces a step."""
     config = tiny.tiny_config("", batch_size=8)
     trainer = Trainer(config, model=tiny.Tiny(5), dataset=joined())
     assert trainer.config.dataset.name == "own:a+b"
@@ -227,7 +227,7 @@ def test_one_normalization_may_be_given_for_all(folder):
     np.testing.assert_allclose(dataset.parts[1].std, [0.2, 0.2, 0.1])
 
 
-# What is refused
+# Errors
 
 
 @pytest.mark.parametrize(

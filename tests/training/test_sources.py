@@ -1,4 +1,4 @@
-"""Streamed batches are the resident ones: the same order, the same numbers, bit for bit."""
+"""Streamed and resident batches have the same order and give bitwise identical results."""
 
 from functools import partial
 
@@ -42,7 +42,7 @@ def test_a_run_may_change_from_one_to_the_other(data_dir, workdir, resident):
 
 
 def batches(source, rng, epoch, first_step):
-    """All that the steps from one on train on."""
+    """The batches of an epoch from ``first_step`` on."""
     return [
         source.batch(given, source.steps_per_epoch * epoch + first_step + number)
         for number, given in enumerate(source.batches(rng, epoch, first_step))
@@ -57,7 +57,7 @@ def test_an_epoch_has_every_example_once_in_an_order_of_its_own(data_dir, stream
     assert len(first) == len(second) == 1442 // 128
     images = np.concatenate([batch.images for batch in first])
     known = {image.tobytes() for image in setup.dataset.train.images}
-    assert len({image.tobytes() for image in images} & known) > 0.99 * len(images)  # some are alike
+    assert len({image.tobytes() for image in images} & known) > 0.99 * len(images)  # some are equal
     assert any(np.any(a.labels != b.labels) for a, b in zip(first, second, strict=True))
     rest = batches(setup.source, rng, 1, 7)
     jax.tree.map(np.testing.assert_array_equal, rest, second[7:])

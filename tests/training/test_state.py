@@ -19,7 +19,7 @@ def fresh(seed=0):
 
 
 def test_the_moving_average_is_of_all_variables():
-    """a <- d a + (1 - d) w, where d is (n - 1) / (n + 8) in the n-th step until it reaches 0.5."""
+    """a <- d a + (1 - d) w, where d in the n-th step is min(0.5, (n - 1) / (n + 8))."""
     rng, state = np.random.default_rng(0), fresh()
     state = state.replace(average=jax.tree.map(jnp.zeros_like, state.variables))
     expected = jax.tree.map(np.zeros_like, jax.device_get(state.variables))

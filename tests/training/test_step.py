@@ -1,4 +1,4 @@
-"""The step on a mesh of two devices, against one device and against sums written out."""
+"""The training step on two devices, compared with one device and with explicit formulas."""
 
 from functools import cache, partial
 
@@ -31,7 +31,7 @@ def data():
 
 
 class Images:
-    """The statistics of a data set, as `make_prepare` reads them."""
+    """A data set's pixel statistics, with the attributes that `make_prepare` reads."""
 
     mean, std = np.float32([0.5]), np.float32([0.25])
 
@@ -54,7 +54,7 @@ def _fresh():
 
 
 def fresh():
-    """New arrays each time, for runners donate them."""
+    """The initial state, in new arrays at every call, because runners donate them."""
     return jax.tree.map(jnp.array, _fresh())
 
 
@@ -98,7 +98,7 @@ def test_a_step_descends_the_gradient_of_the_cross_entropy():
 
     gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (value, (logits, updates)), grads = gradient(state.params)
-    # The same sums, differently compiled: float32 rounding.
+    # float32 rounding: the same sums are compiled differently.
     for name in ("conv", "head"):
         before = state.params[name]
         decay = 5e-4 * before["kernel"]
@@ -132,7 +132,7 @@ def test_a_step_descends_the_gradient_of_the_cross_entropy():
 )
 @pytest.mark.usefixtures("x64")
 def test_no_step_changes_a_type_with_64_bits(name, options):
-    """Parameters stay float32; and a loop on the device wants back what it was given."""
+    """Parameters stay float32, and the types of a carry must not change in a loop on the device."""
     model = create_model(name, **options)
     optimizer = make_optimizer(default_config().optimizer, lambda step: 0.1 / (1 + step))
     prepare = step_lib.make_prepare(Images, 1, flip=True)
@@ -156,13 +156,13 @@ def test_augmentation_follows_the_step():
     same, _ = step(state, batch)
     again, _ = step(state, batch)
     assert_equal(same, again)
-    # From other random numbers alone, another gradient: the same state but for its step.
+    # The state differs only in its step, so the gradient differs because of other random numbers.
     other, _ = step(state.replace(step=jnp.int32(1)), batch)
     assert not np.array_equal(same.params["conv"]["kernel"], other.params["conv"]["kernel"])
 
 
 def test_two_devices_compute_what_one_does():
-    """BatchNorm's statistics are of the whole batch, the augmentation is the same."""
+    """BatchNorm uses statistics of the whole batch, and the augmentation is the same."""
     mesh = make_mesh(default_config())
     one = fresh_carry(jax.devices()[0])
     for _ in range(3):
@@ -175,7 +175,7 @@ def test_two_devices_compute_what_one_does():
     for _ in range(3):
         state, metrics = step(two.state, batch)
         two = step_lib.Carry(state, two.metrics.merge(metrics))
-    # Sums over the batch in another order, three steps: some units of float32's 6e-8.
+    # Sums over the batch have another order: a few float32 rounding errors (6e-8) in three steps.
     assert_close(two.state.params, one.state.params, 1e-5)
     assert_close(two.state.collections, one.state.collections, 1e-5)
     assert_close(two.metrics.loss, one.metrics.loss, 1e-5)
@@ -199,14 +199,14 @@ def test_a_loop_on_the_device_takes_the_same_steps():
     looped, stepped = (
         runner(mesh, loop)(fresh_carry(replicated(mesh)), 0, 5) for loop in (True, False)
     )
-    # Two programs: XLA adds up the same numbers in another order.
+    # In two programs, XLA adds the same numbers in another order.
     assert_close(looped.state.params, stepped.state.params, 1e-5)
     assert_equal(looped.state.step, stepped.state.step)
     assert_equal(looped.metrics.error, stepped.metrics.error)
 
 
 def test_a_step_on_mixed_images_descends_the_mixed_loss():
-    """Against the gradient written out; the error counts by the shares as well."""
+    """Compares with the explicit gradient; the error is also weighted by the shares."""
     state, batch = fresh(), first_batch()
     optimizer = make_optimizer(default_config().optimizer, lambda _: 0.1)
     prepare = step_lib.make_prepare(Images, shift=0, flip=False)
@@ -227,7 +227,7 @@ def test_a_step_on_mixed_images_descends_the_mixed_loss():
     (value, (logits, targets)), grads = gradient(state.params)
     before = state.params["head"]["kernel"]
     expected = before - 0.1 * (grads["head"]["kernel"] + 5e-4 * before)
-    # The same sums, differently compiled: float32 rounding.
+    # float32 rounding: the same sums are compiled differently.
     np.testing.assert_allclose(after.params["head"]["kernel"], expected, atol=1e-6)
     found = metrics.compute()
     assert float(found["loss"]) == pytest.approx(float(value), rel=1e-5)
@@ -237,7 +237,7 @@ def test_a_step_on_mixed_images_descends_the_mixed_loss():
 
 
 def test_mirrors_alternate_with_the_epoch_not_with_the_step():
-    """Four steps an epoch: the same images in steps 0 and 3, the others in steps 4 and 7."""
+    """With four steps per epoch, steps 0 and 3 flip the same images, steps 4 and 7 the others."""
     prepare = jax.jit(step_lib.make_prepare(Images, shift=0, flip=True, alternate=4))
     state, batch = fresh(), step_lib.Batch(*data())
     images = batch.images
@@ -252,4 +252,4 @@ def test_mirrors_alternate_with_the_epoch_not_with_the_step():
     np.testing.assert_array_equal(second, first[:, :, ::-1])
     normal = (np.asarray(images) / np.float32(255) - Images.mean) / Images.std
     flipped = [not np.allclose(a, b, atol=1e-6) for a, b in zip(first, normal, strict=True)]
-    assert 10 < sum(flipped) < 34  # of 44, half: 3.6 deviations
+    assert 10 < sum(flipped) < 34  # 22 of 44 expected; 12 off is 3.6 standard deviations

@@ -1,4 +1,4 @@
-"""Wishes to stop: signals and a budget of time."""
+"""Graceful stopping by signals and by a time limit."""
 
 import signal
 

@@ -1,4 +1,4 @@
-"""How processes are joined: which port, which detection, and what a start that fails says."""
+"""Connecting processes: the port, cluster detection, and the error of a failed start."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ processes.initialize("127.0.0.1:1", 1, 2)
 
 @pytest.fixture
 def joined(monkeypatch):
-    """The arguments with which JAX was asked."""
+    """Mocks `jax.distributed.initialize` and collects the arguments of its call."""
     found = {}
     monkeypatch.setattr(jax.distributed, "initialize", found.update)
     monkeypatch.delenv("JAX_COORDINATOR_PORT", raising=False)

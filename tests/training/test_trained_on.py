@@ -1,4 +1,4 @@
-"""What a run was trained on is part of it: other data are refused by name, moved data are found."""
+"""A run keeps a description of its data: other data are refused, moved data are accepted."""
 
 import json
 import os
@@ -30,7 +30,7 @@ PICTURES = {"train": 18, "test": 12}
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """A folder of pictures of six classes, to train on and to test on."""
+    """A folder of images of six classes, with splits for training and test."""
     folder = tmp_path_factory.mktemp("pictures")
     for seed, (split, count) in enumerate(PICTURES.items()):
         for number, row in enumerate(photos.rows(count, seed=seed)):
@@ -42,7 +42,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture
 def folder(pictures, tmp_path):
-    """A copy to be changed."""
+    """A copy of ``pictures``, which tests may change."""
     return pathlib.Path(shutil.copytree(pictures, tmp_path / "mine"))
 
 
@@ -62,7 +62,7 @@ def recipe(folder, **changes):
 
 @pytest.fixture(scope="module")
 def run(tiny_by_name, pictures, tmp_path_factory):
-    """The workdir of a run that was trained on them."""
+    """The workdir of a run that was trained on ``pictures``."""
     workdir = tmp_path_factory.mktemp("run")
     train(recipe(pictures), workdir)
     return workdir
@@ -70,14 +70,14 @@ def run(tiny_by_name, pictures, tmp_path_factory):
 
 @pytest.fixture
 def trained(run, folder, workdir):
-    """A copy of it, trained on the copy of the pictures."""
+    """A copy of ``run``, with ``folder`` as its data set."""
     shutil.copytree(run, workdir)
     ckpt.write_config(workdir, recipe(folder))
     return workdir
 
 
 def kept(workdir):
-    """All that the run wrote, by name; the lock says who asked last."""
+    """All files of a run by path, without the lock file, which names its last owner."""
     paths = pathlib.Path(workdir).rglob("*")
     return {p: p.read_bytes() for p in paths if p.is_file() and p.name != claims.LOCK_FILE}
 
@@ -159,7 +159,7 @@ def test_a_run_whose_description_is_gone_is_refused(folder, trained):
 
 
 def test_a_folder_that_has_moved_is_named_anew(folder, tmp_path, workdir, monkeypatch):
-    """Named first from within its parent, then by the home folder."""
+    """The folder is given first relative to its parent, then relative to the home folder."""
     monkeypatch.chdir(tmp_path)
     config = recipe(folder, **{"dataset.source": "mine", "train_for": "6 steps"})
     stop = iter([False, False, True])
@@ -192,7 +192,7 @@ def test_evaluation_normalizes_as_training_did(folder, trained):
     found = run.evaluate()["loss"]
     assert found == pytest.approx(losses.mean(), rel=1e-5)  # float32
     own = lines(trained)[-1]["test/loss"]
-    assert abs(found - own) > 1e-3  # by the statistics of the folder
+    assert abs(found - own) > 1e-3  # with the statistics of the folder
 
 
 def test_evaluation_is_of_the_images_that_there_are_now(folder, trained):
@@ -208,7 +208,7 @@ def test_evaluation_is_of_the_images_that_there_are_now(folder, trained):
 def test_the_program_says_that_it_evaluates_other_images(
     folder, trained, tmp_path, monkeypatch, capsys, where
 ):
-    """Of the folder that is stored, or of one that is named anew."""
+    """Evaluates on the folder in the stored config, or on one in a new config."""
     shutil.rmtree(folder / "test" / "red")
     folder.rename(tmp_path / where)
     config = None if where == "mine" else recipe(tmp_path / where)
@@ -242,7 +242,7 @@ def test_evaluation_refuses_images_of_another_shape(folder, trained):
 
 
 def test_evaluation_needs_nothing_of_training(folder, trained):
-    """Neither a batch that fits the split or the devices, nor the same mesh."""
+    """Batch sizes and meshes that training would refuse have no effect."""
     expected = load_run(trained).evaluate()
     run = load_run(trained)
     run.config.update_from_flattened_dict({"batch_size": 999, "mesh.path": 4, "mesh.data": 7})

@@ -1,4 +1,4 @@
-"""Several seeds of one recipe: each is the run of its seed alone."""
+"""Trials: several seeds of one recipe give the same results as separate runs."""
 
 import jax
 import numpy as np
@@ -25,7 +25,7 @@ def recipe(data_dir, **changes):
 
 @pytest.fixture(scope="module")
 def alone(tiny_by_name, data_dir, tmp_path_factory):
-    """Both seeds as runs of their own: workdir and result by seed."""
+    """The workdir and result of a separate run for each seed, by seed."""
     folder = epath.Path(tmp_path_factory.mktemp("alone"))
     return {
         seed: (folder / str(seed), tiny.train(recipe(data_dir, seed=seed), folder / str(seed)))
@@ -49,7 +49,7 @@ def test_the_two_seeds_differ(alone, data_dir):
     assert np.abs(one["kernel"] - two["kernel"]).max() > 0.1
 
 
-@pytest.mark.slow  # of what is tested below, the half
+@pytest.mark.slow  # the next test covers this, too
 def test_they_are_the_runs_alone(alone, workdir, data_dir):
     results = trials.train_trials(recipe(data_dir, trials=2), workdir)
     assert_as_alone(alone, workdir, results)
@@ -73,7 +73,7 @@ def test_another_recipe_in_one_trial_is_refused_before_any_begins(workdir, data_
 
 
 def test_a_trial_compiles_nothing_that_the_one_before_it_compiled(workdir, data_dir, monkeypatch):
-    """Neither its step nor anything else, down to the sum of two numbers."""
+    """Counts all compilations: of the training step, and of every operation outside of it."""
     compiled, begun, start = [], [], trials.start_run
     events = jax.monitoring
 
@@ -96,7 +96,7 @@ def test_a_trial_compiles_nothing_that_the_one_before_it_compiled(workdir, data_
 
 
 def test_the_program_does_not_depend_on_the_seed(data_dir):
-    """So that a process finds what another one left in the compilation cache."""
+    """Otherwise processes with other seeds could not share the compilation cache."""
 
     def program(seed):
         setup = Setup(recipe(data_dir, seed=seed))

@@ -20,7 +20,7 @@ def test_lines_past_the_checkpoint_are_put_aside(workdir):
         file(step, {"loss": step / 2})
     file.close()
     path = workdir / metrics_file.METRICS_FILE
-    path.write_text(path.read_text() + '{"step": 20, "lo')  # a kill in mid-line
+    path.write_text(path.read_text() + '{"step": 20, "lo')  # killed while writing a line
     file = hooks.MetricsFile(workdir, last_step=12)
     file(15, {"loss": 1.0})
     file.close()
@@ -56,11 +56,11 @@ SPOILT = {
 def test_a_spoilt_line_is_passed_over_and_kept(workdir, spoilt):
     workdir.mkdir()
     path, dropped = workdir / metrics_file.METRICS_FILE, workdir / metrics_file.DROPPED_FILE
-    good = [b'{"step": 5,  "loss": 2.5}', b'{"step": 10, "loss": null}']  # as they are spaced
+    good = [b'{"step": 5,  "loss": 2.5}', b'{"step": 10, "loss": null}']  # the spacing is kept
     path.write_bytes(b"\n".join([b"", good[0], spoilt, b"  ", good[1]]))
     expected = [{"step": 5, "loss": 2.5}, {"step": 10, "loss": None}]
     assert metrics_file.read_metrics(workdir) == expected
-    for _ in range(2):  # the second time nothing is left to put aside
+    for _ in range(2):  # the second time, nothing is left to move
         file = hooks.MetricsFile(workdir, last_step=12)
         file.close()
         assert path.read_bytes() == b"\n".join(good) + b"\n"
@@ -97,7 +97,7 @@ def test_what_is_not_finite_is_null(workdir):
 
 
 class Clock:
-    """In place of `time.monotonic`."""
+    """A clock that replaces `time.monotonic`."""
 
     def __init__(self, monkeypatch):
         self.now = 100.0
@@ -110,7 +110,7 @@ def clock(monkeypatch):
 
 
 class Measured:
-    """The hooks that tell of the time, as a run has them."""
+    """The hooks that measure and write times, set up as in a run."""
 
     def __init__(self, workdir, total=8, step=0, loss=float):
         workdir.mkdir(exist_ok=True)
@@ -155,7 +155,7 @@ def test_a_log_prints_and_counts(workdir, capsys, clock):
 
 @pytest.mark.parametrize("terminal", [("out",), ("err",), ("out", "err")])
 def test_a_bar_is_drawn_where_both_streams_are_a_terminal(workdir, capsys, monkeypatch, terminal):
-    """A log of either would be full of carriage returns."""
+    """A bar would fill the log with carriage returns if either stream were redirected."""
     for name in terminal:
         monkeypatch.setattr(getattr(sys, f"std{name}"), "isatty", lambda: True)
     with Measured(workdir) as log:
@@ -167,9 +167,9 @@ def test_a_bar_is_drawn_where_both_streams_are_a_terminal(workdir, capsys, monke
 
 
 def test_between_two_measurements_a_line_says_how_far_a_run_is(workdir, capsys, clock):
-    """Not on a terminal; and not into metrics.jsonl, whose lines are the plan's."""
+    """These lines are not written to metrics.jsonl, which only has the lines of the plan."""
     with Measured(workdir, total=400, loss=lambda: 0.25) as log:
-        clock.now += 600  # of compiling: no part of what is left
+        clock.now += 600  # compilation: not part of the remaining time
         progress.say("compiled")
         for step in range(1, 101):
             clock.now += 1
@@ -195,7 +195,7 @@ def test_on_a_terminal_the_bar_is_enough(workdir, capsys, clock, monkeypatch):
 
 
 def test_seconds_go_on_over_interruptions(workdir, clock):
-    """What a later sitting does again, past its first step, is not counted twice."""
+    """Steps after the checkpoint, which a resumed run repeats, are not counted twice."""
     for first, moments in ((0, {4: 3.0, 8: 47.0}), (4, {8: 4.0})):
         with Measured(workdir, total=12, step=first) as log:
             for step, seconds in moments.items():
@@ -207,7 +207,7 @@ def test_seconds_go_on_over_interruptions(workdir, clock):
 
 @pytest.mark.parametrize("missing", ["tensorflow", "tensorboard"])
 def test_tensorboard_says_what_it_needs(workdir, monkeypatch, missing):
-    """TensorFlow does not bring TensorBoard: either may be the one that is not there."""
+    """TensorFlow does not install TensorBoard, so either of them may be missing."""
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == missing else "there"
     )

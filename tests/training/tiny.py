@@ -1,8 +1,8 @@
-"""A routed network small enough to train whole runs in tests.
+"""A routed network that is small enough for end-to-end training in tests.
 
-As a program it is `multipath_jax.main`, which knows that network by the name of `NAMED`. In its
-environment SECONDS_A_STEP slows it down, so that a signal finds it in the middle; BUCKETS names the
-folder of `buckets`, and CLAIM the seconds of claims there.
+As a program, this file is `multipath_jax.main` with that network registered by name (`NAMED`).
+Environment variables: SECONDS_A_STEP slows training down, so that a signal arrives in the middle of
+it; BUCKETS is the folder of `buckets`; CLAIM sets `claims.RENEWAL`, `STALE` and `SETTLING`.
 """
 
 import functools
@@ -22,11 +22,11 @@ from multipath_jax.trainer import Trainer
 from multipath_jax.training import run
 from multipath_jax.training.setup import Setup
 
-NAMED = {"model.name": "Tiny"}  # of a config, for what knows networks by their names alone
+NAMED = {"model.name": "Tiny"}  # in a config: creates the network by name
 
 
 class Tiny(nn.Module):
-    """One convolution, two routers, one dense layer: every kind of parameter there is."""
+    """A convolution, two routers and a dense layer: every kind of parameter."""
 
     num_classes: int = 10
     features: int = 8
@@ -40,18 +40,18 @@ class Tiny(nn.Module):
         return nn.Dense(self.num_classes, name="head")(xs.mean(0).reshape(len(images), -1))
 
 
-FAMILIES = (*registry.FAMILIES, Family("Tiny", Tiny, ()))  # the table with it
+FAMILIES = (*registry.FAMILIES, Family("Tiny", Tiny, ()))  # including `Tiny`
 
 
 def make_setup(config):
-    """A new one."""
+    """A new setup with `Tiny`, not a cached one."""
     return Setup(config, model=Tiny())
 
 
 def trainer(config):
-    """A trainer of `Tiny`; of the same config it is the same one, with all that it has compiled.
+    """A trainer of `Tiny`; cached by config, so that functions are compiled only once.
 
-    A network that the config names by `NAMED` is found in the table.
+    If the config has the name in `NAMED`, the network is created by name, from the registry.
     """
     return _trainer(FrozenConfigDict(config))
 
@@ -63,17 +63,17 @@ def _trainer(config):
 
 
 def setup_of(config):
-    """The setup of `trainer`."""
+    """The setup of the cached `trainer`."""
     return trainer(config)._parts
 
 
 def train(config, workdir, **options):
-    """Trains with `trainer`; the options are those of `Trainer.fit`."""
+    """Trains with the cached `trainer`; takes the options of `Trainer.fit`."""
     return trainer(config).fit(workdir, **options)
 
 
 def tiny_config(data_dir, **changes):
-    """Six epochs of eleven steps on the digits; ``changes`` by dotted key."""
+    """A config of six epochs of eleven steps on the digits; ``changes`` has dotted keys."""
     config = default_config()
     config.update_from_flattened_dict(
         {
@@ -94,7 +94,7 @@ def tiny_config(data_dir, **changes):
 
 
 def slow_down(seconds):
-    """Every step takes so long, and is looked after by itself."""
+    """Makes every step take ``seconds`` longer, and keeps the number of steps per group at one."""
 
     def measured(pace, steps, _):
         time.sleep(seconds)
@@ -110,7 +110,7 @@ if __name__ == "__main__":
     import buckets
 
     buckets.register()
-    curves.draw = lambda workdir: []  # it would take as long as to train
+    curves.draw = lambda workdir: []  # drawing takes as long as training
     if claim := os.environ.get("CLAIM"):
         claims.RENEWAL, claims.STALE, claims.SETTLING = map(float, claim.split())
     registry.FAMILIES = FAMILIES
