@@ -53,9 +53,7 @@ class Buckets(fsspec.AbstractFileSystem):
         path = self._strip_protocol(path)
         if path not in self.dircache:
             self.dircache[path] = self._ls(path)
-            found = self._ls(path)
-        else:
-            found = self.dircache[path]
+        found = self.dircache[path]
         return found if detail else [one["name"] for one in found]
 
     def _ls(self, path):

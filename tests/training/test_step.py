@@ -82,9 +82,6 @@ def assert_close(a, b, tolerance):
     jax.tree.map(close, a, b)
 
 
-LOGITS, LABELS = jnp.array([[1.0, 2.0, 0.0], [0.0, 0.0, 3.0]]), jnp.array([0, 2])
-
-
 def test_a_step_descends_the_gradient_of_the_cross_entropy():
     state, batch, step = fresh(), first_batch(), train_step(shift=0)
     after, metrics = step(state, batch)

@@ -49,7 +49,6 @@ def test_the_two_seeds_differ(alone, data_dir):
     assert np.abs(one["kernel"] - two["kernel"]).max() > 0.1
 
 
-@pytest.mark.slow  # the next test covers this, too
 def test_they_are_the_runs_alone(alone, workdir, data_dir):
     results = trials.train_trials(recipe(data_dir, trials=2), workdir)
     assert_as_alone(alone, workdir, results)
