@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import gc
+import math
 import os
 import shutil
 import signal
@@ -82,9 +83,13 @@ def same_cache():
 
 
 @pytest.fixture(autouse=True)
-def within_memory():
-    """Limits the memory of this process, so that parallel test processes fit on a small machine."""
-    with memory.bounded():
+def within_memory(request):
+    """Limits the memory of this process, so that parallel test processes fit on a small machine.
+
+    Slow tests, which do not run in parallel, may use more (full VGGs in float64: 5 GB).
+    """
+    slow = request.node.get_closest_marker("slow")
+    with memory.bounded(math.inf if slow else memory.LIMIT):
         yield
 
 

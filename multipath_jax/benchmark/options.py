@@ -21,17 +21,19 @@ class Option(NamedTuple):
       dispatch: steps per dispatch (`steps.Dispatch`).
       network: options of the network.
       xla: XLA flags, which replace flags of the same names.
+      variables: other environment variables.
     """
 
     dispatch: Dispatch | None = None
     network: Mapping[str, Any] = {}
     xla: tuple[str, ...] = ()
+    variables: Mapping[str, str] = {}
 
     def environment(self) -> dict[str, str]:
         """The environment variables for a process with this option."""
         names = {name(flag) for flag in self.xla}
         kept = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if name(flag) not in names]
-        return {"XLA_FLAGS": " ".join([*kept, *self.xla])}
+        return {"XLA_FLAGS": " ".join([*kept, *self.xla]), **self.variables}
 
 
 def name(flag: str) -> str:
@@ -43,10 +45,21 @@ def _xla(*flags: str) -> Option:
     return Option(xla=flags)
 
 
+# `utils.cpu.tune` does not configure an allocator that variables configure: the first has glibc's
+# defaults, the second the settings of `tune` and transparent huge pages.
+FREED = Option(variables={"MALLOC_ARENA_TEST": "8"})
+HUGE_PAGES = Option(
+    variables={
+        "GLIBC_TUNABLES": "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1000000000000:"
+        "glibc.malloc.arena_max=1:glibc.malloc.hugetlb=1"
+    }
+)
 GROUPED = Option(network={"execution": "grouped"})
 # Options by backend, the most promising first: a process takes most of a minute to start. A loop on
 # the device is not tried on CPUs (see `training.step.Runner`).
 ON_CPU = {
+    "freed memory returned": FREED,
+    "kept memory in huge pages": HUGE_PAGES,
     "grouped paths": GROUPED,
     "4 steps a dispatch": Option(4),
     "no YNNPACK at all": _xla("--xla_cpu_experimental_ynn_fusion_type="),

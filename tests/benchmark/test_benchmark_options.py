@@ -67,13 +67,14 @@ def test_flags_are_added_and_replace_those_of_the_same_name(monkeypatch):
     assert Option().environment() == {"XLA_FLAGS": "--xla_a=1 --xla_b=2"}
     changed = Option(xla=("--xla_b=", "--xla_c=3")).environment()
     assert changed == {"XLA_FLAGS": "--xla_a=1 --xla_b= --xla_c=3"}
+    assert Option(variables={"A": "1"}).environment()["A"] == "1"
 
 
 def test_every_option_changes_something():
     """Includes the options for GPUs, which can be checked without a GPU."""
     for table in options.OPTIONS_OF.values():
         for option in table.values():
-            assert option.dispatch or option.xla or option.network
+            assert option.dispatch or option.xla or option.network or option.variables
             assert all(flag.startswith("--xla_") and "=" in flag for flag in option.xla)
             if isinstance(option.dispatch, str):
                 assert option.dispatch in get_args(get_args(Dispatch)[1])

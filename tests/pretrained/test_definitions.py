@@ -68,7 +68,13 @@ def test_resnets_for_cifar(option, tmp_path):
 
 @pytest.mark.usefixtures("narrow", "x64")
 @pytest.mark.parametrize(
-    ("name", "size"), [("VGG11-BN", 64), pytest.param("VGG16-BN", 224, marks=pytest.mark.slow)]
+    ("name", "size"),
+    [
+        ("VGG11-BN", 64),
+        pytest.param("VGG13-BN", 64, marks=pytest.mark.slow),
+        pytest.param("VGG16-BN", 224, marks=pytest.mark.slow),
+        pytest.param("VGG19-BN", 64, marks=pytest.mark.slow),
+    ],
 )
 def test_torchvision_s_vggs(name, size, tmp_path):
     define = partial(definitions.vgg_bn, convs=VGGS[name], widths=WIDTHS, dense=DENSE)

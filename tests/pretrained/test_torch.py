@@ -111,7 +111,9 @@ def torchvision_names(arrays):
                 "WideResNet50-2",
                 "ResNeXt50-2-64",
                 "VGG11-BN",
+                "VGG13-BN",
                 "VGG16-BN",
+                "VGG19-BN",
             )
         ),
     ],
