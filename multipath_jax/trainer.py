@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from multipath_jax import checkpoints as ckpt
 from multipath_jax import curves
-from multipath_jax.config.keys import OWN
+from multipath_jax.config.keys import OWN, validate
 from multipath_jax.config.schedule import parse_duration
 from multipath_jax.data import Dataset
 from multipath_jax.errors import UserError
@@ -21,7 +21,7 @@ from multipath_jax.training.loop import never, run_steps, say_what_was_found, st
 from multipath_jax.training.losses import LossFn
 from multipath_jax.training.run import Pace, Result, Run, first_carry
 from multipath_jax.training.setup import Hook, Setup
-from multipath_jax.utils import filesystem
+from multipath_jax.utils import cpu, filesystem
 
 
 class Trainer:
@@ -118,8 +118,9 @@ class Trainer:
             run.log.say(overview(run.carry.state.params, include_stats=False))
             begun = run.step
             run_steps(run, should_stop, end, pace)
-            if begun < run.step == end < plan.total:
-                run.stop()
+            if end <= run.step < plan.total:
+                if begun < run.step:
+                    run.stop()
                 run.evaluate()
             self._weights = run.carry.state.weights
             return ended(run)
@@ -144,6 +145,7 @@ def ended(run: Run) -> Result:
     """Waits until all files of a run are written, draws its curves, and returns the result."""
     result = run.result()
     drawn = curves.draw(run.workdir) if processes.is_first() else []
+    cpu.release_memory()
     return dataclasses.replace(result, paths=[*result.paths, *drawn])
 
 
@@ -168,6 +170,7 @@ def train(
       UserError, TrainingFailed: as `Trainer.fit`.
     """
     # Checked before the data are read, which can take long.
+    validate(config)
     folder = filesystem.path("workdir", workdir)
     ckpt.check_workdir(folder, config, restart)
     ckpt.check_source(folder, config, restart)
@@ -181,6 +184,11 @@ def _with_names(config: ConfigDict, model, dataset, optimizer, loss_fn) -> Confi
         if config.model.options:
             raise UserError(
                 f"model.options={config.model.options} cannot be used with model=; remove them"
+            )
+        if config.dtype == "bfloat16":
+            raise UserError(
+                "dtype=bfloat16 cannot be used with model=, whose layers have their own; use "
+                "dtype=auto"
             )
         config.model.name = OWN + type(model).__name__
     if dataset is not None:

@@ -51,9 +51,10 @@ class Buckets(fsspec.AbstractFileSystem):
 
     def ls(self, path, detail=True, **_):
         path = self._strip_protocol(path)
-        if path not in self.dircache:
-            self.dircache[path] = self._ls(path)
-        found = self.dircache[path]
+        if path in self.dircache:
+            found = self.dircache[path]
+        else:
+            found = self.dircache[path] = self._ls(path)  # not stored without a listings cache
         return found if detail else [one["name"] for one in found]
 
     def _ls(self, path):

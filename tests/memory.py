@@ -1,13 +1,14 @@
 """Limits the memory of the test processes."""
 
 import contextlib
-import ctypes
 import gc
 import pathlib
 import re
 
 import jax
 import pytest
+
+from multipath_jax.utils.cpu import release_memory
 
 # Bytes of resident memory: the limit of a process, and the amount above which compiled programs are
 # released after a test. The difference is the room for a single test.
@@ -43,8 +44,7 @@ def release() -> None:
     jax.clear_caches()
     gc.collect()
     # The memory that the compiler has freed is fragmented; glibc returns it only on request.
-    with contextlib.suppress(AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    release_memory()
     _left = resident()
 
 

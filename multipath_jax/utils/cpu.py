@@ -6,6 +6,7 @@ import mmap
 import os
 import pathlib
 import pkgutil
+import platform
 from importlib import metadata
 
 import jax
@@ -32,8 +33,8 @@ def tune() -> None:
       jaxlib does not know the flag (an unknown flag would end the process).
     - Freed memory remains with the process, which then does not request the buffers of every step
       from the operating system anew (glibc's ``mallopt``; other allocators are left alone), unless
-      ``GLIBC_TUNABLES`` or a variable that begins with ``MALLOC_`` is set. It remains until the
-      process ends, so that a program keeps the most that it has used.
+      ``GLIBC_TUNABLES`` or a variable that begins with ``MALLOC_`` is set. It remains until a run
+      ends (`release_memory`), so that a process keeps the most that its run has used.
     """
     if not _on_cpu():
         return
@@ -45,13 +46,21 @@ def tune() -> None:
 
 def _keep_freed_memory() -> None:
     """Lets glibc serve every request from one heap that does not shrink."""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
-        return
-    mallopt(M_MMAP_MAX, 0)  # buffers of any size come from the heap
-    mallopt(M_TRIM_THRESHOLD, -1)  # whose end is not returned
-    mallopt(M_ARENA_MAX, 1)  # heaps of other threads are returned as soon as they are empty
+    if libc := _glibc():
+        libc.mallopt(M_MMAP_MAX, 0)  # buffers of any size come from the heap
+        libc.mallopt(M_TRIM_THRESHOLD, -1)  # whose end is not returned
+        libc.mallopt(M_ARENA_MAX, 1)  # heaps of other threads are returned when they are empty
+
+
+def release_memory() -> None:
+    """Returns freed memory to the operating system, as at the end of a run."""
+    if libc := _glibc():
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """The C library, if it is glibc."""
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
 
 def convolutions_in_use() -> str | None:
