@@ -49,7 +49,7 @@ NUM_PROCESSES = flags.DEFINE_integer(
     "num_processes", None, "Number of processes, with --distributed=HOST:PORT."
 )
 MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or evaluate a checkpoint.")
-CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "Which to evaluate: best, latest or a step.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "With --mode=eval: best, latest or a step.")
 TEST_SPLIT = flags.DEFINE_bool(
     "test_split",
     False,
@@ -71,11 +71,21 @@ def main(argv: list[str]) -> int:
             raise UserError(f"unexpected argument {argv[1]!r}; use flags, such as {USAGE}")
         if not WORKDIR.value:
             raise UserError(f"--workdir is missing; use flags such as {USAGE}")
+        _check_mode()
         processes.initialize(DISTRIBUTED.value, PROCESS_ID.value, NUM_PROCESSES.value)
         return _evaluate() if MODE.value == "eval" else _train()
     except KeyboardInterrupt:
         print("interrupted; rerun the command to resume", file=sys.stderr)
         return 130
+
+
+def _check_mode() -> None:
+    """Raises UserError for flags that have no effect in the mode."""
+    if MODE.value == "eval" and RESTART.value:
+        raise UserError("--restart has no effect with --mode=eval; remove it")
+    for flag in (CHECKPOINT, TEST_SPLIT):
+        if MODE.value == "train" and flag.present:
+            raise UserError(f"--{flag.name} has no effect in training; use it with --mode=eval")
 
 
 def _train() -> int:
@@ -103,7 +113,8 @@ def _report(result: Result) -> None:
     for path in result.paths:
         print(f"wrote {path}")
     if result.test:
-        best = f" (best of the run: {result.best_error:.2f} %)"
+        best = result.best_error
+        best = "" if best is None else f" (best of the run: {best:.2f} %)"
         print(f"{SPLITS[result.evaluated]} error {result.test['error']:.2f} %{best}")
 
 

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from multipath_jax.errors import UserError
 from multipath_jax.models import create_model, family_of, paper
 from multipath_jax.models.complexity import complexity
 from multipath_jax.utils import cli
@@ -36,10 +37,19 @@ HEADINGS = {
 def main(argv: Sequence[str]) -> int:
     """Prints the table and returns the exit status."""
     flags = _parser().parse_args(argv)
+    if flags.table is not None and flags.names:
+        raise UserError("--table cannot be combined with names; leave one of them out")
+    if flags.size is not None and flags.size < 1:
+        raise UserError(f"--size={flags.size} must be at least 1")
     rows = [row for name in flags.names for row in _rows_of(name, flags.classes, flags.size)]
     if not flags.names:
         rows = list(paper.rows(flags.table))
-    entries = [entry(row) for row in rows]
+    try:
+        entries = [entry(row) for row in rows]
+    except (ValueError, ZeroDivisionError) as error:  # of a map without pixels
+        if flags.size is None:
+            raise
+        raise UserError(f"--size={flags.size} is too small; choose a larger size") from error
     if flags.json:
         print(json.dumps(entries, indent=2))
         return 0

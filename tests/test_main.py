@@ -105,6 +105,18 @@ CASES = {
     "workdir is a file": ([DIGITS, "--workdir=FOLDER/typo.py"], "is not a folder"),
     "workdir in a file": ([DIGITS, "--workdir=FOLDER/typo.py/run"], "cannot be written"),
     "nothing to evaluate": (["--mode=eval", "--workdir=RUN"], "has no checkpoint"),
+    "restart in evaluation": (
+        ["--mode=eval", "--workdir=RUN", "--restart"],
+        "--restart has no effect with --mode=eval",
+    ),
+    "checkpoint in training": (
+        [DIGITS, "--workdir=RUN", "--checkpoint=latest"],
+        "--checkpoint has no effect in training",
+    ),
+    "test split in training": (
+        [DIGITS, "--workdir=RUN", "--test_split"],
+        "--test_split has no effect in training",
+    ),
     "no checkpoint to start from": (
         [DIGITS, "--workdir=RUN", "--config.init_from=FOLDER"],
         "has no checkpoint",

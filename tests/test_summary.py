@@ -85,6 +85,9 @@ def test_json_has_the_figures_as_numbers(capsys):
         (("--table=5",), "invalid choice"),
         (("--tabel=2",), "unrecognized arguments: --tabel=2"),
         (("BaseCNN", "--classes=0"), "at least 1 path and 1 class"),
+        (("BaseCNN", "--size=0"), "--size=0 must be at least 1"),
+        (("BaseCNN", "--size=2"), "--size=2 is too small"),
+        (("BaseCNN", "--table=2"), "--table cannot be combined with names"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(capsys, monkeypatch, argv, message):

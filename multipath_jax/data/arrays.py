@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Num
 from numpy.typing import ArrayLike
@@ -16,7 +17,7 @@ def from_arrays(
     x_test: ArrayLike,
     y_test: ArrayLike,
     *,
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str] | np.ndarray | None = None,
     name: str = "arrays",
 ) -> Dataset:
     """Makes a data set from arrays in memory, for `Trainer(dataset=)`.
@@ -47,7 +48,7 @@ def from_arrays(
         if before != after:
             raise UserError(f"x has images of {what} {before}, x_test of {what} {after}")
     count = 1 + int(max(train.labels.max(), test.labels.max()))
-    names = tuple(map(str, class_names or range(count)))
+    names = tuple(map(str, range(count) if class_names is None else class_names))
     if len(names) < count or len(set(names)) < len(names):
         raise UserError(
             f"class_names needs {count} or more different names, one for each class of y and "
@@ -58,14 +59,18 @@ def from_arrays(
 
 def _split(images: ArrayLike, labels: ArrayLike, x: str, y: str) -> Split:
     """Checks and converts the arrays of one split; ``x`` and ``y`` are their names in errors."""
-    images, labels = np.asarray(images), np.asarray(labels)
+    images, labels = _array(images, x), _array(labels, y)
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or 0 in images.shape:
         raise UserError(f"{x} must be images [n h w c] or [n h w], got shape {images.shape}")
-    if np.issubdtype(images.dtype, np.floating):
-        images = images.astype(np.float32, copy=False)
+    if jnp.issubdtype(images.dtype, jnp.floating):  # NumPy does not count bfloat16
+        given = images
+        with np.errstate(over="ignore"):
+            images = given.astype(np.float32, copy=False)
         if not np.isfinite(images).all():
+            if np.isfinite(given).all():
+                raise UserError(f"{x} has values that are too large for float32; scale them")
             raise UserError(f"{x} has values that are not finite; remove these images")
     elif images.dtype != np.uint8:
         raise UserError(f"{x} must be uint8 or a floating-point type, got {images.dtype}")
@@ -77,6 +82,13 @@ def _split(images: ArrayLike, labels: ArrayLike, x: str, y: str) -> Split:
     if labels.min() < 0:
         raise UserError(f"{y} has the label {labels.min()}; classes are numbered from 0")
     return Split(images, labels.astype(np.int32))
+
+
+def _array(values: ArrayLike, name: str) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise UserError(f"{name} must be an array, with rows of one length ({error})") from error
 
 
 def _statistics(

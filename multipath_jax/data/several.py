@@ -1,6 +1,7 @@
 """Several data sets as one, for a network with a head for each."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,8 @@ from multipath_jax.data.order import divided, mixed_order
 from multipath_jax.errors import UserError
 
 BETWEEN = "+"  # in `config.dataset.name`, between the names of several data sets
+
+Proportions = Sequence[float | int] | Num[np.ndarray, " d"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +50,7 @@ def load_several(
     names: Sequence[str],
     data_dir: str | os.PathLike | None,
     holdout: int = 0,
-    proportions: Sequence[float | int] | None = None,
+    proportions: Proportions | None = None,
 ) -> Dataset:
     """Reads several data sets into host memory and joins them.
 
@@ -86,7 +89,7 @@ def _held_out(dataset: Dataset, count: int) -> Dataset:
     )
 
 
-def join(*datasets: Dataset, proportions: Sequence[float | int] | None = None) -> Dataset:
+def join(*datasets: Dataset, proportions: Proportions | None = None) -> Dataset:
     """Makes one data set of several, for a network with a head for each.
 
     Images are brought to one shape: height and width are the largest of all data sets, to which
@@ -180,11 +183,11 @@ def _views(parts: Sequence[Dataset], train: Split, test: Split) -> list[Dataset]
 
 
 def _shares(
-    names: Sequence[str], sizes: Sequence[int], proportions: Sequence[float | int] | None
+    names: Sequence[str], sizes: Sequence[int], proportions: Proportions | None
 ) -> tuple[int, ...]:
     """The number of images of each data set in an epoch. Raises UserError if one is 0."""
-    weights = sizes if proportions is None else proportions
-    if len(weights) != len(names) or min(weights) <= 0:
+    weights = sizes if proportions is None else [float(value) for value in proportions]
+    if len(weights) != len(names) or not all(0 < weight < math.inf for weight in weights):
         raise UserError(
             f"proportions {_listed(weights)}: {len(names)} positive numbers are needed, one for "
             f"each of {', '.join(names)}"
@@ -225,6 +228,10 @@ def _check_names(names: Sequence[str]) -> None:
 
 def _check(datasets: Sequence[Dataset]) -> None:
     """Raises UserError for data sets that cannot be joined."""
+    for one in datasets:
+        if not isinstance(one, Dataset):
+            kind = type(one).__name__
+            raise UserError(f"join takes data sets one by one, as in join(a, b), not a {kind}")
     _check_names([one.name for one in datasets])
     for one in datasets:
         if one.parts:

@@ -78,9 +78,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"--minutes={flags.minutes:g} must be positive")
     if flags.smoke and (flags.report or flags.epochs is not None):
         raise UserError("--smoke cannot be combined with --report or --epochs")
+    if flags.report and (flags.set or flags.epochs is not None):
+        raise UserError("--report shows all trials; it cannot be combined with --set or --epochs")
     flags.changes = tables.parse_changes(flags.set)
     names = [name.strip() for name in (flags.rows or "").split(",")]
-    flags.pairs = tables.select(TABLES[flags.table], [name for name in names if name], flags.recipe)
+    names = [name for name in names if name]
+    if flags.rows is not None and not names:
+        raise UserError("--rows= names no row; leave it out for all rows")
+    flags.pairs = tables.select(TABLES[flags.table], names, flags.recipe)
     return flags
 
 
@@ -108,8 +113,11 @@ def _report(flags: argparse.Namespace) -> int:
     lines = ledger.lines()
     added = () if flags.rows else dict.fromkeys(row for row, _ in report.unprinted(lines))
     print(report.text(lines, [*_rows(flags), *added], flags.recipe))
-    for path in pages.write(lines, ledger.path.parent, Path("docs/results.md")):
+    written = pages.write(lines, ledger.path.parent, page := Path("docs/results.md"))
+    for path in written:
         print(f"wrote {path}")
+    if page.exists() and page not in written:
+        print(f"left {page} alone, which is not a page of results; move it and rerun to write it")
     return 0
 
 

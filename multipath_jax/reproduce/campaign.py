@@ -130,6 +130,8 @@ def train_all(
             stopping.exit_status or BUDGET_SPENT,
             f"{stands}; {why}; rerun the command to resume{stopped}",
         )
+    if not failures:
+        return Outcome(1, f"{stands}; the others ended without a test error in {place.workdir}")
     return Outcome(1, f"{stands}; failed: {'; '.join(failures)}")
 
 

@@ -35,6 +35,8 @@ trials are not counted; they are listed in the last section.
 def write(lines: Sequence[Line], results: Path, page_file: Path) -> list[Path]:
     """Draws the figures into ``results`` and writes the page, if its folder exists.
 
+    A file with other content is not replaced.
+
     Args:
       lines: lines of the ledger.
       results: folder for the figures.
@@ -49,11 +51,16 @@ def write(lines: Sequence[Line], results: Path, page_file: Path) -> list[Path]:
     if panels := error_curves(lines):
         curves.draw(results / ERRORS, panels)
         written.append(results / ERRORS)
-    if page_file.parent.is_dir():
+    if page_file.parent.is_dir() and _is_page_or_free(page_file):
         pictures = {path.name: os.path.relpath(path, page_file.parent) for path in written}
         page_file.write_text(page(lines, pictures))
         written.append(page_file)
     return written
+
+
+def _is_page_or_free(path: Path) -> bool:
+    """Whether there is no file, or one that begins like the page."""
+    return not path.exists() or path.read_bytes().startswith(PAGE.partition("\n")[0].encode())
 
 
 # Errors by epoch

@@ -34,9 +34,11 @@ MEASURES = {
     "top5_10crop": "test/ten_crop_top5_error",
 }
 TRIALS = {2: 3, 3: 3, 4: 1}  # by table; the paper states none for Table 4
+# Keys of the initial weights, which are free when a run resumes, but alter a trial.
+INITIAL = {"init_from", "init_partial", "growth_noise"}
 # Keys that may differ from the recipe without altering a trial: the keys that do not change
-# results (except init_from), the seed, and the type of the computation.
-CHOSEN = {*config_lib.FREE_KEYS, "seed", "trials", "dtype"} - {"init_from"}
+# results, the seed, and the type of the computation.
+CHOSEN = {*config_lib.FREE_KEYS, "seed", "trials", "dtype"} - INITIAL
 # Keys that are not part of a trial's changes, being stored separately or not at all. The type is
 # part of them: trials with different types are different trials.
 APART = CHOSEN - {"dtype"} | {"train_for"}
@@ -213,12 +215,22 @@ def campaign(
     if altered := altering(changed):
         folder += f"-altered-{_digest({key: changed[key] for key in altered})[:6]}"
     config_lib.validate(config)
-    if config.dataset.holdout:
-        raise UserError(
-            "--set dataset.holdout: the tables have errors on test splits; use multipath_jax.main "
-            "to hold out images"
-        )
+    _check_comparable(config)
     return Campaign(row, column, config, f"{folder}/{row.model}", name)
+
+
+def _check_comparable(config: ConfigDict) -> None:
+    """Raises UserError for keys with which a trial would not be one of the tables."""
+    data = config.dataset
+    refused = {
+        "dataset.holdout": (data.holdout, "the tables have errors on test splits"),
+        "patience": (config.patience, "the tables have errors at the end of training"),
+        "dataset.name": (config_lib.several(data.name), "the tables are of one data set"),
+        "dataset.source": (data.source, "the tables are of prepared data sets"),
+    }
+    for key, (value, reason) in refused.items():
+        if value:
+            raise UserError(f"--set {key}: {reason}; use multipath_jax.main for other runs")
 
 
 def shorten(config: ConfigDict, epochs: float) -> None:

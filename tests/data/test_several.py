@@ -11,6 +11,7 @@ import toy_datasets
 from PIL import Image
 
 from multipath_jax import data
+from multipath_jax.data import several
 from multipath_jax.data.description import describe, differences, read_description, to_json
 from multipath_jax.data.order import divided, interleaved, mixed_order
 from multipath_jax.errors import UserError
@@ -218,10 +219,24 @@ def test_floats_of_two_sizes_are_refused():
     assert data.join(one, dataclasses.replace(one, name="b")).dtype == np.float32
 
 
-@pytest.mark.parametrize("proportions", [(1,), (1, 0), (1, -1), (1, 1, 1), (1, 1e-9)])
+@pytest.mark.parametrize("proportions", [
+        (1,), (1, 0), (1, -1), (1, 1, 1), (1, 1e-9), (1, float("nan")), (1, float("inf")),
+    ],
+)  # fmt: skip
 def test_bad_proportions_are_refused(proportions):
     with pytest.raises(UserError, match=r"^proportions 1"):
         data.join(arrays("a"), arrays("b"), proportions=proportions)
+
+
+def test_proportions_may_be_of_numpy():
+    weights = np.array([1, 3], np.float32)
+    assert data.join(arrays("a"), arrays("b"), proportions=weights).train.shares == (3, 9)
+
+
+def test_a_list_of_data_sets_is_refused():
+    check = several._check.__wrapped__  # unwrapped: annotations are not checked
+    with pytest.raises(UserError, match=r"as in join\(a, b\), not a list"):
+        check([[arrays("a"), arrays("b")]])
 
 
 # Prepared data sets

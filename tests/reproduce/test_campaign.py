@@ -138,6 +138,13 @@ def test_one_trial_of_table_4_where_the_others_have_three(tmp_path, monkeypatch)
     ]
 
 
+def test_trials_without_a_result_are_told_from_failures(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(campaign_lib, "train_trials", lambda *_: [])
+    assert main(command(tmp_path, tmp_path)) == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("0 of 1 trials are done; the others ended without a test error in ")
+
+
 def test_images_per_second_are_of_the_whole_run():
     logged = [
         {"step": 10, "images_per_second": 50.0},  # 10 batches of 5 images: 1 second
@@ -272,7 +279,7 @@ def test_a_loss_that_is_not_finite_holds_up_no_other_row(data_dir, tmp_path, mon
     assert main(command(tmp_path, data_dir, rows="BaseCNN,WideCNN")) == 1
     assert [line["model"] for line in ledger(tmp_path)] == ["WideCNN"]
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("1 of 2 trials are done; failed: BaseCNN, CIFAR-10: the loss of step")
+    assert last.startswith("1 of 2 trials are done; failed: BaseCNN, CIFAR-10: seed_0: the loss")
 
 
 def test_another_process_is_not_disturbed(undisturbed, data_dir):
@@ -298,6 +305,10 @@ def test_a_report_trains_nothing(undisturbed, tmp_path, monkeypatch, capsys):
     page = pathlib.Path("docs/results.md").read_text()
     assert "](../results/tradeoff.png)" in page
     assert "6 of 200 epochs" in page
+    pathlib.Path("docs/results.md").write_text("# My results\n")
+    assert main(["table3", "--report"]) == 0
+    assert "left docs/results.md alone" in capsys.readouterr().out
+    assert pathlib.Path("docs/results.md").read_text() == "# My results\n"
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,9 @@ BAD = {
     "too many epochs of ours": (["table2", "--recipe=fast", "--epochs=31"], "the recipe's 10"),
     "held-out images": (["table2", "--set=dataset.holdout=5000"], "errors on test splits"),
     "both": (["table2", "--smoke", "--report"], "--smoke"),
+    "a report of epochs": (["table2", "--report", "--epochs=3"], "--report shows all trials"),
+    "a report of changes": (["table2", "--report", "--set=batch_size=3"], "--report shows all"),
+    "no row": (["table2", "--rows="], "--rows= names no row"),
 }
 
 

@@ -133,6 +133,8 @@ def test_a_campaign_trains_by_the_recipe_or_a_shorter_one(
         ("dataset.flip", "False", False, True),
         ("model.options", "execution=grouped", "execution=grouped", True),
         ("init_from", "elsewhere", "elsewhere", True),  # free when a run resumes, but not here
+        ("init_partial", "True", True, True),
+        ("growth_noise", "0.2", 0.2, True),
         ("schedule.boundaries", "90 epochs", "90 epochs", True),
         ("dtype", "bfloat16", "bfloat16", False),
         ("dispatch", "step", "step", False),
@@ -174,11 +176,19 @@ def test_epochs_only_shorten(epochs):
         ("batch_size=many", "of type int"),
         ("dataset.flip=yes", "of type bool"),
         ("batch_size=0", "at least 1"),
+        ("patience=5 epochs", "errors at the end of training"),
+        ("dataset.name=cifar10+digits", "the tables are of one data set"),
     ],
 )
 def test_a_change_that_cannot_be_is_refused(item, message):
     with pytest.raises(UserError, match=message):
         tables.campaign(row("BaseCNN"), "cifar10", tables.parse_changes([item]))
+
+
+def test_a_folder_of_images_is_refused():
+    changes = {"dataset.source": "/images", "dataset.size": "32"}
+    with pytest.raises(UserError, match=r"dataset\.source: the tables are of prepared"):
+        tables.campaign(row("BaseCNN"), "cifar10", changes)
 
 
 def test_our_recipe_is_of_cifar_and_kept_apart():
