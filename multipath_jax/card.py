@@ -88,7 +88,7 @@ def model_card(run: LoadedRun, exported: Exported) -> str:
     header = _header(run, exported.library, config, measured)
     sections = [
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
-        f"# {config.model.name}",
+        f"# {_network_name(config)}",
         "An image classifier of [multipath_jax](https://github.com/multipath-jax/multipath_jax).",
         _table(_network(run)),
         *_training(run, config),
@@ -142,7 +142,7 @@ def _header(
     header = {
         "library_name": library,
         "pipeline_tag": TASK,
-        "tags": ["multipath_jax", config.model.name],
+        "tags": ["multipath_jax", _network_name(config)],
     }
     if on_hub and run.step:
         header["datasets"] = [on_hub]
@@ -155,8 +155,13 @@ def _header(
         if measured.split == TEST:
             dataset["split"] = TEST
         result = {"task": {"type": TASK}, "dataset": dataset, "metrics": metrics}
-        header["model-index"] = [{"name": config.model.name, "results": [result]}]
+        header["model-index"] = [{"name": _network_name(config), "results": [result]}]
     return header
+
+
+def _network_name(config: ConfigDict) -> str:
+    """The name of the network; of a custom one, that of its class."""
+    return printable(config.model.name.removeprefix(OWN))
 
 
 def _data_name(run: LoadedRun, config: ConfigDict) -> str:
@@ -168,7 +173,7 @@ def _data_name(run: LoadedRun, config: ConfigDict) -> str:
 
 def _network(run: LoadedRun) -> Iterator[tuple[str, str]]:
     described = run.description
-    yield "network", f"`{run.config.model.name}`"
+    yield "network", f"`{_network_name(run.config)}`"
     if run.config.model.options:
         yield "options", f"`{run.config.model.options}`"
     yield "parameters", f"{sum(leaf.size for leaf in jax.tree.leaves(run.variables['params'])):,}"
@@ -199,7 +204,7 @@ def _training(run: LoadedRun, config: ConfigDict) -> Iterator[str]:
     """The data and the recipe, without paths; of weights from elsewhere, where they are from."""
     source = printable(pathlib.PurePath(config.init_from).name)
     if not run.step and source:
-        yield f"The weights are those of `{source}`; they were not trained further."
+        yield f"The weights are those of `{source}`, where they fit; they were not trained further."
     if not run.step:
         return
     name = _data_name(run, config)

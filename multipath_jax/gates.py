@@ -13,6 +13,8 @@ from flax import traverse_util
 from jaxtyping import Array, Bool, Float, Num, PyTree
 from tqdm import tqdm
 
+from multipath_jax.errors import UserError
+
 BATCH_SIZE = 250
 RECORDS = ("gates", "relevance", "input_strength", "output_strength")
 
@@ -103,6 +105,9 @@ def outline(trained: Trained, image_shape: tuple[int, int, int]) -> Outline:
     Args:
       trained: the network.
       image_shape: height, width and channels.
+
+    Raises:
+      UserError: a router is inside of `layers.Parallel` or `nn.scan`.
     """
     found = []  # appended to while tracing: the returned tree has its keys sorted
 
@@ -116,6 +121,12 @@ def outline(trained: Trained, image_shape: tuple[int, int, int]) -> Outline:
     (recorded,) = found
     flat = traverse_util.flatten_dict(recorded)
     routers = [path[:-1] for path in flat if path[-1] == "gates"]
+    for router in routers:
+        if len(flat[*router, "gates"][0].shape) > 3:
+            raise UserError(
+                f"the router {'/'.join(router)} is inside of layers.Parallel or nn.scan, and its "
+                "gates cannot be observed; call it outside of them"
+            )
     stacks = [[]]
     for name in recorded:
         inside = sum(router[0] == name for router in routers)
@@ -143,6 +154,9 @@ def observe(
 
     Returns:
       The records and the logits of all images.
+
+    Raises:
+      UserError: as `outline`.
     """
     names = outline(trained, images.shape[1:]).routers
     kept = (*RECORDS, "chosen")  # the last of discrete routers alone

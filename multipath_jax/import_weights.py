@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from multipath_jax import weights
 from multipath_jax.config.keys import default_config, parse_options, validate
 from multipath_jax.pretrained import check_free, in_words, make_run, origin_of
-from multipath_jax.training.setup import cropped_shape, read_dataset
+from multipath_jax.training.setup import check_options, cropped_shape, read_dataset
 from multipath_jax.utils import cli, filesystem
 from multipath_jax.weights import StateDict
 
@@ -30,6 +30,7 @@ def main(argv: Sequence[str]) -> int:
     workdir = filesystem.path("--workdir", flags.workdir)
     check_free(workdir)
     options = parse_options("--options", flags.options)
+    check_options(options, "--options")
     state = weights.read("--from", flags.source_file)
     config = _config(flags, state)
     validate(config)
@@ -41,6 +42,7 @@ def main(argv: Sequence[str]) -> int:
     lines = [f"wrote {workdir}: {origin.name} with the weights of {flags.source_file}"]
     if found.head:
         lines.append(str(found.head))
+    lines += found.other_classes(dataset.class_names)
     lines.append(_normalization(config))
     print("\n".join(lines))
     return 0

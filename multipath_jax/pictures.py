@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from multipath_jax.data import brought_to
+from multipath_jax.data.description import Description
 from multipath_jax.data.files import SUFFIXES, LeftOut, images_within
-from multipath_jax.data.images import BadImage, decode_into
+from multipath_jax.data.images import PIL_MODES, BadImage, decode_into
 from multipath_jax.errors import UserError
 from multipath_jax.runs import LoadedRun
 
@@ -58,8 +59,10 @@ def read(path: str | os.PathLike, run: LoadedRun) -> UInt8[np.ndarray, "h w c"]:
 
     Raises:
       BadImage: the file cannot be read; the message is the reason.
+      UserError: image files do not have the pixels that the network takes.
     """
     description = run.description
+    _check_pixels(description)
     pixels = np.empty(description.original_shape or description.stored_shape, np.uint8)
     try:
         encoded = pathlib.Path(path).read_bytes()
@@ -67,3 +70,18 @@ def read(path: str | os.PathLike, run: LoadedRun) -> UInt8[np.ndarray, "h w c"]:
         raise BadImage(error.strerror or str(error)) from error
     decode_into(encoded, pixels)
     return run.crop(brought_to(pixels[None], description.stored_shape))[0]
+
+
+def _check_pixels(description: Description) -> None:
+    """Raises UserError unless image files can have the pixels of a data set."""
+    if description.dtype != "uint8":
+        raise UserError(
+            f"the network was trained on {description.dtype} pixels, whose scale image files do "
+            "not have; pass arrays to load_run(workdir).logits"
+        )
+    channels = description.stored_shape[-1]
+    if channels not in PIL_MODES:
+        raise UserError(
+            f"the network takes {channels} channels, which image files do not have; pass arrays to "
+            "load_run(workdir).logits"
+        )

@@ -21,14 +21,14 @@ from ml_collections import ConfigDict
 
 from multipath_jax import checkpoints as ckpt
 from multipath_jax import weights
-from multipath_jax.config.keys import default_config, parse_options, read_config
+from multipath_jax.config.keys import OWN, default_config, parse_options, read_config
 from multipath_jax.data import Dataset
 from multipath_jax.data.description import read_description
 from multipath_jax.errors import UserError
 from multipath_jax.models import create_model, family_of
 from multipath_jax.parallel import devices
 from multipath_jax.runs import LoadedRun, load_run
-from multipath_jax.training.setup import Setup
+from multipath_jax.training.setup import Setup, counted_shares
 from multipath_jax.training.state import RECORDS
 from multipath_jax.utils import filesystem, storage
 from multipath_jax.weights import Comparison, StateDict
@@ -138,7 +138,7 @@ def origin_of(
         shapes = traverse_util.flatten_dict(jax.eval_shape(partial(_init, network, image_shape)))
         return weights.convert(state, {key: leaf.shape for key, leaf in shapes.items()})
 
-    options = (state.options or {}) | read({}).options | dict(options or {})
+    options = counted_shares((state.options or {}) | read({}).options | dict(options or {}))
     compared = read(options).compared
     compared.check(source, f"{name} is not the network that it is of", whole=True)
     num_classes = compared.head.there if compared.head else ANY
@@ -148,8 +148,14 @@ def origin_of(
 def _of_workdir(source: str, name: str) -> Origin:
     workdir = filesystem.path("source", source)
     stored = read_config(workdir / ckpt.CONFIG_FILE).model
+    if stored.name.startswith(OWN) and not name:
+        raise UserError(
+            f"{source} has the weights of {stored.name.removeprefix(OWN)}, a network that was "
+            "passed to Trainer; load them with load_run(workdir, model=...), or set "
+            "config.init_from"
+        )
     description = read_description(workdir / ckpt.DATASET_FILE)
-    options = parse_options("model.options", stored.options)
+    options = counted_shares(parse_options("model.options", stored.options))
     return Origin(name or stored.name, options, description.num_classes, description.image_shape)
 
 
@@ -239,7 +245,7 @@ def save_weights(
     description, model = run.description, run.config.model
     about = {
         "model": model.name,
-        "options": parse_options("model.options", model.options),
+        "options": counted_shares(parse_options("model.options", model.options)),
         "mean": description.mean.tolist(),
         "std": description.std.tolist(),
         "class_names": description.class_names,

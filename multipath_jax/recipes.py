@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from multipath_jax.config.keys import FOLDER, default_config
+from multipath_jax.config.keys import FOLDER, NEEDED, default_config
 from multipath_jax.errors import UserError
 from multipath_jax.models.registry import family_of
 
@@ -158,12 +158,14 @@ def finetune(name: str = "ResNet18-2-CC") -> ConfigDict:
       name: a name that `create_model` accepts.
 
     Returns:
-      A config; its values can be changed before it is used.
+      A config; its values can be changed before it is used. ``init_from`` must be set; to "" for
+      random weights.
 
     Raises:
       UserError: the name is unknown.
     """
     config = folder(name)
+    config.init_from = NEEDED
     config.train_for = "10 epochs"
     config.patience = "5 epochs"
     config.schedule.learning_rate = 0.1

@@ -29,6 +29,7 @@ from multipath_jax.data import (
     describe,
     normalize,
 )
+from multipath_jax.data.datasets import HELD_OUT
 from multipath_jax.data.description import differences, read_description
 from multipath_jax.errors import UserError
 from multipath_jax.evaluation.crops import center_crop
@@ -116,7 +117,15 @@ class LoadedRun:
 
         In place of the ``config.dataset.holdout`` training images on which it was evaluated so far:
         for one measurement of what was chosen on them.
+
+        Raises:
+          UserError: the data set passed to `load_run` has held-out images as its test split.
         """
+        if self.given is not None and self.given.evaluated == HELD_OUT:
+            raise UserError(
+                f"the data set {self.given.name} passed to load_run(dataset=...) has held-out "
+                "images in place of its test split; pass one with the test split"
+            )
         config = self.config.copy_and_resolve_references()
         config.dataset.holdout = 0
         return dataclasses.replace(self, config=config)
@@ -184,7 +193,12 @@ class LoadedRun:
 
         Returns:
           The images, as `logits` takes them, and their labels.
+
+        Raises:
+          UserError: the limit is less than one.
         """
+        if limit is not None and limit < 1:
+            raise UserError(f"limit={limit} must be at least 1, or None for all images")
         split = self.dataset.test
         count = min(limit or len(split), len(split))
         if isinstance(split, EncodedSplit):
@@ -234,10 +248,16 @@ class LoadedRun:
           The input of the network, float32 ``[b h w c]``.
 
         Raises:
-          UserError: the run is on several data sets, and no `head` was chosen.
+          UserError: the run is on several data sets, and no `head` was chosen; or the pixels are
+            integers but not uint8, or uint8 but the run is on float32.
         """
-        description = self.head().description
-        return normalize(jnp.asarray(images), description.mean, description.std)
+        description, images = self.head().description, jnp.asarray(images)
+        if not jnp.issubdtype(images.dtype, jnp.floating) and images.dtype != description.dtype:
+            raise UserError(
+                f"the run in {self.workdir} is on {description.dtype} pixels, got {images.dtype}; "
+                f"pass images of type {description.dtype}, scaled as those of training"
+            )
+        return normalize(images, description.mean, description.std)
 
     def forward(self, variables: PyTree, images: Images) -> Float[Array, "b classes"]:
         """The logits for given variables: a pure function, for JAX transformations.
@@ -282,7 +302,8 @@ def load_run(
     Args:
       workdir: the workdir of the run, a path or an address such as ``gs://bucket/run``.
       checkpoint: ``"best"`` (lowest test error), ``"latest"``, or a step.
-      dtype: overrides the type of the computation: ``"float32"`` or ``"bfloat16"``.
+      dtype: overrides the type of the computation: ``"float32"`` or ``"bfloat16"``; not together
+        with ``model``.
       model: the network, if it was passed to `Trainer(model=...)`.
       dataset: the data set, if it was passed to `Trainer(dataset=...)`; only needed to evaluate.
 
@@ -291,8 +312,13 @@ def load_run(
 
     Raises:
       UserError: the workdir has no such checkpoint, no readable config or no description of the
-        data, the checkpoint is damaged, or ``model`` is not the network that was trained.
+        data, the checkpoint is damaged, ``model`` is not the network that was trained, or both
+        ``dtype`` and ``model`` are given.
     """
+    if dtype is not None and model is not None:
+        raise UserError(
+            f"dtype={dtype} cannot be used with model=, whose layers have their own; remove it"
+        )
     workdir = filesystem.path("workdir", workdir)
 
     def read(found: checkpoints.Checkpoints, step: int) -> PyTree:
@@ -364,6 +390,7 @@ def _shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[tuple[s
     """The shapes of the variables of a network, by path."""
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+    variables = nn.meta.unbox(variables)
     return {key: leaf.shape for key, leaf in traverse_util.flatten_dict(variables).items()}
 
 

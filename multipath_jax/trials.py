@@ -7,11 +7,12 @@ from ml_collections import ConfigDict
 
 from multipath_jax import checkpoints as ckpt
 from multipath_jax.config.keys import validate
+from multipath_jax.parallel import processes
 from multipath_jax.trainer import ended
 from multipath_jax.training.loop import never, run_steps, say_what_was_found, start_run
-from multipath_jax.training.run import Pace, Result
+from multipath_jax.training.run import Pace, Result, TrainingFailed
 from multipath_jax.training.setup import Setup
-from multipath_jax.utils import filesystem
+from multipath_jax.utils import filesystem, progress
 
 
 def train_trials(
@@ -35,7 +36,8 @@ def train_trials(
       The results of the trials that were started, in the order of their seeds.
 
     Raises:
-      UserError, TrainingFailed: as `trainer.train`.
+      UserError: as `trainer.train`.
+      TrainingFailed: the loss or a weight of a trial is not finite; raised after the other trials.
     """
     validate(config)
     folder = filesystem.path("workdir", workdir)
@@ -48,13 +50,21 @@ def train_trials(
         if not restart:
             ckpt.check_data(path, setup.description)
     say_what_was_found(setup)
-    results = []
+    results, failures = [], []
     for path, own in trials.items():
-        with start_run(setup, own, path, path.name, restart) as run:
-            run_steps(run, should_stop, pace=Pace(steps_per_call))
-            results.append(ended(run))
+        try:
+            with start_run(setup, own, path, path.name, restart) as run:
+                run_steps(run, should_stop, pace=Pace(steps_per_call))
+                results.append(ended(run))
+        except TrainingFailed as error:
+            failures.append(TrainingFailed(f"{path.name}: {error}"))
+            if processes.is_first():
+                progress.say(str(failures[-1]))
+            continue
         if not results[-1].finished:
             break
+    if failures:
+        raise failures[0]
     return results
 
 

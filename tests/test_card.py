@@ -156,8 +156,7 @@ def test_weights_from_elsewhere(run_of, tmp_path):
     changes = {"init_from": f"{tmp_path}/resnet20.safetensors", "dataset.name": "cifar10"}
     text = card.model_card(run_of(step=0, lines=(), **changes), FILE)
     assert header_of(text).keys() == {"library_name", "pipeline_tag", "tags"}
-    said = "The weights are those of `resnet20.safetensors`; they were not trained further."
-    assert said in text
+    assert "The weights are those of `resnet20.safetensors`, where they fit; they were" in text
     for unknown in ("## Training", "50,000", "cifar10", "rror", "config", str(tmp_path)):
         assert unknown not in text
 

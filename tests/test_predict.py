@@ -203,6 +203,19 @@ def test_why_a_picture_cannot_be_read(run, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dtype": "float32"}, "trained on float32 pixels"),
+        ({"stored_shape": (8, 8, 5)}, "takes 5 channels, which image files do not have"),
+    ],
+)
+def test_a_network_whose_pixels_no_file_has(run, tmp_path, changes, message):
+    other = dataclasses.replace(run, description=dataclasses.replace(run.description, **changes))
+    with pytest.raises(UserError, match=message):
+        pictures.read(tmp_path / "x.png", other)
+
+
+@pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["--workdir=RUN"], "IMAGE"),

@@ -1,6 +1,8 @@
 """Loading a trained network from its workdir."""
 
+import argparse
 import contextlib
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -20,6 +22,7 @@ from multipath_jax.config.keys import read_config
 from multipath_jax.data import describe, load_dataset, normalize
 from multipath_jax.data.description import read_description, to_json
 from multipath_jax.errors import UserError
+from multipath_jax.figures.inputs import FigureInputs
 from multipath_jax.runs import load_run
 from multipath_jax.training.setup import Setup
 
@@ -55,6 +58,34 @@ def test_it_answers_as_the_network_does_in_evaluation(digits_run):
     # Different programs round float32 differently.
     np.testing.assert_allclose(run.logits(images), expected, rtol=1e-4, atol=1e-5)
     assert expected.std(axis=0).max() > 1e-3  # logits differ between images
+
+
+def test_pixels_of_another_type_are_refused(digits_run):
+    run = load_run(digits_run)
+    images = np.full((1, *run.description.image_shape), 255)
+    with pytest.raises(UserError, match="is on uint8 pixels, got int32; pass images of type uint8"):
+        run.logits(images)
+    np.testing.assert_array_equal(run.prepare(images / 255), run.prepare(images.astype(np.uint8)))
+    floats = dataclasses.replace(
+        run, description=dataclasses.replace(run.description, dtype="float32")
+    )
+    with pytest.raises(UserError, match="is on float32 pixels, got uint8"):
+        floats.logits(images.astype(np.uint8))
+
+
+@pytest.mark.parametrize("limit", [0, -5])
+def test_a_number_of_test_images_is_at_least_one(digits_run, limit):
+    with pytest.raises(UserError, match=f"limit={limit} must be at least 1"):
+        load_run(digits_run).test(limit)
+
+
+def test_held_out_images_that_were_passed_are_not_the_test_split(digits_run):
+    data = load_dataset("digits", digits_run.parent / "tfds", holdout=100)
+    run = load_run(digits_run, dataset=data)
+    assert FigureInputs(run, argparse.Namespace()).kind == "held-out"
+    with pytest.raises(UserError, match=r"digits passed to .* has held-out images"):
+        run.on_test_split()
+    assert FigureInputs(load_run(digits_run), argparse.Namespace()).kind == "test"
 
 
 def test_it_needs_no_data_set(copy):

@@ -1,6 +1,9 @@
 """`Trainer` with a user's own network, data, optimizer or loss: training, resuming and loading."""
 
+from typing import Any
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -117,6 +120,109 @@ def test_a_network_of_ones_own_trains_resumes_and_is_loaded(kind, tmp_path):
     assert 100 * wrong.mean() == pytest.approx(result.test["error"])
 
 
+class Flat(nn.Module):
+    """A dense layer on the pixels."""
+
+    features: int = 10
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(self.features)(x.reshape(len(x), -1))
+
+
+class WithLoss(Flat):
+    def loss(self, images, labels, train):
+        return self(images), jnp.full(len(images), 7.0 if train else 0.0)
+
+
+class InNNXWithLoss(nnx.Module):
+    def __init__(self):
+        self.out = nnx.Linear(64, 10, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        return self.out(x.reshape(len(x), -1))
+
+    def loss(self, images, labels, train):
+        return self(images), jnp.full(len(images), 7.0 if train else 0.0)
+
+
+@pytest.mark.parametrize("kind", [WithLoss, InNNXWithLoss])
+def test_a_network_without_modes_keeps_its_own_loss(kind, tmp_path):
+    seen = []
+    recipe = config(train_for="1 epoch")
+    hooks = [lambda step, metrics: seen.append(metrics["train/loss"])]
+    mp.Trainer(recipe, model=kind(), dataset=arrays(), hooks=hooks).fit(tmp_path)
+    assert seen == [7.0]
+
+
+def test_a_sequential_network_trains(tmp_path):
+    model = nn.Sequential([lambda x: x.reshape(len(x), -1), nn.Dense(10)])
+    mp.Trainer(config(), model=model, dataset=arrays()).fit(tmp_path, until="1 steps")
+    assert mp.load_run(tmp_path, "latest", model=model).logits(IMAGES[:2, ..., None]).shape == (
+        2,
+        10,
+    )
+
+
+class Broken(nn.Module):
+    output: Any
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return self.output(nn.Dense(10)(x))
+
+
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [
+        (Flat(5), r"\[64, 5\]"),
+        (Broken(lambda x: x), r"\[64, 8, 8, 10\]"),
+        (Broken(lambda x: (x.mean((1, 2)), x)), "a tuple"),
+    ],
+)
+def test_an_output_that_does_not_fit_is_refused(model, found):
+    message = rf"the network returns {found} for 64 images; the data have 10 classes: return logits"
+    with pytest.raises(UserError, match=message):
+        mp.Trainer(config(), model=model, dataset=arrays())
+
+
+class Sowing(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        self.sow("norms", "input", jnp.linalg.norm(x))
+        return Flat()(x)
+
+
+def test_sowing_into_another_collection_is_refused(tmp_path):
+    trainer = mp.Trainer(config(), model=Sowing(), dataset=arrays())
+    with pytest.raises(
+        UserError, match=r"collection norms .* sow into the collection intermediates"
+    ):
+        trainer.fit(tmp_path)
+
+
+class Partitioned(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        init = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
+        return nn.Dense(10, kernel_init=init)(x.reshape(len(x), -1))
+
+
+def test_parameters_with_partitions_train(tmp_path):
+    recipe = config(**{"finetune.layer_decay": 0.5})
+    mp.Trainer(recipe, model=Partitioned(), dataset=arrays()).fit(tmp_path, until="1 steps")
+    run = mp.load_run(tmp_path, "latest", model=Partitioned())
+    assert run.variables["params"]["Dense_0"]["kernel"].shape == (64, 10)
+
+
+def test_a_run_that_is_already_there_is_evaluated(tmp_path):
+    def fit():
+        trainer = mp.Trainer(config(), model=Flat(), dataset=arrays())
+        return trainer.fit(tmp_path, until="1 epoch")
+
+    assert fit().test == fit().test != {}
+
+
 def test_all_collections_travel(tmp_path):
     mp.Trainer(config(), model=WithDropout(), dataset=arrays()).fit(tmp_path, until="7 steps")
     run = mp.load_run(tmp_path, "latest", model=WithDropout())
@@ -152,6 +258,35 @@ def test_an_optimizer_of_ones_own(tmp_path):
     np.testing.assert_allclose(change, [0.25])
     line = (tmp_path / "metrics.jsonl").read_text()
     assert "learning_rate" not in line
+
+
+def test_an_optimizer_may_take_the_loss(tmp_path):
+    def update(grads, state, params=None, *, value):
+        return jax.tree.map(lambda grad: jnp.full_like(grad, value), grads), state
+
+    def three(outputs, labels):
+        return jnp.full(len(labels), 3.0)
+
+    optimizer = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    trainer = mp.Trainer(
+        config(), model=Flat(), dataset=arrays(), optimizer=optimizer, loss_fn=three
+    )
+    trainer.fit(tmp_path, until="1 steps")
+    params = mp.load_run(tmp_path, "latest", model=Flat()).variables["params"]
+    np.testing.assert_array_equal(params["Dense_0"]["bias"], 3)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        (optax.lbfgs(), "the optimizer fails .* 'value_fn'; use another one"),
+        (optax.noisy_sgd(0.1, key=jax.random.key(0)), "the optimizer has a random key"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_used_is_refused(optimizer, message, tmp_path):
+    trainer = mp.Trainer(config(), model=Flat(), dataset=arrays(), optimizer=optimizer)
+    with pytest.raises(UserError, match=message):
+        trainer.fit(tmp_path)
 
 
 def test_an_optimizer_by_its_name_follows_the_schedule(tmp_path):
@@ -202,12 +337,30 @@ def test_floats_are_normalized_as_they_are(tmp_path):
         ({"y": LABELS / 1}, "y must be 1797 integers, .* of type float64"),
         ({"y": LABELS - 1}, "y has the label -1; classes are numbered from 0"),
         ({"class_names": ["a", "b"]}, "class_names needs 10 or more different names"),
+        ({"x": [[1, 2], [3]]}, "x must be an array, with rows of one length"),
+        ({"y": [[1, 2], [3]]}, "y must be an array, with rows of one length"),
+        ({"x": IMAGES * 1e38}, "x has values that are too large for float32; scale them"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(change, message):
     given = {"x": IMAGES, "y": LABELS, "x_test": IMAGES, "y_test": LABELS} | change
     with pytest.raises(UserError, match=message):
         mp.data.from_arrays(**given)
+
+
+def test_arrays_of_other_libraries_and_types():
+    names = np.array(list("abcdefghij"))
+    images = jnp.asarray(IMAGES, jnp.bfloat16)
+    found = mp.data.from_arrays(images, LABELS, images, LABELS, class_names=names)
+    assert found.class_names == tuple("abcdefghij")
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found.train.images[..., 0], np.asarray(images, np.float32))
+
+
+def test_trivial_augment_of_floats_is_refused():
+    recipe = config(**{"dataset.trivial_augment": True})
+    with pytest.raises(UserError, match=r"dataset.trivial_augment=True needs uint8 pixels"):
+        mp.Trainer(recipe, model=Flat(), dataset=arrays(IMAGES / 255))
 
 
 @pytest.mark.parametrize(
@@ -218,6 +371,11 @@ def test_arrays_that_do_not_fit_are_refused(change, message):
             {"model.options": "depth=3"},
             {"model": Plain()},
             "model.options=depth=3 cannot be used with model=",
+        ),
+        (
+            {"dtype": "bfloat16"},
+            {"model": Plain()},
+            "dtype=bfloat16 cannot be used with model=",
         ),
         ({"dataset.holdout": 9}, {}, "dataset.holdout=9 cannot be used with dataset="),
         ({"label_smoothing": 0.1}, {"loss_fn": lambda o, y: o[:, 0]}, "loss_fn is given"),
@@ -239,6 +397,8 @@ def test_a_workdir_of_another_network_is_refused(tmp_path):
         mp.load_run(tmp_path, model=WithDropout())
     with pytest.raises(UserError, match="were passed to Trainer"):
         mp.load_run(tmp_path, model=Plain()).evaluate()
+    with pytest.raises(UserError, match="dtype=bfloat16 cannot be used with model="):
+        mp.load_run(tmp_path, model=Plain(), dtype="bfloat16")
 
 
 def test_what_the_package_says_of_itself():

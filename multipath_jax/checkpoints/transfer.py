@@ -23,6 +23,7 @@ from multipath_jax.models import family_of
 from multipath_jax.parallel.devices import replicated_like
 from multipath_jax.utils import filesystem, storage
 from multipath_jax.weights import Comparison, Growth, Key, StateDict
+from multipath_jax.weights.files import IN_FOLDER, PYTORCH, SAFETENSORS
 
 PARTIAL = "--config.init_partial=True takes over what fits"
 
@@ -75,11 +76,28 @@ def check_source(
 
 
 def is_workdir(source: str) -> bool:
-    """Whether a source is the workdir of a run, and not a file of weights or a folder with one."""
+    """Whether a source is the workdir of a run, and not a file of weights or a folder with one.
+
+    Raises:
+      UserError: the source is none of them, or cannot be read.
+    """
     kind, colon, _ = source.partition("://")
     if colon and kind not in filesystem.BUCKETS:
         return False
-    return bool(steps_in(filesystem.path("init_from", source))) or not weights.is_weights(source)
+    workdir = filesystem.path("init_from", source)
+    if steps_in(workdir):
+        return True
+    if weights.is_weights(source):
+        return False
+    try:
+        open_existing(workdir).close()
+    except UserError as error:
+        kinds = ", ".join((SAFETENSORS, *PYTORCH))
+        raise UserError(
+            f"{error}, and it is neither a file of weights ({kinds}) nor a folder with one "
+            f"({' or '.join(IN_FOLDER)})"
+        ) from error
+    return True
 
 
 def initialize_from(
@@ -178,7 +196,8 @@ def _compare(
         data = read_description(source / DATASET_FILE)
         if not data.parts:
             mean, std = map(tuple, (data.mean.tolist(), data.std.tolist()))
-            found = dataclasses.replace(found, mean=mean, std=std)
+            names = tuple(data.class_names)
+            found = dataclasses.replace(found, mean=mean, std=std, class_names=names)
     return _checked(Source(found, growth, {}), config)
 
 
@@ -190,8 +209,14 @@ def _convert(
     there = {tuple(name.split("/")): array.shape for name, array in state.arrays.items()}
     growth = weights.find_growth(model, own, there, _named(config))
     found = weights.convert(state, growth.expected if growth else own)
-    _check_options(found.options, config)
-    compared = dataclasses.replace(found.compared, mean=state.mean, std=state.std)
+    options = found.options
+    if state.options is None:  # inferred from the names of the arrays, so a given option decides
+        given = parse_options("model.options", config.model.options)
+        options = {name: value for name, value in options.items() if name not in given}
+    _check_options(options, config)
+    compared = dataclasses.replace(
+        found.compared, mean=state.mean, std=state.std, class_names=tuple(state.class_names)
+    )
     return _checked(Source(compared, growth, found.arrays), config, whole=True)
 
 

@@ -40,6 +40,7 @@ FREE_KEYS = (
 # Keys that name a folder; they are stored as absolute paths.
 FOLDER_KEYS = ("dataset.data_dir", "dataset.source")
 OWN = "own:"  # in a stored config, prefix of the names of objects passed to `Trainer`
+NEEDED = "(needed)"  # init_from of a recipe that starts from trained weights, until it is set
 FOLDER = "folder"  # dataset.name of a data set that is read from dataset.source
 CHOICES = {
     "dtype": ("auto", "float32", "bfloat16"),
@@ -275,6 +276,11 @@ def _literal(text: str) -> Any:
 def validate(config: ConfigDict) -> None:
     """Raises UserError for values that are invalid whatever the data set and the devices are."""
     flat = flatten(config)
+    if flat["init_from"] == NEEDED:
+        raise UserError(
+            "init_from is not set; set --config.init_from=FILE to the weights to start from, or "
+            "--config.init_from= to start from random weights"
+        )
     for key, choices in CHOICES.items():
         if flat[key] not in choices:
             raise UserError(f"{key}={flat[key]!r} must be one of {', '.join(choices)}")

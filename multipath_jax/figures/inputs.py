@@ -65,7 +65,8 @@ class FigureInputs:
     @property
     def kind(self) -> str:
         """The kind of the images in `test`: ``test``, or ``held-out`` for training images."""
-        return SPLITS[evaluated(self.run.config.dataset.holdout)]
+        given = self.run.given
+        return SPLITS[given.evaluated if given else evaluated(self.run.config.dataset.holdout)]
 
     @cached_property
     def test(self) -> Split:

@@ -7,18 +7,21 @@ whether the router is in its first steps, in which it is soft.
 
 import dataclasses
 import math
+import numbers
 from typing import get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from flax import traverse_util
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from multipath_jax import routing
 from multipath_jax.layers import sharding
 from multipath_jax.layers.paths import describe
 
 COLLECTION = "routing"
+COUNTERS = ("step", "soft")  # the part of the state that is about one training
 ESTIMATORS = ("none", "straight_through", "gumbel")
 
 
@@ -52,6 +55,11 @@ class Choice:
 
     def __post_init__(self):
         """Checks the options. Raises ValueError if one has an invalid value."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            kind = {int: numbers.Integral, float: numbers.Real}.get(field.type, object)
+            if isinstance(value, bool) or not isinstance(value, kind):
+                raise ValueError(f"{field.name}={value!r}: must be of type {field.type.__name__}")
         for name, names in (("kept", get_args(routing.Kept)), ("estimator", ESTIMATORS)):
             if getattr(self, name) not in names:
                 raise ValueError(
@@ -63,6 +71,11 @@ class Choice:
         for name in ("cooling_steps", "soft_steps", "bias_rate", "load_entropy", "gate_entropy"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 0")
+        if not self.cooling_steps and self.last_temperature not in (1.0, self.temperature):
+            raise ValueError(
+                f"last_temperature={self.last_temperature} needs cooling_steps, the number of "
+                "steps to it"
+            )
 
     def temperature_at(self, step: Int[Array, ""]) -> Float[Array, ""] | float:
         """The temperature T after a number of calls in training.
@@ -74,6 +87,30 @@ class Choice:
             return self.temperature
         passed = jnp.minimum(step.astype(jnp.float32) / self.cooling_steps, 1.0)
         return self.temperature * (self.last_temperature / self.temperature) ** passed
+
+
+def with_counters_of(fresh: PyTree, variables: PyTree) -> PyTree:
+    """The variables of a network with the counters (`COUNTERS`) of its discrete routers replaced.
+
+    Args:
+      fresh: the variables with the counters.
+      variables: all other variables.
+    """
+    own = traverse_util.flatten_dict(fresh)
+    return traverse_util.path_aware_map(
+        lambda key, value: own[key] if key[0] == COLLECTION and key[-1] in COUNTERS else value,
+        variables,
+    )
+
+
+def is_soft(variables: PyTree) -> bool:
+    """Whether a discrete router is in its first steps, in which it is soft.
+
+    Args:
+      variables: the variables of a network.
+    """
+    state = traverse_util.flatten_dict(variables.get(COLLECTION, {}))
+    return any(bool(value.any()) for key, value in state.items() if key[-1] == "soft")
 
 
 class Chooser(nn.Module):

@@ -32,8 +32,8 @@ def discrete(network: MultiPath, k: Any = None, **choice: Any) -> MultiPath:
         return network
     routers = [layer for layer in network.layers if isinstance(layer, CrossConnect)]
     most = min(router.num_outputs for router in routers)
-    if not (isinstance(k, int) and 1 <= k <= most):
-        raise UserError(f"k={k}: must be an integer from 1 to {most}, the number of paths")
+    if isinstance(k, bool) or not (isinstance(k, int) and 1 <= k <= most):
+        raise UserError(f"k={k!r}: must be an integer from 1 to {most}, the number of paths")
     try:
         how = {"k": k, "choice": Choice(**choice)}
     except (TypeError, ValueError) as error:

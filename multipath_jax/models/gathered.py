@@ -65,11 +65,19 @@ class Work:
 
 
 class _Depth(NamedTuple):
-    """A router, the layers of the paths behind it, and the next router, if any."""
+    """A router, the layers of the paths behind it, and the next router, if any.
+
+    Attributes:
+      router: the router.
+      layers: the layers behind it.
+      following: the next router; None behind the last one.
+      chosen: the largest number of outputs that an input chooses.
+    """
 
     router: CrossConnect
     layers: tuple[nn.Module, ...]
     following: CrossConnect | None
+    chosen: int
 
 
 class _Rows(NamedTuple):
@@ -93,16 +101,21 @@ class Gathered:
       work: the work of the last call.
     """
 
-    def __init__(self, model: MultiPath, variables: PyTree):
+    def __init__(self, model: nn.Module, variables: PyTree):
         """Prepares the variables of every path; nothing is compiled yet.
 
         Args:
-          model: the network.
+          model: the network, a `MultiPath`.
           variables: its variables.
 
         Raises:
-          UserError: the network has routers other than `CrossConnect`, or none.
+          UserError: the network is not a `MultiPath`, or has routers other than `CrossConnect`, or
+            none.
         """
+        if not isinstance(model, MultiPath):
+            raise UserError(
+                f"Gathered: supports only networks that are a MultiPath, not {type(model).__name__}"
+            )
         routers = [at for at, layer in enumerate(model.layers) if isinstance(layer, Router)]
         if not routers or not all(isinstance(model.layers[at], CrossConnect) for at in routers):
             raise UserError("Gathered: supports only networks whose routers are all CrossConnect")
@@ -113,6 +126,7 @@ class Gathered:
                 model.layers[at],
                 tuple(model.layers[at + 1 : end]),
                 None if end is None else model.layers[end],
+                self._chosen(model.layers[at]),
             )
             for at, end in zip(routers, (*routers[1:], None), strict=True)
         )
@@ -145,6 +159,11 @@ class Gathered:
         mean = partial(_mean, len(images))
         return self._call(("end", len(images)), mean, rows.values, _padded_images(rows))
 
+    def _chosen(self, router: CrossConnect) -> int:
+        """The largest number of outputs that an input chooses: n if the router is soft."""
+        soft = self._state(router)[COLLECTION].get("soft", not router.is_discrete)
+        return router.num_outputs if soft else router.k
+
     def _of_paths(self, depth: _Depth) -> list[tuple[PyTree, PyTree]]:
         """For each path, the variables of its layers, and of its gate in the next router."""
         names = [layer.name for layer in depth.layers]
@@ -168,9 +187,8 @@ class Gathered:
     def _run(self, at: int, rows: _Rows, batch: int) -> _Rows:
         """Computes one router and the paths behind it."""
         depth = self._depths[at]
-        gates, chosen = jax.device_get(
-            self._call(("choose", at), partial(_choose, depth.router), self._state(at), rows[1])
-        )
+        choose, state = partial(_choose, depth.router), self._state(depth.router)
+        gates, chosen = jax.device_get(self._call(("choose", at), choose, state, rows[1]))
         filled = len(rows.images)
         parts = [_gathered(rows.images, gates[:filled, j], chosen[:filled, j]) for j in
                  range(depth.router.num_outputs)]  # fmt: skip
@@ -188,8 +206,8 @@ class Gathered:
         images = np.concatenate([part.images for part in parts])
         return _Rows(*out, images)
 
-    def _state(self, at: int) -> PyTree:
-        state = self._variables.get(COLLECTION, {}).get(self._depths[at].router.name, {})
+    def _state(self, router: CrossConnect) -> PyTree:
+        state = self._variables.get(COLLECTION, {}).get(router.name, {})
         return {COLLECTION: state.get("chooser", {})}
 
     def _call(self, name: tuple, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -224,8 +242,7 @@ def _most_active(depths: Sequence[_Depth]) -> int:
     """The largest number of paths that can be active for an image behind these routers."""
     active = 1
     for depth in depths:
-        n = depth.router.num_outputs
-        active = min(n, active * (depth.router.k or n))
+        active = min(depth.router.num_outputs, active * depth.chosen)
     return active
 
 

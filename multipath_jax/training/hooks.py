@@ -127,6 +127,7 @@ class Checkpointing(LoopHook):
         evaluated: str,
         best_error: float | None,
         save: Callable[[float | None], None],
+        counts: Callable[[], bool] = lambda: True,
     ):
         """Sets up the hook.
 
@@ -134,13 +135,16 @@ class Checkpointing(LoopHook):
           plan: the intervals.
           evaluated: the split whose errors are compared.
           best_error: the lowest error so far in percent; None if there is none.
-          save: called with the error of this step in percent; None if it was not measured.
+          save: called with the error of this step in percent; None if it was not measured or does
+            not count.
+          counts: whether the error of this step counts.
         """
         self._plan, self._save, self._error = plan, save, f"{evaluated}/error"
+        self._counts = counts
         self._best_error = math.inf if best_error is None else best_error
 
     def __call__(self, step: int, metrics: Metrics) -> None:
-        error = metrics.get(self._error)
+        error = metrics.get(self._error) if self._counts() else None
         is_best = error is not None and error <= self._best_error
         if is_best or self._plan.due(self._plan.checkpoint_every, step):
             self._save(error)

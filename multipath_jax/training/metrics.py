@@ -89,7 +89,8 @@ def routing_statistics(intermediates: PyTree) -> dict[str, Float[Array, ""]]:
     For a router at ``a/router_2/gates``: ``a/router_2/entropy``, the mean entropy of its gates
     divided by log n, that of uniform gates (0 if n = 1); and ``a/router_2/share_j``, j = 1..n, the
     mean gate of output path j. For a discrete router both are means over the active inputs, and
-    ``a/router_2/load_j`` is the share of their choices of output path j (D8).
+    ``a/router_2/load_j`` is the share of their choices of output path j (D8). A router inside of
+    `Parallel` or `nn.scan` has more leading axes, over which the means are taken too.
 
     Args:
       intermediates: the collection ``intermediates``.
@@ -101,12 +102,17 @@ def routing_statistics(intermediates: PyTree) -> dict[str, Float[Array, ""]]:
     for path, leaf in jax.tree_util.tree_flatten_with_path(intermediates)[0]:
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
         if names[-1] == "gates":
-            statistics |= _router_statistics("/".join(names[:-1]), leaf)
+            statistics |= _router_statistics("/".join(names[:-1]), _three_axes(leaf))
     for path, leaf in jax.tree_util.tree_flatten_with_path(intermediates)[0]:
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
         if names[-1] == "chosen":
-            statistics |= _of_active("/".join(names[:-1]), leaf, statistics)
+            statistics |= _of_active("/".join(names[:-1]), _three_axes(leaf), statistics)
     return statistics
+
+
+def _three_axes(record: Array) -> Array:
+    """Merges the leading axes of a record ``[... m b n]``."""
+    return record.reshape(-1, *record.shape[-2:])
 
 
 def _of_active(

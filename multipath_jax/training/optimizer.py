@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from multipath_jax.config.keys import parse_options
 from multipath_jax.errors import UserError
+from multipath_jax.models.adapter import layers_of_nnx
 from multipath_jax.utils.names import nearest
 
 
@@ -70,6 +71,11 @@ def _factory(name: str) -> Callable[..., Any]:
     for module in modules:
         if _is_optimizer(getattr(module, name, None)):
             return getattr(module, name)
+    if any(_is_transformation(getattr(module, name, None)) for module in modules):
+        raise UserError(
+            f"optimizer.name={name} cannot be used by name, as its first argument is not "
+            "learning_rate; pass it as Trainer(optimizer=...) in Python"
+        )
     known = [
         key for module in modules for key in dir(module) if _is_optimizer(getattr(module, key))
     ]
@@ -83,6 +89,14 @@ def _is_optimizer(candidate: Any) -> bool:
     if not inspect.isfunction(candidate):
         return False
     return next(iter(inspect.signature(candidate).parameters), None) == "learning_rate"
+
+
+def _is_transformation(candidate: Any) -> bool:
+    """Whether an object is a function that returns an optax transformation."""
+    if not inspect.isfunction(candidate):
+        return False
+    returned = inspect.signature(candidate).return_annotation
+    return returned in (optax.GradientTransformation, optax.GradientTransformationExtraArgs)
 
 
 def is_decayed(params: PyTree, without: str) -> PyTree:
@@ -179,13 +193,19 @@ def rates_by_layer(
       An optax transformation that comes after the optimizer.
 
     Raises:
-      UserError: a pattern matches no parameter, or none is left to train.
+      UserError: a pattern matches no parameter, or none is left to train, at first or at all.
     """
     for key in ("head", "frozen"):
         _check_patterns(f"finetune.{key}", config[key], params)
     is_head, frozen = matching(params, head_of(config, params)), matching(params, config.frozen)
     if all(jax.tree.leaves(frozen)):
         raise UserError(f"finetune.frozen={config.frozen} leaves no parameter to train")
+    trained = jax.tree.map(lambda head, no: head and not no, is_head, frozen)
+    if head_first and not any(jax.tree.leaves(trained)):
+        raise UserError(
+            f"finetune.head_first trains only {head_of(config, params)}, which "
+            f"finetune.frozen={config.frozen} freezes; remove one of them"
+        )
     rates = {name: config.layer_decay**after for after, name in enumerate(reversed(list(params)))}
     factors = {
         name: jax.tree.map(lambda found, rate=rates[name]: 0.0 if found else rate, frozen[name])
@@ -211,6 +231,8 @@ def _check_patterns(key: str, patterns: str, params: dict[str, PyTree]) -> None:
 def params_in_order(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, PyTree]:
     """The shapes of a network's parameters by layer, in the order in which the layers are made.
 
+    Of an NNX module, that is the order in which its attributes are assigned.
+
     Args:
       model: the network.
       image_shape: height, width and channels.
@@ -222,9 +244,11 @@ def params_in_order(model: nn.Module, image_shape: tuple[int, int, int]) -> dict
 
     def trace(key: Array, image: Array) -> PyTree:
         params = model.init(key, image, train=False)["params"]
-        names.extend(params)  # here in their order; JAX sorts the keys of what is returned
-        return params
+        names.extend(params)  # here in their order; JAX sorts the keys of what it maps or returns
+        return nn.meta.unbox(params)
 
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     shapes = jax.eval_shape(trace, jax.random.key(0), image)
+    if order := layers_of_nnx(model):  # whose parameters are sorted by name
+        names = [name for name in order if name in shapes]
     return {name: shapes[name] for name in names}

@@ -12,6 +12,7 @@ from multipath_jax import checkpoints as ckpt
 from multipath_jax.data.datasets import TEST
 from multipath_jax.data.description import Description
 from multipath_jax.errors import Failure, UserError
+from multipath_jax.layers import choice
 from multipath_jax.metrics_file import METRICS_FILE, SPLITS, Metrics
 from multipath_jax.parallel import processes
 from multipath_jax.training.hooks import (
@@ -133,7 +134,7 @@ class Run:
                 self.log,
                 # After the metrics file, so that a checkpoint never exists without its lines, and
                 # before the user's hooks, which may fail.
-                Checkpointing(self.plan, evaluated, best, self.save),
+                Checkpointing(self.plan, evaluated, best, self.save, self._counts),
                 *map(UserHook, self.setup.hooks),
             )
         )
@@ -212,6 +213,10 @@ class Run:
         evaluate = self.setup.evaluate_fully if ended else self.setup.evaluate
         return evaluate(self.carry.state.weights)
 
+    def _counts(self) -> bool:
+        """Whether the error of this step counts: not while discrete routers are still soft."""
+        return not choice.is_soft(self.carry.state.weights)
+
     def evaluate(self) -> None:
         """Evaluates, unless this process has evaluated before."""
         self.test = self.test or self._evaluate()
@@ -287,9 +292,12 @@ def first_carry(setup: Setup, config: ConfigDict) -> tuple[Carry, list[str]]:
     carry, notes = setup.fresh_carry(config.seed), [*setup.notes]
     if not config.init_from:
         return carry, notes
-    variables, found = ckpt.initialize_from(config, carry.state.variables, model=setup.model)
+    fresh = carry.state.variables
+    variables, found = ckpt.initialize_from(config, fresh, model=setup.model)
+    variables = choice.with_counters_of(fresh, variables)
     carry = carry._replace(state=carry.state.with_variables(variables))
     notes += [f"starting from the weights of {config.init_from}", *found.lines]
+    notes += found.other_classes(setup.description.class_names)
     return carry, [*notes, *_other_normalization(found, setup.description)]
 
 

@@ -1,7 +1,7 @@
 """Builds data, model, optimizer and steps from a config."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, get_args
 
@@ -110,6 +110,11 @@ class Setup:
         self.mesh = devices.make_mesh(config, on)
         self.everywhere = devices.replicated(self.mesh)
         self.dataset = normalized(dataset or _read(config.dataset), config.dataset)
+        if config.dataset.trivial_augment and self.dataset.dtype != np.uint8:
+            raise UserError(
+                f"dataset.trivial_augment=True needs uint8 pixels, and those of "
+                f"{self.dataset.name} are {self.dataset.dtype}; use dataset.trivial_augment=False"
+            )
         self.encoded = isinstance(self.dataset.train, EncodedSplit)
         self.train_size = len(self.dataset.train)
         per_epoch = batches_per_epoch(self.train_size, config.batch_size)
@@ -124,6 +129,8 @@ class Setup:
             loss_fn,
             heads,
         )
+        if model is not None and not placement.has_own_loss(model):
+            _check_outputs(model, (config.batch_size, *self.image_shape), self.dataset.num_classes)
         placement.check(self.model, config.model.name, config.mesh.path, self.image_shape)
         self.learning_rate = None if optimizer else schedule.learning_rate(config, self.plan)
         self.optimizer = optimizer or make_optimizer(config.optimizer, self.learning_rate)
@@ -339,6 +346,21 @@ def with_own_statistics(
     return network
 
 
+def _check_outputs(model: nn.Module, shape: tuple[int, int, int, int], num_classes: int) -> None:
+    """Raises UserError unless a network returns logits for images of a shape ``[b h w c]``."""
+    init = partial(model.init_with_output, train=False)
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    outputs, _ = jax.eval_shape(init, jax.random.key(0), images)
+    is_array = isinstance(outputs, jax.ShapeDtypeStruct)
+    found = list(outputs.shape) if is_array else f"a {type(outputs).__name__}"
+    if is_array and found[:-1] == [shape[0]] and found[-1] >= num_classes:
+        return
+    raise UserError(
+        f"the network returns {found} for {shape[0]} images; the data have {num_classes} classes: "
+        f"return logits [{shape[0]}, {num_classes}]"
+    )
+
+
 def _check_freezable(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
     """Raises UserError if no layer of a network has statistics that can be frozen."""
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
@@ -375,11 +397,8 @@ def make_model(config: ConfigDict, num_classes: int, steps: int = 0) -> nn.Modul
       UserError: the name or an option is unknown, or an option has an invalid value.
     """
     options = parse_options("model.options", config.model.options)
-    for share, name in SHARES.items():
-        if share in options:
-            options[name] = _part(share, options.pop(share), steps * config.accumulate)
-    if "num_classes" in options:
-        raise UserError("model.options: num_classes is given by the data set; remove it")
+    options = counted_shares(options, steps * config.accumulate)
+    check_options(options, "model.options")
     for name, choices in (("execution", get_args(Execution)), ("shortcut", get_args(Shortcut))):
         if options.get(name, choices[0]) not in choices:
             raise UserError(
@@ -391,7 +410,41 @@ def make_model(config: ConfigDict, num_classes: int, steps: int = 0) -> nn.Modul
     return create_model(config.model.name, num_classes, **options)
 
 
+def check_options(options: Mapping[str, Any], key: str) -> None:
+    """Raises UserError if options of a network have its name or its number of classes.
+
+    Args:
+      options: options of a network by name.
+      key: the flag or config key of the options, for the error.
+    """
+    for name, source in (("num_classes", "the data set"), ("name", "the model's name")):
+        if name in options:
+            raise UserError(f"{key}: {name} is given by {source}; remove it")
+
+
+def counted_shares(options: Mapping[str, Any], steps: int = 0) -> dict[str, Any]:
+    """Replaces options that are fractions of the training by numbers of steps.
+
+    Args:
+      options: options of a network by name.
+      steps: number of training steps; 0 after training.
+
+    Raises:
+      UserError: a value is not a fraction, there is no k, or both forms of an option are given.
+    """
+    for share, count in SHARES.items():
+        if share in options and count in options:
+            raise UserError(f"model.options: give {share} or {count}, not both")
+        if share in options and options.get("k") is None:
+            raise UserError(f"model.options: {share} is for discrete routing; set k, too")
+    counted = {
+        SHARES[name]: _part(name, value, steps) for name, value in options.items() if name in SHARES
+    }
+    return {name: value for name, value in options.items() if name not in SHARES} | counted
+
+
 def _part(name: str, share: Any, steps: int) -> int:
     if not (isinstance(share, int | float) and 0 <= share <= 1):
         raise UserError(f"model.options: {name}={share} must be between 0 and 1")
-    return round(share * steps)
+    # At least one of cooling, also after training: `Choice` refuses a last_temperature without it.
+    return max(round(share * steps), int(name == "cooling_share" and share > 0))

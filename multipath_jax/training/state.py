@@ -1,11 +1,15 @@
 """The training state: parameters, statistics, optimizer state, step and random key."""
 
+from typing import Any
+
 import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Key, PyTree, UInt32
+
+from multipath_jax.errors import UserError
 
 # Collections that a network writes in every call and that are not part of the state.
 RECORDS = ("intermediates", "losses")
@@ -74,22 +78,36 @@ def create_state(
       image_shape: height, width and channels.
       seed: seed of the run's random key.
       averaged: whether to keep a moving average of the variables; it starts at zero.
+
+    Raises:
+      UserError: the state of the optimizer has a random key.
     """
     key = jax.random.key(seed)
     images = jnp.zeros((1, *image_shape))
-    variables = dict(model.init(jax.random.fold_in(key, INIT), images, train=False))
+    variables = model.init(jax.random.fold_in(key, INIT), images, train=False)
+    variables = dict(nn.meta.unbox(variables))  # of `nn.with_partitioning`
     for name in RECORDS:
         variables.pop(name, None)
     params = variables.pop("params")
+    opt_state = optimizer.init(params)
+    if any(map(_is_key, jax.tree.leaves(opt_state))):
+        raise UserError(
+            "the state of the optimizer has a random key, which checkpoints do not support; use an "
+            "optimizer without noise"
+        )
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         collections=variables,
-        opt_state=optimizer.init(params),
+        opt_state=opt_state,
         rng=jax.random.key_data(key),
     )
     average = jax.tree.map(jnp.zeros_like, state.variables) if averaged else None
     return state.replace(average=average)
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def moving_average(state: TrainState, decay: float) -> PyTree:

@@ -20,6 +20,7 @@ from multipath_jax.data import (
     random_crop,
     trivial_augment,
 )
+from multipath_jax.errors import UserError
 from multipath_jax.evaluation.metrics import is_wrong
 from multipath_jax.layers import frozen_statistics
 from multipath_jax.parallel.compilation import Cost, compiled
@@ -158,7 +159,7 @@ def make_train_step(
 
     Args:
       model: the network.
-      optimizer: an optax transformation.
+      optimizer: an optax transformation, which may take the loss as ``value``.
       prepare: augments and normalizes images (`make_prepare`).
       loss_fn: ``(outputs, labels) -> losses [b]``, for a network without a method `loss`.
       heads: of several data sets; the error is that in the own head of each example.
@@ -170,6 +171,8 @@ def make_train_step(
 
     Returns:
       The step. It is jitted, so that it is traced only once, also inside of other functions.
+      Tracing raises UserError if the network sows into a collection that is not in `RECORDS`, or
+      the optimizer needs other arguments.
     """
 
     def forward(variables, images, labels, key):
@@ -193,6 +196,7 @@ def make_train_step(
             outputs, losses, updates = forward(variables, images, labels, key)
         loss = losses.mean() + auxiliary(updates.pop("losses", {}))
         routing = routing_statistics(updates.pop("intermediates", {}))
+        _check_structure(collections, updates)
         wrong = by_share(partial(is_wrong, outputs, heads=heads), labels)
         return loss, Pass(updates, loss, wrong, routing)
 
@@ -205,7 +209,7 @@ def make_train_step(
             images, labels = mix(state.step_key(MIX), images, labels, mixup, cutmix)
         variables = (state.params, state.collections)
         grads, found = gradient(*variables, images, labels, state.step_key(GATES))
-        changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        changes, opt_state = _updated(optimizer, grads, state, found.loss)
         new_state = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, changes),
@@ -220,6 +224,34 @@ def make_train_step(
         return new_state, metrics
 
     return train_step
+
+
+def _check_structure(before: PyTree, after: PyTree) -> None:
+    """Raises UserError if a call has changed the structure of a collection."""
+    for name in before:
+        if jax.tree.structure(before[name]) != jax.tree.structure(after.get(name)):
+            raise UserError(
+                f"the network's collection {name} changes its structure in every call, as by sow; "
+                "sow into the collection intermediates"
+            )
+
+
+def _updated(
+    optimizer: optax.GradientTransformation, grads: PyTree, state: TrainState, loss: Array
+) -> tuple[PyTree, PyTree]:
+    """The updates and the new state of an optimizer, which may need the loss as ``value``.
+
+    Raises:
+      UserError: it fails, for example since it needs other arguments.
+    """
+    update = optax.with_extra_args_support(optimizer).update
+    try:
+        return update(grads, state.opt_state, state.params, value=loss)
+    except TypeError as error:
+        raise UserError(
+            f"the optimizer fails when called with gradients, state, parameters and value= (the "
+            f"loss): {error}; use another one"
+        ) from error
 
 
 class Runner:

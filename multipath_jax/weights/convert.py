@@ -3,13 +3,14 @@
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.numpy
 
 from multipath_jax.errors import UserError
+from multipath_jax.layers import choice
 from multipath_jax.utils.names import nearest
 from multipath_jax.weights.files import ABOUT, StateDict
 from multipath_jax.weights.layouts import LAYOUTS, Key, Layout, Place, Shape
@@ -50,6 +51,7 @@ class Comparison:
       growth: a line about added paths; "" if there are none.
       mean, std: mean and standard deviation by channel of the pixels in [0, 1] with which the
         weights were trained; empty if they are unknown.
+      class_names: names of the classes of the source; empty if they are unknown.
     """
 
     fitting: tuple[Key, ...]
@@ -60,6 +62,7 @@ class Comparison:
     growth: str = ""
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    class_names: tuple[str, ...] = ()
 
     @property
     def lines(self) -> list[str]:
@@ -70,6 +73,20 @@ class Comparison:
             f"missing there, so fresh: {', '.join(self._missing()) or 'none'}",
             f"of another shape, so fresh: {', '.join(self.reshaped) or 'none'}",
             f"extra there, so unused: {', '.join(self.extra) or 'none'}",
+        ]
+
+    def other_classes(self, names: Sequence[str]) -> list[str]:
+        """A line for the log if the last layer is that of classes with other names.
+
+        Args:
+          names: the names of the network's classes.
+        """
+        there = self.class_names
+        if self.head or not there or there == tuple(names):
+            return []
+        return [
+            f"the last layer is kept, but the classes are named {listed(there, 5)} there and "
+            f"{listed(names, 5)} here; check that they are the same, in the same order"
         ]
 
     def check(self, source: str, remedy: str, partial: bool = False, whole: bool = False) -> None:
@@ -105,7 +122,7 @@ class Comparison:
         return [f"{name} (nearest there: {nearest(name, self.extra)})" for name in self.missing]
 
 
-def listed(names: list[str], most: int = 8) -> str:
+def listed(names: Sequence[str], most: int = 8) -> str:
     """Lists the first names, and the number of the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
@@ -116,6 +133,9 @@ def compare(
 ) -> Comparison:
     """Compares the arrays of a network with those of a source.
 
+    The state of discrete routers may be missing: it starts afresh behind the weights of a soft
+    network.
+
     Args:
       own: shapes of the network's arrays in the layout of the source, by key.
       names: their names in the source, by key.
@@ -125,7 +145,9 @@ def compare(
     reshaped = {key: (shape, own[key]) for key, shape in present.items() if shape != own[key]}
     return Comparison(
         fitting=tuple(key for key in present if key not in reshaped),
-        missing=sorted(names[key] for key in own if key not in present),
+        missing=sorted(
+            names[key] for key in own if key not in present and key[0] != choice.COLLECTION
+        ),
         reshaped=sorted(
             f"{names[key]} {there} there and {here} here" for key, (there, here) in reshaped.items()
         ),
@@ -204,7 +226,7 @@ def to_file(variables: Mapping[Key, np.ndarray], about: Mapping[str, Any]) -> by
     found = (layout.places(shapes) for layout in LAYOUTS)
     places = next(places for places in found if places.keys() == shapes.keys())
     arrays = {
-        place.name: np.ascontiguousarray(_to_theirs(variables[key], place))
+        place.name: np.asarray(_to_theirs(variables[key], place), order="C")
         for key, place in places.items()
     }
     return safetensors.numpy.save(arrays, {"format": "pt", ABOUT: json.dumps(about)})

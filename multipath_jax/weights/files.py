@@ -27,9 +27,16 @@ _DTYPES = {
     "F32": np.float32,
     "F16": np.float16,
     "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "C64": np.complex64,
     "I64": np.int64,
     "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U64": np.uint64,
     "U32": np.uint32,
+    "U16": np.uint16,
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
@@ -144,8 +151,9 @@ def _from_safetensors(content: bytes) -> tuple[dict[str, np.ndarray], dict[str, 
     """The arrays, and the metadata of files that this package wrote."""
     arrays = {}
     for key, found in safetensors.deserialize(content):
-        if dtype := _DTYPES.get(found["dtype"]):
-            arrays[key] = np.frombuffer(found["data"], dtype).reshape(found["shape"])
+        if found["dtype"] not in _DTYPES:
+            raise UserError(f"the type {found['dtype']} of the array {key} is not supported")
+        arrays[key] = np.frombuffer(found["data"], _DTYPES[found["dtype"]]).reshape(found["shape"])
     length = int.from_bytes(
         content[:8], "little"
     )  # of the header, which `deserialize` does not return

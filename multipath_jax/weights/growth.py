@@ -173,7 +173,7 @@ class Growth:
         if any(isinstance(r, CrossConnect) and r.is_discrete for r in self.routers):
             return (
                 "discrete routing chooses anew with any change of a gate; grow without the option "
-                "k, then start with k from that run, with --config.init_partial=True"
+                "k, then start with k from that run"
             )
         predicted = {ConvCrossPredict, DenseCrossPredict}
         kinds = {*map(type, self.routers)}

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import small_networks
 
+from multipath_jax.errors import UserError
 from multipath_jax.gates import observe, outline
-from multipath_jax.layers import CrossConnect, OneToMany
+from multipath_jax.layers import CrossConnect, OneToMany, Parallel
 
 
 @pytest.mark.parametrize("kind", ["CC", "CP"])
@@ -43,6 +44,19 @@ def test_routers_within_modules_are_found_in_the_order_of_their_calls():
     assert found.stacks == (("conv",), (), (), ("head",))
     routers = observe(trained, small_networks.images()).routers
     assert [router.gates.shape for router in routers] == [(1, 11, 2), (2, 11, 3), (1, 11, 2)]
+
+
+def test_a_router_in_parallel_paths_is_refused():
+    class Outer(nn.Module):
+        @nn.compact
+        def __call__(self, images, train=False):
+            xs = OneToMany(3, name="first")(images)
+            xs = Parallel(OneToMany(2))(xs)
+            return nn.Dense(3, name="head")(xs.mean((0, 1, 3, 4)))
+
+    trained = small_networks.initialized(Outer(), channels=2)
+    with pytest.raises(UserError, match=r"the router OneToMany_0 is inside of layers.Parallel"):
+        observe(trained, small_networks.images())
 
 
 @pytest.mark.parametrize("batch_size", [4, 250])

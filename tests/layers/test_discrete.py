@@ -203,6 +203,17 @@ def test_the_router_is_soft_first():
     assert int(variables["routing"]["router_1"]["chooser"]["step"]) == 3
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "kind"),
+    [("soft_steps", "abc", "int"), ("cooling_steps", 0.5, "int"), ("bias_rate", True, "float")],
+)
+def test_options_of_another_type_are_refused(name, value, kind):
+    choice = Choice()
+    object.__setattr__(choice, name, value)  # annotations are checked in calls
+    with pytest.raises(ValueError, match=f"{name}={value!r}: must be of type {kind}"):
+        choice.__post_init__()
+
+
 def test_the_temperature_falls_exponentially():
     choice = Choice(temperature=2.0, last_temperature=0.5, cooling_steps=4)
     found = [float(choice.temperature_at(jnp.int32(step))) for step in (0, 2, 4, 9)]
@@ -333,6 +344,8 @@ def test_a_discrete_network_has_the_parameters_of_the_soft_one():
         ("BaseCNN-4-CC", {"k": 5}, "k=5: must be an integer from 1 to 4, the number of paths"),
         ("BaseCNN-4-CC", {"k": 0}, "k=0: must be an integer from 1 to 4"),
         ("BaseCNN-4-CC", {"k": 1.5}, "k=1.5: "),
+        ("BaseCNN-4-CC", {"k": True}, "k=True: must be an integer"),
+        ("BaseCNN-4-CC", {"k": 1, "last_temperature": 0.1}, "last_temperature=0.1 needs cooling_"),
         ("BaseCNN-4-CC", {"kept": "factor"}, "'kept' is for discrete routing; set k"),
         (
             "BaseCNN-4-CC",

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
+from flax.traverse_util import flatten_dict
 
 import multipath_jax as mp
 from multipath_jax.errors import UserError
-from multipath_jax.weights import is_weights, read
+from multipath_jax.weights import is_weights, read, to_file
 
 
 def same(found, expected):
@@ -84,6 +85,23 @@ def test_types(tmp_path):
         np.testing.assert_array_equal(value.astype(np.float32), values)
 
 
+def test_scalars_and_small_types_are_kept(tmp_path):
+    path = tmp_path / "model.safetensors"
+    variables = {("params", "temperature"): np.array(2.0), ("params", "code"): np.int8([1, 2])}
+    path.write_bytes(to_file(variables, {}))
+    found = read("--from", path).arrays
+    assert found["params/temperature"].shape == ()
+    assert found["params/code"].dtype == np.int8
+
+
+def test_an_unsupported_type_is_named(tmp_path):
+    path = tmp_path / "model.safetensors"
+    header = b'{"w":{"dtype":"F8_E8M0","shape":[2],"data_offsets":[0,2]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"ab")
+    with pytest.raises(UserError, match="F8_E8M0"):
+        read("--from", path)
+
+
 def test_a_workdir_is_none(imported, tmp_path):
     assert not is_weights(imported)
     assert not is_weights(tmp_path / "nowhere")
@@ -114,6 +132,24 @@ def test_a_run_s_weights(imported):
     _, variables = mp.load_weights(imported)
     expected = mp.load_run(imported).variables
     jax.tree.map(np.testing.assert_array_equal, variables, expected)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "empty"])
+def test_what_is_no_source(name, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"has no checkpoint, and it is neither a file of weights"):
+        mp.load_weights(tmp_path / name, "ResNet18")
+
+
+def test_fractions_of_the_training_are_no_options_of_weights(imported, tmp_path):
+    """A file of a discrete network that was trained with ``soft_share``."""
+    network = mp.create_model("BaseCNN-2-CC", 10, k=1)
+    variables = jax.jit(network.init)(jax.random.key(0), np.zeros((1, 16, 16, 1)))
+    about = {"model": "BaseCNN-2-CC", "options": {"k": 1, "soft_share": 0.3}}
+    path = tmp_path / "discrete.safetensors"
+    path.write_bytes(to_file(flatten_dict(jax.device_get(dict(variables))), about))
+    found, _ = mp.load_weights(path, image_shape=(16, 16, 1))
+    assert found == mp.create_model("BaseCNN-2-CC", 10, k=1, soft_steps=0)
 
 
 def test_what_cannot_be_written(imported, tmp_path):

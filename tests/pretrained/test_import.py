@@ -113,12 +113,36 @@ def test_training_starts_from_it(source, request, data_dir, run):
     )
 
 
-@pytest.mark.parametrize("source", ["imported", "file"])
-def test_other_shortcuts_are_refused(source, request, data_dir, run):
+@pytest.mark.parametrize(
+    ("source", "options", "other"),
+    [("imported", "shortcut=identity", "identity"), ("file", "", "projection")],
+)
+def test_other_shortcuts_are_refused(source, options, other, request, data_dir, run):
     source = request.getfixturevalue(source)
-    config = config_of(data_dir, source, **{"model.options": "shortcut=identity"})
-    with pytest.raises(UserError, match=r"shortcut=centered, not shortcut=identity.*options=short"):
+    config = config_of(data_dir, source, **{"model.options": options})
+    match = rf"shortcut=centered, not shortcut={other}.*options=shortcut=centered"
+    with pytest.raises(UserError, match=match):
         ckpt.initialize_from(config, run.variables)
+
+
+def test_the_option_of_a_file_without_metadata_can_be_given(file, data_dir, run):
+    config = config_of(data_dir, file, **{"model.options": "shortcut=identity"})
+    ckpt.initialize_from(config, run.variables)
+    network, _ = mp.load_weights(file, "ResNet8", image_shape=(8, 8, 1), shortcut="identity")
+    assert "shortcut='identity'" in repr(network)
+
+
+def test_other_names_of_the_classes_are_logged(imported, file, data_dir, run, tmp_path):
+    """In a run from a run, and from a file with metadata; a file without names has no line."""
+    names = [str(number) for number in range(10)]
+    written = mp.save_weights(imported, tmp_path / "written.safetensors")
+    for source, known in ((imported, True), (written, True), (file, False)):
+        _, found = ckpt.initialize_from(config_of(data_dir, source), run.variables)
+        assert found.other_classes(names) == []
+        (line,) = found.other_classes(names[::-1]) or [""]
+        there, here = "0, 1, 2, 3, 4 and 5 more there", "9, 8, 7, 6, 5 and 5 more here"
+        assert line.startswith("the last layer is kept") == known
+        assert (there in line and here in line) == known
 
 
 @pytest.mark.slow
@@ -219,6 +243,10 @@ FLAGS = {
     "deviation zero": (["--model=ResNet8", "--mean=1", "--std=0"], "must be positive"),
     "words": (["--model=ResNet8", "--mean=a", "--std=1"], "is not of the form 0.485"),
     "infinite": (["--model=ResNet8", "--mean=inf", "--std=1"], "must be finite"),
+    "number of classes": (
+        ["--model=ResNet8", "--options=num_classes=3"],
+        "--options: num_classes is given by the data set; remove it",
+    ),
     "a run": (["--model=ResNet8", "--workdir=RUN"], "holds a run already; use another"),
 }
 

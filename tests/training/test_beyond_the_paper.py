@@ -1,5 +1,6 @@
 """End-to-end training of a small network with all options beyond the paper at once."""
 
+import dataclasses
 import os
 import types
 
@@ -102,6 +103,8 @@ def test_a_run_on_held_out_images_says_so_everywhere(
     assert f"held-out error {result.test['error']:.2f} %  " in said
     assert f"\nheld-out error {result.test['error']:.2f} % (best of the run" in said
     assert "test error" not in said
+    main._report(dataclasses.replace(result, best_error=None))  # all errors of the soft steps
+    assert "best" not in capsys.readouterr().out
     flags = {"WORKDIR": os.fspath(workdir), "CHECKPOINT": "latest", "TEST_SPLIT": False}
     for flag, value in flags.items():
         monkeypatch.setattr(main, flag, types.SimpleNamespace(value=value))

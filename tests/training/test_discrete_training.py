@@ -1,20 +1,26 @@
 """Training of networks with discrete routers: sharded paths, routing statistics, config."""
 
+import contextlib
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from weights import random_like
 
+from multipath_jax import checkpoints as ckpt
 from multipath_jax.config.keys import default_config
+from multipath_jax.data import from_arrays
 from multipath_jax.errors import UserError
 from multipath_jax.layers import Choice, ConvStage, CrossConnect, DenseLayer
 from multipath_jax.models.multipath import MultiPath
 from multipath_jax.parallel import placement
 from multipath_jax.parallel.devices import make_mesh
+from multipath_jax.trainer import Trainer
+from multipath_jax.training import run as run_lib
 from multipath_jax.training.metrics import routing_statistics
-from multipath_jax.training.setup import make_model
+from multipath_jax.training.setup import Setup, make_model
 
 N, B = 4, 8
 IMAGES = np.random.default_rng(0).normal(size=(B, 6, 6, 2)).astype(np.float32)
@@ -106,7 +112,96 @@ def test_a_config_gives_steps_as_parts_of_training():
     assert (router.k, router.choice) == (1, expected)
 
 
+def test_a_network_that_was_cooled_is_made_after_training():
+    model = make_model(config_of("k=1,cooling_share=0.5,last_temperature=0.1"), 10)
+    (router, *_) = (layer for layer in model.layers if isinstance(layer, CrossConnect))
+    assert (router.choice.last_temperature, router.choice.cooling_steps) == (0.1, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("k=1,soft_share=0.3,soft_steps=5", "give soft_share or soft_steps, not both"),
+        ("k=1,cooling_share=0.3,cooling_steps=5", "give cooling_share or cooling_steps, not both"),
+        ("soft_share=0.3", "soft_share is for discrete routing; set k, too"),
+    ],
+)
+def test_shares_that_cannot_be_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        make_model(config_of(options), 10, 100)
+
+
 @pytest.mark.parametrize("share", ["2", "-0.5", "half"])
 def test_a_part_of_training_is_between_none_and_all(share):
     with pytest.raises(UserError, match=f"soft_share={share} must be between 0 and 1"):
         make_model(config_of(f"k=1,soft_share={share}"), 10, 100)
+
+
+# Runs
+
+PIXELS, LABELS = np.asarray(IMAGES)[:, :2, :2], np.arange(B) % 5
+DATA = from_arrays(PIXELS, LABELS, PIXELS, LABELS)
+
+
+def recipe(**changes):
+    """The config of five steps, each with an evaluation."""
+    config = default_config()
+    own = {"train_for": "5 steps", "eval_every": "1 step", "checkpoint_every": "2 steps"}
+    own |= {"batch_size": B, "compilation_cache": "", "tensorboard": "off"}
+    config.update_from_flattened_dict(own | changes)
+    return config
+
+
+def routed(k, **choice):
+    """A network of one router."""
+    router = CrossConnect(2, k=k, choice=Choice(estimator="none", **choice), name="router")
+    return MultiPath((router, DenseLayer(5, relu=False, name="dense")))
+
+
+def test_errors_of_the_soft_steps_do_not_count(tmp_path, monkeypatch):
+    errors = iter([5.0, 5.0, 50.0, 40.0, 45.0])
+    monkeypatch.setattr(
+        "multipath_jax.training.setup.make_evaluator",
+        lambda *_: lambda _: {"loss": 1.0, "error": next(errors)},
+    )
+    saved, save = [], run_lib.Run.save
+    monkeypatch.setattr(
+        run_lib.Run, "save", lambda run, e: saved.append((run.step, e)) or save(run, e)
+    )
+    trainer = Trainer(recipe(patience="2 steps"), model=routed(1, soft_steps=3), dataset=DATA)
+    result = trainer.fit(tmp_path)
+    # After the third step, the routers are discrete.
+    assert saved == [(2, None), (3, 50.0), (4, 40.0), (5, 45.0)]
+    assert (result.step, result.best_error) == (5, 40.0)
+
+
+def saved_by(model, workdir):
+    """Saves random variables of a network in a workdir, and returns them."""
+    carry = random_like(Setup(recipe(), DATA, model=model).abstract_carry, seed=0)
+    with ckpt.claimed(workdir), contextlib.closing(ckpt.Checkpoints(workdir)) as checkpoints:
+        checkpoints.save(1, carry, 50.0)
+    return carry.state.variables
+
+
+def started_from(workdir, model):
+    """The initial variables of a run from the weights in a workdir."""
+    config = recipe(init_from=str(workdir))
+    carry, _ = run_lib.first_carry(Setup(config, DATA, model=model), config)
+    return carry.state.variables
+
+
+def test_a_run_from_a_discrete_one_has_its_biases_and_its_own_soft_steps(workdir):
+    there = saved_by(routed(1), workdir)
+    found = started_from(workdir, routed(1, soft_steps=3))
+    jax.tree.map(np.testing.assert_array_equal, found["params"], there["params"])
+    state, trained = (one["routing"]["router"]["chooser"] for one in (found, there))
+    np.testing.assert_array_equal(state["bias"], trained["bias"])
+    assert (int(state["step"]), bool(state["soft"])) == (0, True)
+    assert (int(trained["step"]), bool(trained["soft"])) != (0, True)
+
+
+def test_a_discrete_run_starts_from_a_soft_one(workdir):
+    there = saved_by(routed(None), workdir)
+    found = started_from(workdir, routed(1))
+    jax.tree.map(np.testing.assert_array_equal, found["params"], there["params"])
+    assert not found["routing"]["router"]["chooser"]["bias"].any()

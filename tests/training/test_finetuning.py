@@ -13,10 +13,13 @@ from workdirs import assert_same_end, final
 
 from multipath_jax import checkpoints as ckpt
 from multipath_jax import create_model, recipes
+from multipath_jax.config.keys import NEEDED
 from multipath_jax.errors import UserError
 from multipath_jax.layers import batch_norm, frozen_statistics
+from multipath_jax.models.adapter import adapt
 from multipath_jax.trainer import Trainer
 from multipath_jax.training import optimizer as optimizer_lib
+from multipath_jax.training.optimizer import params_in_order
 from multipath_jax.training.run import first_carry
 from multipath_jax.training.setup import Setup
 
@@ -303,6 +306,11 @@ class FromNNX(nnx.Module):
         ),
         ({"finetune.head": "x", "finetune.head_first": "1 epoch"}, "no parameter matches 'x'"),
         ({"finetune.frozen": "*"}, "leaves no parameter to train"),
+        (
+            {"finetune.frozen": "head", "finetune.head_first": "1 epoch"},
+            "finetune.head_first trains only head, which finetune.frozen=head freezes",
+        ),
+        ({"init_from": NEEDED}, "init_from is not set; set --config.init_from=FILE"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(
@@ -322,6 +330,24 @@ def test_statistics_that_cannot_be_frozen_are_refused(data_dir):
         Setup(config, model=nn.Sequential([lambda x, **_: x.reshape(len(x), -1), nn.Dense(10)]))
 
 
+def test_layers_of_an_nnx_module_are_in_the_order_of_its_attributes():
+    class Network(nnx.Module):
+        def __init__(self, rngs):
+            self.stem = nnx.Linear(4, 4, rngs=rngs)
+            self.blocks = nnx.List([nnx.Linear(4, 4, rngs=rngs) for _ in range(2)])
+            self.head = nnx.Linear(4, 3, rngs=rngs)
+
+        def __call__(self, x):
+            x = self.stem(x.reshape(len(x), -1))
+            for block in self.blocks:
+                x = block(x)
+            return self.head(x)
+
+    params = params_in_order(adapt(Network(nnx.Rngs(0))), (2, 2, 1))
+    assert list(params) == ["stem", "blocks", "head"]
+    assert list(params["blocks"]) == ["0", "1"]
+
+
 # The recipe
 
 
@@ -331,6 +357,7 @@ def test_the_recipe_normalizes_as_the_weights_require():
     assert (large.dataset.crop, small.dataset.crop) == (224, 32)
     assert not small.dataset.mean
     assert large.patience
+    assert large.init_from == NEEDED
 
 
 def test_weights_of_another_normalization_are_told_of(undisturbed, data_dir):

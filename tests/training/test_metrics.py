@@ -41,6 +41,18 @@ def test_entropy_and_shares_by_hand():
     assert found["block/router_2/share_1"] == pytest.approx(0.7, rel=1e-6)
 
 
+def test_a_router_in_parallel_paths_has_the_means_over_them():
+    gates = np.random.default_rng(0).dirichlet(np.ones(4), (3, 2, 5)).astype(np.float32)
+    chosen = gates == gates.max(-1, keepdims=True)
+    records = {"gates": jnp.asarray(gates), "chosen": jnp.asarray(chosen)}
+    found, expected = (
+        m.routing_statistics({"router": {key: (r.reshape(s),) for key, r in records.items()}})
+        for s in ((3, 2, 5, 4), (6, 5, 4))
+    )
+    assert found == expected
+    assert float(found["router/load_2"]) == pytest.approx(chosen[..., 1].mean())
+
+
 def test_other_records_are_no_gates():
     assert m.routing_statistics({"router_1": {"relevance": (jnp.ones((1, 2, 3)),)}}) == {}
 

@@ -88,6 +88,7 @@ def test_optimizers_of_optax_by_name(changes, expected):
             {"name": "adammw"},
             "optax has no optimizer 'adammw' .optimizer.name.; the nearest is 'adamw'",
         ),
+        ({"name": "polyak_sgd"}, "optimizer.name=polyak_sgd cannot be used by name"),
         ({"name": "apply_updates"}, "optax has no optimizer 'apply_updates'"),
         ({"name": "adamw", "options": "beta=0.9"}, "adamw has no option 'beta'; the nearest is"),
         ({"options": "momentun=0.9"}, "sgd has no option 'momentun'; the nearest is 'momentum'"),

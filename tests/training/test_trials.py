@@ -12,6 +12,7 @@ from multipath_jax import trials
 from multipath_jax.config import keys as config_lib
 from multipath_jax.errors import UserError
 from multipath_jax.trainer import train
+from multipath_jax.training.run import Result, TrainingFailed
 from multipath_jax.training.setup import Setup
 
 pytestmark = pytest.mark.usefixtures("tiny_by_name")
@@ -62,6 +63,21 @@ def test_a_request_to_stop_leaves_the_rest_for_the_next_call(alone, workdir, dat
     assert not (workdir / "seed_6").exists()
     results = trials.train_trials(config, workdir)
     assert_as_alone(alone, workdir, results)
+
+
+def test_a_trial_that_fails_keeps_no_other_from_being_trained(
+    workdir, data_dir, monkeypatch, capsys
+):
+    def run_steps(run, *_, **__):
+        if run.config.seed == 5:
+            raise TrainingFailed("the loss of step 1 is not finite")
+
+    monkeypatch.setattr(trials, "run_steps", run_steps)
+    monkeypatch.setattr(trials, "ended", lambda run: Result(1, 1, {}, None, []))
+    with pytest.raises(TrainingFailed, match=r"^seed_5: the loss of step 1 is not finite$"):
+        trials.train_trials(recipe(data_dir, trials=2), workdir)
+    assert (workdir / "seed_6").exists()
+    assert "seed_5: the loss of step 1 is not finite\n" in capsys.readouterr().out
 
 
 def test_another_recipe_in_one_trial_is_refused_before_any_begins(workdir, data_dir):
