@@ -6,14 +6,15 @@
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 dry_run= # if not empty, `run` only prints commands
 
-misuse() {
-  echo "error: $1" >&2
-  exit 2
+fail() {
+  echo "error: $*" >&2
+  exit 1
 }
 
-fail() {
-  echo "error: $1" >&2
-  exit 1
+# For errors in the command line.
+usage_error() {
+  echo "error: $*" >&2
+  exit 2
 }
 
 # Prints the comment at the top of the script.
@@ -39,4 +40,6 @@ run() {
 }
 
 # Checks an argument --OPTION=NUMBER.
-positive() { [[ ${1#*=} =~ ^[1-9][0-9]*$ ]] || misuse "$1: a whole number from 1"; }
+check_positive() {
+  [[ ${1#*=} =~ ^[1-9][0-9]*$ ]] || usage_error "invalid $1: must be a positive integer"
+}

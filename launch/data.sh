@@ -11,29 +11,34 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
+SYNOPSIS='usage: data.sh [--dry-run] DIR gs://BUCKET/FOLDER'
+
 main() {
-  local places=() word
-  for word; do
-    case $word in
+  local paths=() argument source destination
+  for argument; do
+    case $argument in
       --dry-run) dry_run=1 ;;
       --help | -h)
         usage
         return
         ;;
-      -*) misuse "unknown argument '$word': data.sh [--dry-run] DIR gs://BUCKET/FOLDER" ;;
-      *) places+=("$word") ;;
+      -*) usage_error "unknown argument '$argument'; $SYNOPSIS" ;;
+      *) paths+=("$argument") ;;
     esac
   done
-  ((${#places[@]} == 2)) || misuse "from where to where? data.sh DIR gs://BUCKET/FOLDER"
-  [[ ${places[1]} =~ ^gs://[^/]+/.+ ]] || misuse "${places[1]} is not like gs://BUCKET/FOLDER"
-  [[ -d ${places[0]} ]] || misuse "${places[0]} is not a folder"
+  ((${#paths[@]} == 2)) || usage_error "two arguments are required; $SYNOPSIS"
+  source=${paths[0]}
+  destination=${paths[1]}
+  [[ $destination =~ ^gs://[^/]+/.+ ]] ||
+    usage_error "invalid destination '$destination': must have the form gs://BUCKET/FOLDER"
+  [[ -d $source ]] || usage_error "$source is not a directory"
   # TFDS: NAME/VERSION/ or NAME/CONFIG/VERSION/
-  compgen -G "${places[0]}/*/*/dataset_info.json" >/dev/null ||
-    compgen -G "${places[0]}/*/*/*/dataset_info.json" >/dev/null ||
-    misuse "${places[0]} has no prepared data set: python -m multipath_jax.prepare --help"
-  [[ $dry_run ]] || command -v gcloud >/dev/null || misuse "gcloud is not installed"
-  run gcloud storage rsync --recursive "${places[@]}"
-  echo "# --config.dataset.data_dir=${places[1]}"
+  compgen -G "$source/*/*/dataset_info.json" >/dev/null ||
+    compgen -G "$source/*/*/*/dataset_info.json" >/dev/null ||
+    usage_error "no prepared data set in $source; see python -m multipath_jax.prepare --help"
+  [[ $dry_run ]] || command -v gcloud >/dev/null || usage_error "gcloud is not installed"
+  run gcloud storage rsync --recursive "$source" "$destination"
+  echo "# --config.dataset.data_dir=$destination"
 }
 
 main "$@"

@@ -11,12 +11,14 @@
 #   tpu_worker.sh logs LINES [-f]                     prints the end of the log
 #
 # All files are in the folder of this file:
-#   trees/HASH  the sources; source -> the newest    venvs/HASH  the packages; venv -> the newest
-#   run.pid     process group and start time         run.flags, run.status  flags, exit status
-#   run.log     log; each start appends to it        lock        held by setup, stop and start
+#   trees/HASH   the sources                   source      link to the newest of trees
+#   venvs/HASH   the virtual environments      venv        link to the newest of venvs
+#   run.pid      process group, start time     run.flags   flags of the run
+#   run.status   exit status of the run        run.log     log; each start appends to it
+#   lock         held by setup, stop and start
 #
-# The lock is needed since gcloud repeats a command if its connection breaks, while the first one
-# continues.
+# The lock is needed because gcloud repeats a command after a lost connection, while the first one
+# still runs.
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -34,13 +36,13 @@ fail() {
   exit 1
 }
 
-# Waits for other commands that change files here.
-lock() {
+# Waits until no other command changes files here.
+acquire_lock() {
   exec 9>"$HERE/lock"
-  flock --wait "$LOCK_SECONDS" 9 || fail "another command has been at work here for $LOCK_SECONDS seconds"
+  flock --wait "$LOCK_SECONDS" 9 || fail "timed out after $LOCK_SECONDS s: another command holds the lock"
 }
 
-now() { date -u +%Y-%m-%dT%H:%M:%SZ; }
+timestamp() { date -u +%Y-%m-%dT%H:%M:%SZ; }
 
 # --- setup -----------------------------------------------------------------------------------
 
@@ -57,44 +59,45 @@ unpack_archive() {
   local hash
   hash=$(sha256sum "$HERE/source.tar.gz" | cut -c 1-12)
   if [[ ! -d $HERE/trees/$hash ]]; then
-    new_tree
+    make_new_tree
     tar -xzf "$HERE/source.tar.gz" -C "$HERE/trees/new"
     mv "$HERE/trees/new" "$HERE/trees/$hash"
   fi
-  use_tree "$hash"
+  link_tree "$hash"
 }
 
 clone() {
   local hash
-  new_tree
+  make_new_tree
   git clone --quiet "$1" "$HERE/trees/new"
   git -C "$HERE/trees/new" checkout --quiet "$2"
   hash=$(git -C "$HERE/trees/new" rev-parse --short=12 HEAD)
   [[ -d $HERE/trees/$hash ]] || mv "$HERE/trees/new" "$HERE/trees/$hash"
   rm -rf "$HERE/trees/new"
-  use_tree "$hash"
+  link_tree "$hash"
 }
 
-# A tree is renamed to its final name when it is complete, so an interrupted one is extracted again.
-new_tree() {
+# A tree gets its final name when it is complete, so that an interrupted one is created again.
+make_new_tree() {
   rm -rf "$HERE/trees/new"
   mkdir -p "$HERE/trees/new"
 }
 
-# A running run keeps its tree.
-use_tree() {
+# Other trees stay, since a run may use them.
+link_tree() {
   ln -sfn "trees/$1" "$HERE/source"
   echo "$(uname -n): source $1"
 }
 
-# An environment cannot be moved, so it has its final name from the start, and a mark when it is
-# complete. A running run keeps its environment.
+# A virtual environment cannot be moved, so it has its final name from the start, and a file .ready
+# when it is complete.
 install_packages() {
-  local wanted folder python
-  wanted=$(cat "$HERE/source/constraints.txt" "$HERE/source/pyproject.toml" - <<<"$1" | sha256sum)
-  folder=$HERE/venvs/${wanted:0:12}
+  local hash folder python
+  hash=$(cat "$HERE/source/constraints.txt" "$HERE/source/pyproject.toml" - <<<"$1" | sha256sum)
+  hash=${hash:0:12}
+  folder=$HERE/venvs/$hash
   if [[ -f $folder/.ready ]]; then
-    echo "$(uname -n): the packages are installed"
+    echo "$(uname -n): the packages are already installed"
   else
     python=$(find_python "$1")
     rm -rf "$folder"
@@ -104,18 +107,19 @@ install_packages() {
     touch "$folder/.ready"
     echo "$(uname -n): installed the packages of constraints.txt"
   fi
-  ln -sfn "venvs/${wanted:0:12}" "$VENV"
-  [[ $(live_group) ]] || remove_other_environments "$folder"
+  ln -sfn "venvs/$hash" "$VENV"
+  [[ $(active_group) ]] || remove_other_venvs "$folder"
 }
 
-remove_other_environments() {
+# The environment of an active run must stay.
+remove_other_venvs() {
   local folder
   for folder in "$HERE"/venvs/*; do
     [[ $folder == "$1" ]] || rm -rf "$folder"
   done
 }
 
-# Prints the path of a Python of the given version: the machine's, or one that uv downloads.
+# Prints the path of a Python of the given version, which uv downloads if it is not installed.
 find_python() {
   local uv=$HERE/tools/bin/uv
   # On Debian, ensurepip, which venv needs, is a separate package.
@@ -131,49 +135,50 @@ find_python() {
 
 # --- the run ---------------------------------------------------------------------------------
 
-# Prints the start time of a process in ticks since boot, which together with its reusable number
-# identifies it; nothing if there is no such process.
-started_at() {
+# Prints the start time of a process in clock ticks since boot, or nothing if it does not exist.
+# Process IDs are reused; ID and start time together identify a process.
+start_time() {
   local line
   line=$(cat "/proc/$1/stat" 2>/dev/null) || return 0
-  # The fields after the name of the program, which is in brackets and can contain spaces.
+  # The fields after the name of the program, which is in parentheses and can contain spaces.
   awk '{ print $20 }' <<<"${line##*) }"
 }
 
-# Prints the process group of the recorded run if any process of it is left.
-live_group() {
-  local group began seen
+# Prints the process group of the run, or nothing if none of its processes is running.
+active_group() {
+  local group recorded_time current_time
   [[ -f $PID_FILE ]] || return 0
-  read -r group began <"$PID_FILE" || return 0
-  seen=$(started_at "$group")
-  [[ -z $seen || $seen == "$began" ]] || return 0 # the number is that of another process now
-  # A zombie has ended, but its parent has not read its status.
+  read -r group recorded_time <"$PID_FILE" || return 0
+  current_time=$(start_time "$group")
+  [[ -z $current_time || $current_time == "$recorded_time" ]] || return 0 # the ID was reused
+  # Zombies (state Z) have ended.
   ps -e -o pgid=,stat= | awk -v group="$group" \
     '$1 == group && $2 !~ /^Z/ { found = 1 } END { if (found) print group }'
 }
 
 stop() {
   local group
-  group=$(live_group)
+  group=$(active_group)
   if [[ -z $group ]]; then
     rm -f "$PID_FILE"
-    echo "$(uname -n): nothing to stop"
+    echo "$(uname -n): no run to stop"
     return
   fi
   kill -TERM -- "-$group" 2>/dev/null || true
-  if ! ends_within "$1"; then
+  if ! wait_for_end "$1"; then
     kill -KILL -- "-$group" 2>/dev/null || true
-    ends_within 10 || fail "process group $group does not end"
-    echo "$(uname -n): killed the earlier run, process group $group"
+    wait_for_end 10 || fail "process group $group is still running after SIGKILL"
+    echo "$(uname -n): killed the previous run, process group $group"
   else
-    echo "$(uname -n): stopped the earlier run, process group $group"
+    echo "$(uname -n): stopped the previous run, process group $group"
   fi
   rm -f "$PID_FILE"
 }
 
-ends_within() {
+# Returns 1 if the run does not end within the given seconds.
+wait_for_end() {
   local end=$((SECONDS + $1))
-  while [[ -n $(live_group) ]]; do
+  while [[ -n $(active_group) ]]; do
     ((SECONDS < end)) || return 1
     sleep 0.2
   done
@@ -182,45 +187,46 @@ ends_within() {
 start() {
   local pid flags
   flags=$(printf '%q ' "$@")
-  if [[ $(live_group) ]]; then
+  if [[ $(active_group) ]]; then
     [[ -f $FLAGS_FILE && $(<"$FLAGS_FILE") == "$flags" ]] ||
-      fail "another run is alive: process group $(live_group)"
-    echo "$(uname -n): started already, process group $(live_group)"
+      fail "another run is active: process group $(active_group)"
+    echo "$(uname -n): already started, process group $(active_group)"
     return
   fi
-  [[ -x $VENV/bin/python && -f $VENV/.ready ]] || fail "not set up: run setup first"
-  use_huge_pages
+  [[ -x $VENV/bin/python && -f $VENV/.ready ]] || fail "setup is required first"
+  enable_huge_pages
   rm -f "$STATUS_FILE"
   echo "$flags" >"$FLAGS_FILE"
-  # A new session survives the connection; its number is that of the process group.
+  # In a new session, the run continues after the connection ends; its process group has the same ID.
   setsid nohup bash "$HERE/tpu_worker.sh" _run "$@" >>"$LOG" 2>&1 </dev/null 9>&- &
   pid=$!
-  echo "$pid $(started_at "$pid")" >"$PID_FILE"
+  echo "$pid $(start_time "$pid")" >"$PID_FILE"
   echo "$(uname -n): started, process group $pid"
 }
 
-# From Google's guides: makes transfers between a TPU and host memory faster.
-use_huge_pages() {
+# Recommended by Google: faster transfers between a TPU and host memory.
+enable_huge_pages() {
   ! grep -qs '\[always\]' "$HUGE_PAGES" || return 0
   echo always | sudo -n tee "$HUGE_PAGES" >/dev/null ||
-    echo "warning: $(uname -n): transparent hugepages stay as they are" >&2
+    echo "warning: $(uname -n): cannot enable transparent huge pages" >&2
 }
 
-# The background process: the run, between a first and a last line in the log.
+# The background process: trains, and writes a first and a last line to the log.
 run() {
   local status=0 python
-  # This shell must outlive the run; the run does not inherit a trap that is not empty.
+  # Signals must not end this shell before the run. The run does not inherit these traps, which are
+  # not empty.
   trap : INT TERM
-  echo "=== $(now) $(uname -n): python -m multipath_jax.main$(printf ' %q' "$@")"
+  echo "=== $(timestamp) $(uname -n): python -m multipath_jax.main$(printf ' %q' "$@")"
   python=$(cd -P "$VENV" && pwd)/bin/python
-  cd -P "$HERE/source" # from where `python -m` imports the package
+  cd -P "$HERE/source" # `python -m` imports the package from the current folder
   "$python" -u -m multipath_jax.main "$@" || status=$?
   echo "$status" >"$STATUS_FILE"
-  echo "=== $(now) $(uname -n): ended with status $status"
+  echo "=== $(timestamp) $(uname -n): ended with status $status"
 }
 
 outcome() {
-  if [[ $(live_group) ]]; then
+  if [[ $(active_group) ]]; then
     echo "running"
   elif [[ -f $STATUS_FILE ]]; then
     echo "ended $(<"$STATUS_FILE")"
@@ -231,7 +237,7 @@ outcome() {
 
 status() {
   local group state="no run" last=""
-  group=$(live_group)
+  group=$(active_group)
   [[ -z $group ]] || state="running, process group $group"
   [[ ! -f $LOG ]] || last=$(tail -n 1 "$LOG")
   echo "$(uname -n): $state; last line: ${last:-none}"
@@ -246,11 +252,11 @@ logs() {
 }
 
 case ${1-} in
-  setup | stop | start) lock && "$@" ;;
+  setup | stop | start) acquire_lock && "$@" ;;
   status | outcome | logs) "$@" ;;
   _run) run "${@:2}" ;;
   *)
-    echo "error: ${1-no command}? it is one of: setup stop start status outcome logs" >&2
+    echo "error: unknown command '${1-}': must be setup, stop, start, status, outcome or logs" >&2
     exit 2
     ;;
 esac

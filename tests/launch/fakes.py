@@ -1,7 +1,7 @@
 """Fake programs in place of gcloud, Slurm's commands and Python, which record their arguments.
 
 Each fake is a Python script in a folder that comes first in PATH. Its records, and the answers that
-a test sets for it, are files in the folder given by the environment variable STAND_IN.
+a test sets for it, are files in the folder given by the environment variable FAKES_FOLDER.
 """
 
 import json
@@ -33,7 +33,7 @@ TOOLS = re.findall(
 # The start of every fake. `told(name)` returns the answer that a test has set by `Fakes.tell`.
 PRELUDE = """#!{python} -SE
 import json, os, pathlib, shutil, signal, subprocess, sys, time
-HERE = pathlib.Path(os.environ["STAND_IN"])
+HERE = pathlib.Path(os.environ["FAKES_FOLDER"])
 argv = sys.argv[1:]
 
 def record(name, entry):
@@ -60,14 +60,14 @@ def train():
 
     def stop(number, frame):
         for second in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(second, interrupted)  # as main has it
+            signal.signal(second, interrupted)  # as in main
         time.sleep(told("saving", 0))
-        os.write(1, f"signal {number}, saved\\n".encode())  # a handler may not print
+        os.write(1, f"signal {number}, saved\\n".encode())  # print is not safe in a signal handler
         sys.exit(128 + number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN if "--stubborn" in argv else stop)
-    # Whoever reads of this run may send it a signal.
+    # A test may send a signal as soon as it has read this record.
     record("runs", {"argv": argv, "cwd": os.getcwd(), "index": index,
                     "env": {name: os.environ[name] for name in names if name in os.environ}})
     print("flags", json.dumps(argv[argv.index("multipath_jax.main") + 1 :]), flush=True)
@@ -334,7 +334,7 @@ class Fakes:
             **kept,
             "PATH": f"{bin_folder}:{tools}",
             "HOME": str(folder),
-            "STAND_IN": str(folder),
+            "FAKES_FOLDER": str(folder),
         }
 
     @staticmethod
@@ -391,7 +391,7 @@ def wait_until(condition, seconds: float = 60):
     """Waits until a condition is true, and returns its value."""
     end = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.05)
     return value
 

@@ -18,9 +18,10 @@ from jax._src.clusters import k8s_cluster
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def test_the_extras_that_are_named_exist():
+def test_documented_extras_exist():
     named = set()
-    for path in [ROOT / "README.md", ROOT / "docs/launching.md", *sorted(LAUNCH.iterdir())]:
+    scripts = sorted(path for path in LAUNCH.rglob("*") if path.is_file())
+    for path in [ROOT / "README.md", ROOT / "docs/launching.md", *scripts]:
         for extras in re.findall(r"(?:multipath_jax|'\.)\[([\w,]+)\]", path.read_text()):
             named.update(extras.split(","))
     assert {"tpu", "cuda12", "gcs", "k8s"} <= named
@@ -38,7 +39,7 @@ def manifest():
 
 
 @pytest.mark.parametrize("version", ["1.31", "1.36"])
-def test_kubernetes_takes_the_manifest(manifest, version):
+def test_the_manifest_is_valid(manifest, version):
     """The manifest is valid by the schemas of Kubernetes's own API description."""
     validate = pytest.importorskip(
         "kubernetes_validate", reason="needs kubernetes-validate"
@@ -113,7 +114,7 @@ def test_jax_finds_the_processes_of_the_manifest(manifest, monkeypatch, index):
 # --- Docker ---
 
 
-def test_hadolint_has_nothing_to_say_of_the_dockerfile():
+def test_hadolint_reports_no_problems():
     path = [Path(sys.executable).parent, None]
     hadolint = next(filter(None, (shutil.which("hadolint", path=p) for p in path)), None)
     if not hadolint:
@@ -122,7 +123,7 @@ def test_hadolint_has_nothing_to_say_of_the_dockerfile():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_the_image_has_what_the_package_is_made_of():
+def test_the_image_contains_the_package_sources():
     copied = re.findall(r"^COPY (.*) \S+$", (LAUNCH / "Dockerfile").read_text(), re.MULTILINE)
     names = " ".join(copied).split()
     assert all((ROOT / name).exists() for name in names)
@@ -140,7 +141,7 @@ def _packages():
 # --- SkyPilot ---
 
 
-def test_skypilot_takes_the_task():
+def test_the_skypilot_task_is_valid():
     schemas = pytest.importorskip("sky.utils.schemas", reason="needs skypilot")
     task = yaml.safe_load((LAUNCH / "sky.yaml").read_text())
     importlib.import_module("jsonschema").validate(task, schemas.get_task_schema())
@@ -161,7 +162,7 @@ def put_python(folder):
     Fakes._write(python, fakes.PYTHON)
 
 
-def test_the_task_of_skypilot_starts_main(programs, tmp_path):
+def test_the_skypilot_task_starts_main(programs, tmp_path):
     put_python(tmp_path)
     task = yaml.safe_load((LAUNCH / "sky.yaml").read_text())
     node = {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NUM_NODES": "2"}
@@ -188,7 +189,7 @@ os.execvp("bash", ["bash", "-c", argv[2]])
 )
 
 
-def test_the_recipe_for_hosts_by_hand(programs, tmp_path):
+def test_documented_commands_for_several_hosts(programs, tmp_path):
     text = (ROOT / "docs/launching.md").read_text()
     block = re.search(r"## Several hosts by hand.*?```bash\n(.*?)```", text, re.DOTALL)[1]
     for host in ("gpu-a", "gpu-b"):

@@ -61,7 +61,7 @@ def dry_run(programs, *command, **more):
 
 
 def prepared(folder, *parts):
-    """Creates a folder that looks like that of a prepared data set."""
+    """Creates a data directory with the files of a prepared data set that data.sh checks."""
     version = folder.joinpath("data", *parts)
     version.mkdir(parents=True)
     (version / "dataset_info.json").write_text("{}")
@@ -108,7 +108,7 @@ def gcloud(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def verdicts(gcloud, programs, tmp_path_factory):
+def parsed(gcloud, programs, tmp_path_factory):
     """The results of gcloud's parser, from a single process, since it takes seconds to start.
 
     These are, by group, all commands (``groups``) and those that the parser refuses (``refused``),
@@ -116,8 +116,8 @@ def verdicts(gcloud, programs, tmp_path_factory):
     """
     program, env = gcloud
     where = [program, "info", "--format=value(basic.python_location,installation.sdk_root)"]
-    told = subprocess.run(where, env=env, capture_output=True, text=True, check=True).stdout
-    python, root = told.strip().split("\t")
+    output = subprocess.run(where, env=env, capture_output=True, text=True, check=True).stdout
+    python, root = output.strip().split("\t")
     groups = {"scripts": list(scripted(programs, tmp_path_factory.mktemp("scripts")))}
     for name in DOCUMENTS:
         folder = tmp_path_factory.mktemp("document")
@@ -127,9 +127,9 @@ def verdicts(gcloud, programs, tmp_path_factory):
     tracks = {"ga": [], "alpha": ["alpha"]}
     names = [(track, name) for track in tracks for name in fakes.GCLOUD_FLAGS]
     flags_of = [[*tracks[track], "compute", "tpus", *name.split()] for track, name in names]
-    asked = json.dumps({"root": root, "commands": commands, "flags_of": flags_of})
+    request = json.dumps({"root": root, "commands": commands, "flags_of": flags_of})
     script = [python, ROOT / "tests/launch/gcloud_parser.py"]
-    done = subprocess.run(script, input=asked, env=env, capture_output=True, text=True)
+    done = subprocess.run(script, input=request, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     errors = iter(answer["errors"])
@@ -139,24 +139,24 @@ def verdicts(gcloud, programs, tmp_path_factory):
 
 
 @pytest.mark.parametrize("group", ["scripts", *DOCUMENTS])
-def test_gcloud_takes_every_command(verdicts, group):
-    assert len(verdicts["groups"][group]) > 5
-    assert verdicts["refused"][group] == []
+def test_gcloud_accepts_all_commands(parsed, group):
+    assert len(parsed["groups"][group]) > 5
+    assert parsed["refused"][group] == []
 
 
-def test_gcloud_refuses_what_is_wrong(verdicts):
-    assert verdicts["refused"]["wrong"] == WRONG
+def test_gcloud_rejects_wrong_commands(parsed):
+    assert parsed["refused"]["wrong"] == WRONG
 
 
-def test_the_stand_in_s_flags_are_gcloud_s(verdicts):
+def test_the_fake_has_the_flags_of_gcloud(parsed):
     for name, flags in fakes.GCLOUD_FLAGS.items():
         more = fakes.GCLOUD_FLAGS_ALPHA.get(name, "")
-        assert set(flags.split()) <= set(verdicts["flags"]["ga", name])
-        assert {*flags.split(), *more.split()} <= set(verdicts["flags"]["alpha", name])
-        assert not set(more.split()) & set(verdicts["flags"]["ga", name])
+        assert set(flags.split()) <= set(parsed["flags"]["ga", name])
+        assert {*flags.split(), *more.split()} <= set(parsed["flags"]["alpha", name])
+        assert not set(more.split()) & set(parsed["flags"]["ga", name])
 
 
-def test_the_fields_are_printed_as_the_script_reads_them(gcloud):
+def test_output_format_of_gcloud(gcloud):
     fields = "state.state,state.failedData.error.message,networkEndpoints.len()"
     things = [
         {"state": {"state": "FAILED", "failedData": {"error": {"message": "no quota"}}}},
@@ -170,7 +170,7 @@ def test_the_fields_are_printed_as_the_script_reads_them(gcloud):
     assert done.stdout == "FAILED\tno quota\t0\nACTIVE\t\t2\n"
 
 
-def test_the_transcript_of_keep(programs):
+def test_documented_dry_run_of_keep(programs):
     """The transcript in the document equals the output of the dry run."""
     text = (ROOT / "docs/launching.md").read_text()
     shown = re.search(r"```console\n\$ (.*?)\n(.*?)```", text, re.DOTALL)
@@ -185,29 +185,29 @@ def test_the_transcript_of_keep(programs):
 
 @pytest.mark.parametrize("parts", [("cifar10", "3.0.2"), ("imagenet256", "subset100", "1.0.0")])
 def test_data_is_copied_to_the_bucket(programs, tmp_path, parts):
-    told = dry_run(
+    output = dry_run(
         programs, LAUNCH / "data.sh", prepared(tmp_path, *parts), "gs://b/d", "--dry-run"
     )
-    assert told == [["storage", "rsync", "--recursive", str(tmp_path / "data"), "gs://b/d"]]
+    assert output == [["storage", "rsync", "--recursive", str(tmp_path / "data"), "gs://b/d"]]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "from where to where?"),
-        (["data"], "from where to where?"),
-        (["data", "gs://b"], "gs://b is not like gs://BUCKET/FOLDER"),
-        (["data", "s3://b/d"], "s3://b/d is not like gs://BUCKET/FOLDER"),
-        (["nowhere", "gs://b/d"], "nowhere is not a folder"),
+        ([], "two arguments are required"),
+        (["data"], "two arguments are required"),
+        (["data", "gs://b"], "'gs://b': must have the form gs://BUCKET/FOLDER"),
+        (["data", "s3://b/d"], "'s3://b/d': must have the form gs://BUCKET/FOLDER"),
+        (["nowhere", "gs://b/d"], "nowhere is not a directory"),
         (
             ["empty", "gs://b/d"],
-            "empty has no prepared data set: python -m multipath_jax.prepare",
+            "no prepared data set in empty; see python -m multipath_jax.prepare",
         ),
         (["--delete", "data", "gs://b/d"], "unknown argument '--delete'"),
         (["data", "gs://b/d"], "gcloud is not installed"),
     ],
 )
-def test_wrong_use_of_data_is_one_line(programs, tmp_path, words, message):
+def test_usage_errors_of_data_are_one_line(programs, tmp_path, words, message):
     prepared(tmp_path, "cifar10", "3.0.2")
     (tmp_path / "empty").mkdir()
     done = programs.run(LAUNCH / "data.sh", *words, cwd=tmp_path)

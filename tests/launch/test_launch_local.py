@@ -24,7 +24,7 @@ def flags_of(run):
     return run["argv"][3:]
 
 
-def test_each_process_gets_the_flags_and_its_number(programs):
+def test_each_process_gets_the_flags_and_its_id(programs):
     done = programs.run(SCRIPT, "3", "--", "--quick", "--config.train_for=2 epochs", "--x='*'")
     assert (done.returncode, done.stderr) == (0, "")
     runs = sorted(programs.calls("runs"), key=lambda run: run["index"])
@@ -57,7 +57,7 @@ def test_options_set_the_environment(programs):
     }
 
 
-def test_gpus_are_dealt_out(programs):
+def test_each_process_gets_its_own_gpus(programs):
     programs.run(SCRIPT, "2", "--gpus-per-process=2", "--", "--quick")
     found = {run["index"]: run["env"]["JAX_LOCAL_DEVICE_IDS"] for run in programs.calls("runs")}
     assert found == {0: "0,1", 1: "2,3"}
@@ -72,9 +72,13 @@ for index in range(4):
 @pytest.mark.parametrize(
     ("options", "env", "message"),
     [
-        (["2"], {}, "each of 2 processes would take all 4 GPUs: --gpus-per-process=K, or --cpu"),
-        (["3", "--gpus-per-process=2"], {}, "3 processes with 2 GPUs each: there are 4"),
-        (["2"], {"CUDA_VISIBLE_DEVICES": "0,3"}, "each of 2 processes would take all 2 GPUs"),
+        (["2"], {}, "each of 2 processes would use all 4 GPUs: pass --gpus-per-process=K or"),
+        (
+            ["3", "--gpus-per-process=2"],
+            {},
+            "3 processes with 2 GPUs each: only 4 GPUs are visible",
+        ),
+        (["2"], {"CUDA_VISIBLE_DEVICES": "0,3"}, "each of 2 processes would use all 2 GPUs"),
         (["2", "--gpus-per-process=2"], {}, None),
         (["1"], {}, None),
         (["2", "--cpu"], {}, None),
@@ -93,7 +97,7 @@ def test_processes_do_not_share_gpus(programs, options, env, message):
         assert programs.calls("runs") == []
 
 
-def test_logs_of_all_and_the_terminal_for_the_first(programs, tmp_path):
+def test_logs_writes_files_and_prints_only_process_0(programs, tmp_path):
     done = programs.run(SCRIPT, "--logs=logs/here", "2", "--", "--quick", cwd=tmp_path)
     folder = tmp_path / "logs/here"
     assert done.stdout.splitlines()[0] == f"local.sh: the logs of all processes are in {folder}"
@@ -103,7 +107,7 @@ def test_logs_of_all_and_the_terminal_for_the_first(programs, tmp_path):
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_go_to_all_and_their_status_is_given(programs, sent, status):
+def test_signals_are_forwarded_to_all_processes(programs, sent, status):
     programs.tell(saving=0.3)
     process = programs.start(SCRIPT, "2")
     for _ in range(2):
@@ -114,21 +118,21 @@ def test_signals_go_to_all_and_their_status_is_given(programs, sent, status):
     assert (process.returncode, err) == (status, "")
 
 
-def test_one_that_fails_stops_the_others(programs):
+def test_a_failed_process_stops_the_others(programs):
     done = programs.run(SCRIPT, "3", "--", "--fail_in=1")
     assert (done.returncode, done.stderr) == (7, "")
-    said = sorted(line for line in done.stdout.splitlines() if "flags" not in line)
-    assert said == ["[0] signal 15, saved", "[2] signal 15, saved"]
+    output = sorted(line for line in done.stdout.splitlines() if "flags" not in line)
+    assert output == ["[0] signal 15, saved", "[2] signal 15, saved"]
 
 
-def test_those_that_do_not_stop_are_killed(programs):
+def test_processes_that_ignore_sigterm_are_killed(programs):
     start = time.monotonic()
     done = programs.run(SCRIPT, "--grace=1", "2", "--", "--fail_in=1", "--stubborn")
     assert done.returncode == 7
     assert 0.9 < time.monotonic() - start < 15
 
 
-def test_nothing_is_left_of_a_run_that_was_stopped(programs):
+def test_no_process_is_left_after_sigterm(programs):
     process = programs.start(SCRIPT, "2")
     for _ in range(2):
         process.stdout.readline()
@@ -150,22 +154,22 @@ def test_help_is_the_header(programs):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "how many processes?"),
-        (["0"], "N=0: a whole number from 1"),
-        (["2x"], "N=2x: a whole number from 1"),
+        ([], "N, the number of processes, is required"),
+        (["0"], "N=0: must be a positive integer"),
+        (["2x"], "N=2x: must be a positive integer"),
         (["-1"], "unknown argument '-1'"),
-        (["2", "3"], "how many processes, 2 or 3?"),
+        (["2", "3"], "N is given twice: 2 and 3"),
         (["2", "--config=x"], "unknown argument '--config=x'"),
-        (["2", "--devices-per-process=0"], "--devices-per-process=0: a whole number"),
-        (["2", "--gpus-per-process=two"], "--gpus-per-process=two: a whole number"),
-        (["2", "--grace=-1"], "--grace=-1: a whole number"),
-        (["2", "--cpu", "--gpus-per-process=1"], "one of them"),
-        (["2", "--", "--distributed=auto"], "are set here"),
-        (["2", "--", "--quick", "--process_id=1"], "are set here"),
-        (["2", "--logs=/proc/nowhere"], "--logs=/proc/nowhere cannot be made"),
+        (["2", "--devices-per-process=0"], "--devices-per-process=0: must be a positive"),
+        (["2", "--gpus-per-process=two"], "--gpus-per-process=two: must be a positive"),
+        (["2", "--grace=-1"], "--grace=-1: must be a positive integer"),
+        (["2", "--cpu", "--gpus-per-process=1"], "are mutually exclusive"),
+        (["2", "--", "--distributed=auto"], "are set by local.sh"),
+        (["2", "--", "--quick", "--process_id=1"], "are set by local.sh"),
+        (["2", "--logs=/proc/nowhere"], "cannot create the directory --logs=/proc/nowhere"),
     ],
 )
-def test_wrong_use_is_one_line(programs, arguments, message):
+def test_usage_errors_are_one_line(programs, arguments, message):
     done = programs.run(SCRIPT, *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")
@@ -174,6 +178,9 @@ def test_wrong_use_is_one_line(programs, arguments, message):
     assert programs.calls("runs") == []
 
 
-def test_a_python_that_is_not_there(programs):
+def test_missing_python(programs):
     done = programs.run(SCRIPT, "2", env={"PYTHON": "no-such-python"})
-    assert (done.returncode, done.stderr) == (2, "error: PYTHON=no-such-python is no program\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: PYTHON=no-such-python: command not found\n",
+    )

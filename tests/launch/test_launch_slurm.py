@@ -28,16 +28,16 @@ def slurm(tmp_path):
     made.end()
 
 
-def test_what_it_asks_slurm_for():
-    asked = re.findall(r"^#SBATCH (.*)$", SCRIPT.read_text(), re.MULTILINE)
+def test_sbatch_options():
+    options = re.findall(r"^#SBATCH (.*)$", SCRIPT.read_text(), re.MULTILINE)
     # Without --cpus-per-task, a process with eight GPUs and decoders would get a single CPU.
     assert {
         *("--requeue", "--signal=B:TERM@120", "--open-mode=append", "--ntasks-per-node=1"),
         "--cpus-per-task=8",
-    } <= set(asked)
+    } <= set(options)
     # Slurm ignores #SBATCH lines below the first command.
     head = SCRIPT.read_text().split("set -euo pipefail")[0]
-    assert head.count("\n#SBATCH ") == len(asked)
+    assert head.count("\n#SBATCH ") == len(options)
 
 
 def test_srun_starts_main_with_the_flags(slurm):
@@ -54,12 +54,12 @@ def test_srun_starts_main_with_the_flags(slurm):
     assert slurm.calls("scontrol") == []
 
 
-def test_the_user_s_own_distributed_flag_stays(slurm):
+def test_a_given_distributed_flag_is_kept(slurm):
     slurm.run("bash", SCRIPT, "--quick", "--distributed=off")
     assert slurm.calls("srun")[1][-2:] == ["--quick", "--distributed=off"]
 
 
-def test_the_virtual_environment_where_it_was_submitted(slurm, tmp_path):
+def test_python_of_the_submit_directory(slurm, tmp_path):
     own = tmp_path / ".venv/bin/python"
     own.parent.mkdir(parents=True)
     own.symlink_to(tmp_path / "bin/my_python")
@@ -113,17 +113,17 @@ def pids_of_step(slurm):
     return map(int, wait_until(lambda: (slurm.folder / "step").read_text()).split())
 
 
-def test_preempted_the_run_saves_and_is_requeued(slurm):
+def test_a_preempted_job_saves_and_is_requeued(slurm):
     slurm.tell(saving=0.5)
     status, out = preempt(slurm)
     assert status == 143
-    # The task was not killed but asked to stop, and the script waited for it.
-    assert out.index("signal 15, saved") < out.index("back into the queue")
+    # The task received SIGTERM, and the script waited for it.
+    assert out.index("signal 15, saved") < out.index("requeueing the job")
     assert slurm.calls("scancel") == [["--signal=TERM", "7"]]
     assert slurm.calls("scontrol") == [SHOW, SHOW, ["requeue", "7"]]
 
 
-def test_tasks_that_slurm_signalled_itself_are_requeued_too(slurm):
+def test_a_job_whose_task_received_sigterm_is_requeued(slurm):
     job = start(slurm)
     _, task = pids_of_step(slurm)
     os.kill(task, signal.SIGTERM)
@@ -131,12 +131,12 @@ def test_tasks_that_slurm_signalled_itself_are_requeued_too(slurm):
     assert slurm.calls("scontrol")[-1] == ["requeue", "7"]
 
 
-def test_what_the_user_stops_saves_and_stays_stopped(slurm):
+def test_sigint_saves_and_does_not_requeue(slurm):
     slurm.tell(saving=0.5)
     status, out = preempt(slurm, signal.SIGINT)
     assert status == 143
     assert "signal 15, saved" in out
-    assert "back into the queue" not in out
+    assert "requeueing the job" not in out
     assert slurm.calls("scontrol") == [SHOW]
 
 
@@ -149,7 +149,7 @@ def end_all(slurm, job):
     return end(job)
 
 
-def test_a_plain_scancel_reaches_a_checkpoint(slurm):
+def test_a_plain_scancel_saves_from_slurm_26(slurm):
     """From Slurm 26.05 on, srun has an option to leave the signal to its tasks."""
     slurm.tell(slurm_26=True)
     status, out = end_all(slurm, start(slurm))
@@ -168,7 +168,7 @@ def test_a_plain_scancel_of_an_earlier_slurm_is_not_requeued(slurm):
     assert ["requeue", "7"] not in slurm.calls("scontrol")
 
 
-def test_a_run_that_fails_is_not_requeued(slurm):
+def test_a_failed_run_is_not_requeued(slurm):
     done = slurm.run("bash", SCRIPT, "--fail_in=0")
     assert done.returncode == 7
     assert slurm.calls("scontrol") == []
@@ -177,8 +177,8 @@ def test_a_run_that_fails_is_not_requeued(slurm):
 @pytest.mark.parametrize(
     ("arguments", "env", "message"),
     [
-        ([], {}, "say what to train"),
-        (["--quick"], {"SLURM_JOB_ID": ""}, "this is not a Slurm job"),
+        ([], {}, "flags are required"),
+        (["--quick"], {"SLURM_JOB_ID": ""}, "SLURM_JOB_ID is not set"),
         (
             ["--quick"],
             {"SLURM_NTASKS_PER_NODE": "3", "SLURM_GPUS_ON_NODE": "8"},
@@ -186,7 +186,7 @@ def test_a_run_that_fails_is_not_requeued(slurm):
         ),
     ],
 )
-def test_wrong_use_is_one_line(slurm, arguments, env, message):
+def test_usage_errors_are_one_line(slurm, arguments, env, message):
     done = slurm.run("bash", SCRIPT, *arguments, env=env)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")

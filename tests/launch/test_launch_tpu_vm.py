@@ -12,16 +12,16 @@ import fakes
 import pytest
 from fakes import LAUNCH, Fakes, alive, wait_until
 
-PLACE = ["--zone=us-west4-a", "--project=my-project"]
-TPU = ["--name=my-tpu", *PLACE]
+LOCATION = ["--zone=us-west4-a", "--project=my-project"]
+TPU = ["--name=my-tpu", *LOCATION]
 QUEUED = ["compute", "tpus", "queued-resources"]
 NODE = ["compute", "tpus", "tpu-vm"]
 DESCRIBE = [
-    *(*QUEUED, "describe", "my-tpu", *PLACE),
+    *(*QUEUED, "describe", "my-tpu", *LOCATION),
     "--format=value(state.state,state.failedData.error.message)",
 ]
-DESCRIBE_NODE = [*NODE, "describe", "my-tpu", *PLACE, "--format=value(state)"]
-DELETE = [*QUEUED, "delete", "my-tpu", *PLACE, "--force", "--quiet"]
+DESCRIBE_NODE = [*NODE, "describe", "my-tpu", *LOCATION, "--format=value(state)"]
+DELETE = [*QUEUED, "delete", "my-tpu", *LOCATION, "--force", "--quiet"]
 FLAGS = ["--config=configs/cifar.py:BaseCNN-2-CC", "--workdir=gs://my-bucket/cifar"]
 WORKERS = 2
 
@@ -82,8 +82,8 @@ class Cloud(Fakes):
         done.stderr = fakes.CHATTER.sub("", done.stderr)
         return done
 
-    def asked(self, *verbs):
-        """The recorded calls of gcloud with one of the verbs."""
+    def gcloud_calls(self, *verbs):
+        """The recorded calls of gcloud with one of the given verbs."""
         return [call for call in self.calls("gcloud") if set(verbs) & set(call[:5])]
 
     def file(self, index, name):
@@ -102,9 +102,9 @@ class Cloud(Fakes):
     def train(self, *flags):
         """Starts training, and waits until the run has started on every worker."""
         before = len(self.calls("runs"))
-        said = self.ok("train", *(["--", *flags] if flags else []))
+        output = self.ok("train", *(["--", *flags] if flags else []))
         wait_until(lambda: len(self.calls("runs")) == before + WORKERS)
-        return said
+        return output
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def ready(cloud):
 def created(*more, type="v5litepod-8", runtime="v2-alpha-tpuv5-lite"):
     """The gcloud call that requests the TPU."""
     kind = [f"--accelerator-type={type}", f"--runtime-version={runtime}"]
-    return [*QUEUED, "create", "my-tpu", "--node-id=my-tpu", *PLACE, *kind, *more]
+    return [*QUEUED, "create", "my-tpu", "--node-id=my-tpu", *LOCATION, *kind, *more]
 
 
 # --- create ---
@@ -162,71 +162,71 @@ def created(*more, type="v5litepod-8", runtime="v2-alpha-tpuv5-lite"):
         ),
     ],
 )
-def test_create_asks_for_a_queued_resource(cloud, options, call):
+def test_create_requests_a_queued_resource(cloud, options, call):
     cloud.ok("create", *options)
     assert cloud.calls("gcloud") == [DESCRIBE, call]
 
 
-def test_flags_of_gcloud_s_from_a_variable(cloud):
+def test_create_flags_from_a_variable(cloud):
     cloud.env |= {"TPU_CREATE_FLAGS": "--internal-ips --tags=a,b", "TPU_VALID_UNTIL": "1d"}
     cloud.ok("create", "--create-flag=--range=10.0.0.0/29")
     more = ["--internal-ips", "--tags=a,b", "--range=10.0.0.0/29", "--valid-until-duration=1d"]
-    assert cloud.asked("create") == [created("--spot", *more)]
+    assert cloud.gcloud_calls("create") == [created("--spot", *more)]
 
 
-def test_the_alpha_track(cloud):
+def test_release_track_alpha(cloud):
     cloud.ok("create", "--release-track=alpha", "--create-flag=--max-run-duration=24h")
     assert {call[0] for call in cloud.calls("gcloud")} == {"alpha"}
-    assert cloud.asked("create") == [["alpha", *created("--spot", "--max-run-duration=24h")]]
+    assert cloud.gcloud_calls("create") == [["alpha", *created("--spot", "--max-run-duration=24h")]]
 
 
 @pytest.mark.parametrize("zone", ["us-west4-a", "europe-west4-b", "us-central1-ai1a"])
-def test_zones(cloud, zone):
+def test_valid_zones(cloud, zone):
     assert cloud.run(cloud.script, "create", "--name=a", f"--zone={zone}").returncode == 0
 
 
 @pytest.mark.parametrize("state", ["WAITING_FOR_RESOURCES", "PROVISIONING", "ACCEPTED"])
-def test_create_leaves_alone_what_is_there(cloud, state):
+def test_create_keeps_a_pending_request(cloud, state):
     cloud.tell(**{"queued-resources": [state]})
-    assert cloud.ok("create") == f"the queued resource my-tpu is there: {state}\n"
+    assert cloud.ok("create") == f"queued resource my-tpu already exists: {state}\n"
     assert cloud.calls("gcloud") == [DESCRIBE]
 
 
-def test_create_leaves_a_tpu_alone(cloud):
+def test_create_keeps_a_ready_tpu(cloud):
     cloud.tell(**{"queued-resources": ["ACTIVE"], "tpu-vm": ["READY"]})
-    assert cloud.ok("create") == "the queued resource my-tpu is there: ACTIVE\n"
+    assert cloud.ok("create") == "queued resource my-tpu already exists: ACTIVE\n"
     assert cloud.calls("gcloud") == [DESCRIBE, DESCRIBE_NODE]
 
 
 @pytest.mark.parametrize(
-    ("state", "why"),
+    ("state", "reason"),
     [
         ("SUSPENDED", "SUSPENDED"),
         (["FAILED", "there is no quota for it"], "FAILED: there is no quota for it"),
     ],
 )
-def test_create_replaces_what_was_preempted_or_failed(cloud, state, why):
+def test_create_replaces_a_suspended_or_failed_request(cloud, state, reason):
     cloud.tell(**{"queued-resources": [state]})
-    assert cloud.ok("create") == f"the queued resource my-tpu is {why}; asking anew\n"
+    assert cloud.ok("create") == f"queued resource my-tpu is {reason}; requesting it again\n"
     assert cloud.calls("gcloud") == [DESCRIBE, DELETE, created("--spot")]
 
 
 @pytest.mark.parametrize("node", ["PREEMPTED", "TERMINATED", None])
-def test_create_looks_at_the_node_of_what_is_active(cloud, node):
+def test_create_replaces_a_preempted_tpu_vm(cloud, node):
     cloud.tell(**{"queued-resources": ["ACTIVE"], "tpu-vm": node and [node]})
-    why = f"ACTIVE: the TPU VM my-tpu is {node or 'gone'}"
-    assert cloud.ok("create") == f"the queued resource my-tpu is {why}; asking anew\n"
+    reason = f"ACTIVE: TPU VM my-tpu is {node or 'NOT_FOUND'}"
+    assert cloud.ok("create") == f"queued resource my-tpu is {reason}; requesting it again\n"
     assert cloud.calls("gcloud") == [DESCRIBE, DESCRIBE_NODE, DELETE, created("--spot")]
 
 
-def test_create_leaves_a_stopped_tpu_to_its_user(cloud):
+def test_create_fails_for_a_stopped_tpu_vm(cloud):
     cloud.tell(**{"queued-resources": ["ACTIVE"], "tpu-vm": ["STOPPED"]})
     done = cloud.tpu("create", "--wait")
-    assert done.stderr == "error: the TPU VM my-tpu is STOPPED: start it, or delete it\n"
-    assert cloud.asked("create", "delete") == []
+    assert done.stderr == "error: TPU VM my-tpu is STOPPED: start or delete it\n"
+    assert cloud.gcloud_calls("create", "delete") == []
 
 
-def test_create_does_not_replace_what_is_still_going_away(cloud):
+def test_create_fails_while_the_request_is_suspending(cloud):
     cloud.tell(**{"queued-resources": ["SUSPENDING"]})
     done = cloud.tpu("create")
     assert done.returncode == 1
@@ -234,22 +234,22 @@ def test_create_does_not_replace_what_is_still_going_away(cloud):
     assert cloud.calls("gcloud") == [DESCRIBE]
 
 
-def states_of(said):
+def states_of(output):
     """The states that a wait has printed, without the times."""
-    return [line.split(maxsplit=1)[1] for line in said.splitlines()]
+    return [line.split(maxsplit=1)[1] for line in output.splitlines()]
 
 
-def test_create_waits_until_it_has_gone_away(cloud):
+def test_create_wait_waits_while_the_request_is_suspending(cloud):
     cloud.tell(**{"queued-resources": ["SUSPENDING", "SUSPENDING", "SUSPENDED"]})
-    said = cloud.ok("create", "--wait")
-    assert said.splitlines()[-2:] == [
-        "the queued resource my-tpu is SUSPENDED; asking anew",
-        said.splitlines()[-1],
+    output = cloud.ok("create", "--wait")
+    assert output.splitlines()[-2:] == [
+        "queued resource my-tpu is SUSPENDED; requesting it again",
+        output.splitlines()[-1],
     ]
-    assert cloud.asked("delete", "create") == [DELETE, created("--spot")]
+    assert cloud.gcloud_calls("delete", "create") == [DELETE, created("--spot")]
 
 
-def test_create_waits_until_the_tpu_is_there(cloud):
+def test_create_wait_waits_until_the_tpu_is_ready(cloud):
     cloud.tell(
         after_create=["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"],
         nodes_after_create=["CREATING", "READY"],
@@ -257,26 +257,26 @@ def test_create_waits_until_the_tpu_is_there(cloud):
     assert states_of(cloud.ok("create", "--wait")) == [
         "WAITING_FOR_RESOURCES",
         "PROVISIONING",
-        "ACTIVE: the TPU VM my-tpu is CREATING",
+        "ACTIVE: TPU VM my-tpu is CREATING",
         "ACTIVE",
     ]
     assert cloud.calls("gcloud")[2:] == [DESCRIBE] * 2 + [DESCRIBE, DESCRIBE_NODE] * 2
 
 
-def test_create_does_not_wait_for_what_failed(cloud):
+def test_create_wait_ends_if_the_request_fails(cloud):
     cloud.tell(after_create=["PROVISIONING", ["FAILED", "no more capacity in the zone"]])
     done = cloud.tpu("create", "--wait")
     assert (done.returncode, done.stderr) == (
         1,
-        "error: the queued resource is FAILED: no more capacity in the zone\n",
+        "error: queued resource my-tpu is FAILED: no more capacity in the zone\n",
     )
-    assert cloud.asked("delete") == []
+    assert cloud.gcloud_calls("delete") == []
 
 
-def test_a_wait_survives_polls_that_fail(cloud):
+def test_create_wait_retries_failed_polls(cloud):
     cloud.tell(**{"queued-resources": ["PROVISIONING", "ACTIVE"], "tpu-vm": ["READY"]})
     process = cloud.start(cloud.script, "create", "--wait", *TPU, env={"TPU_POLL_SECONDS": "0.2"})
-    assert "is there: PROVISIONING" in process.stdout.readline()
+    assert "already exists: PROVISIONING" in process.stdout.readline()
     cloud.tell(gcloud_fails={"at": "describe", "message": "network", "status": 1, "times": 3})
     out, err = process.communicate(timeout=30)
     assert process.returncode == 0
@@ -285,19 +285,19 @@ def test_a_wait_survives_polls_that_fail(cloud):
 
 
 @pytest.mark.slow
-def test_a_wait_does_not_poll_in_vain_for_ever(cloud):
+def test_create_wait_fails_after_too_many_failed_polls(cloud):
     cloud.tell(**{"queued-resources": ["PROVISIONING"]})
     process = cloud.start(cloud.script, "create", "--wait", *TPU, env={"TPU_POLL_SECONDS": "0.1"})
-    assert "is there: PROVISIONING" in process.stdout.readline()
+    assert "already exists: PROVISIONING" in process.stdout.readline()
     cloud.tell(gcloud_fails={"at": "describe", "message": "network", "status": 1})
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "error: the state of my-tpu cannot be read\n" in err
-    assert "a TPU that is there costs" in err
+    assert "error: cannot read the state of my-tpu\n" in err
+    assert "its TPU is billed" in err
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_wait_that_is_ended_says_that_the_request_stays(cloud, sent, status):
+def test_interrupted_create_wait_warns_of_the_cost(cloud, sent, status):
     cloud.tell(**{"queued-resources": ["PROVISIONING"]})
     process = cloud.start(cloud.script, "create", "--wait", *TPU, env={"TPU_POLL_SECONDS": "0.1"})
     for _ in range(2):
@@ -306,7 +306,7 @@ def test_a_wait_that_is_ended_says_that_the_request_stays(cloud, sent, status):
     _, err = process.communicate(timeout=20)
     assert process.returncode == status
     last = err.splitlines()[-1]
-    assert last.startswith("the request for my-tpu stays, and a TPU that is there costs")
+    assert last.startswith("warning: queued resource my-tpu still exists; its TPU is billed")
     assert last.endswith("tpu_vm.sh delete --name=my-tpu --zone=us-west4-a --project=my-project")
 
 
@@ -321,11 +321,11 @@ def test_other_errors_of_gcloud_end_the_command(cloud, command):
 # --- setup ---
 
 
-def test_setup_brings_head_to_every_worker_and_installs(cloud):
+def test_setup_copies_head_to_all_workers_and_installs(cloud):
     (cloud.repository / "constraints.txt").write_text("jax==9.9 # not committed\n")
     done = cloud.tpu("setup")
     assert done.returncode == 0
-    assert done.stderr.startswith("warning: there are changes that are not committed")
+    assert done.stderr.startswith("warning: uncommitted changes are not copied")
     for index in range(WORKERS):
         assert cloud.file(index, "source/constraints.txt").read_text() == "jax==1.0\n"
         python = cloud.file(index, "venv/bin/python")
@@ -339,43 +339,45 @@ def test_setup_brings_head_to_every_worker_and_installs(cloud):
     assert len(installs) == WORKERS
 
 
-def test_setup_again_does_nothing_that_is_done(ready):
-    said = ready.ok("setup")
-    assert said.count("the packages are installed") == WORKERS
+def test_second_setup_does_not_install_again(ready):
+    output = ready.ok("setup")
+    assert output.count("the packages are already installed") == WORKERS
     assert ready.calls("pip") == ready.calls("venvs") == []
 
 
-def environments(cloud, index):
+def venvs(cloud, index):
     return sorted(path.name for path in cloud.file(index, "venvs").iterdir())
 
 
 @pytest.mark.slow
-def test_setup_leaves_the_environment_of_a_live_run_alone(ready):
+def test_setup_keeps_the_venv_of_an_active_run(ready):
     ready.train(*FLAGS)
-    earlier = environments(ready, 0)
+    earlier = venvs(ready, 0)
     (ready.repository / "constraints.txt").write_text("jax==2.0\n")
     ready.commit()
     ready.ok("setup")
     assert len(ready.calls("pip")) == WORKERS
-    assert set(environments(ready, 0)) > set(earlier)
-    # Without a live run, the old environment is removed.
+    assert set(venvs(ready, 0)) > set(earlier)
+    # Without an active run, the old one is removed.
     ready.ok("stop")
     ready.ok("setup")
-    assert len(environments(ready, 0)) == 1
-    assert environments(ready, 0) != earlier
+    assert len(venvs(ready, 0)) == 1
+    assert venvs(ready, 0) != earlier
 
 
 @pytest.mark.slow
-def test_a_setup_that_gcloud_begins_twice_installs_once(cloud):
+def test_setup_that_gcloud_starts_twice_installs_once(cloud):
     cloud.tell(connection_breaks=True)
-    said = cloud.ok("setup")
+    output = cloud.ok("setup")
     assert len(cloud.calls("pip")) == WORKERS
     assert (
-        said.count("installed the packages of") == said.count("packages are installed") == WORKERS
+        output.count("installed the packages of")
+        == output.count("packages are already installed")
+        == WORKERS
     )
 
 
-def test_a_command_does_not_wait_for_another_one_for_ever(ready):
+def test_waiting_for_the_lock_times_out(ready):
     with subprocess.Popen(
         ["flock", ready.file(0, "lock"), "sh", "-c", "echo has it; sleep 60"],
         stdout=subprocess.PIPE,
@@ -387,22 +389,22 @@ def test_a_command_does_not_wait_for_another_one_for_ever(ready):
         finally:
             os.killpg(other.pid, signal.SIGKILL)
     assert done.returncode == 1
-    assert "another command has been at work here" in done.stderr
+    assert "another command holds the lock" in done.stderr
 
 
-def test_setup_of_several_workers_needs_a_key_in_an_agent(cloud):
+def test_setup_of_several_workers_requires_an_ssh_agent(cloud):
     cloud.tell(**{"tpu-vm": ["READY"]}, agent=False)
     done = cloud.tpu("setup")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert done.stderr.startswith("error: no agent holds an SSH key")
+    assert done.stderr.startswith("error: several workers require a key in an SSH agent")
     assert "ssh-add ~/.ssh/google_compute_engine" in done.stderr
-    assert cloud.asked("ssh", "scp") == []
+    assert cloud.gcloud_calls("ssh", "scp") == []
     shutil.rmtree(cloud.workers[1])
-    cloud.ok("setup")  # with a single worker, gcloud's own key suffices
+    cloud.ok("setup")  # a single worker does not require an agent
 
 
 @pytest.mark.slow
-def test_setup_installs_again_only_for_other_packages(ready):
+def test_setup_installs_again_if_the_requirements_change(ready):
     (ready.repository / "new.py").write_text("x = 1\n")
     ready.commit()
     ready.ok("setup")
@@ -417,7 +419,7 @@ def test_setup_installs_again_only_for_other_packages(ready):
 
 
 @pytest.mark.slow
-def test_setup_that_failed_is_begun_again(cloud):
+def test_setup_after_a_failed_setup(cloud):
     cloud.tell(pip_status=1)
     assert cloud.tpu("setup").returncode != 0
     cloud.tell(pip_status=None)
@@ -443,7 +445,7 @@ def test_setup_from_a_repository(cloud):
     ]
 
 
-def test_setup_fetches_a_python_that_is_missing(cloud):
+def test_setup_downloads_a_missing_python(cloud):
     fetched = """
 if argv[:2] == ["python", "find"]:
     print(HERE / "bin/python3.11")
@@ -468,10 +470,10 @@ record("uv", argv)
 # --- train ---
 
 
-def test_train_starts_a_detached_run_on_every_worker(ready):
+def test_train_starts_a_detached_run_on_all_workers(ready):
     flags = [*FLAGS, "--config.train_for=2 epochs", "--config.name=it's $HOME"]
-    said = ready.train(*flags)
-    assert said.count("nothing to stop") == said.count("started, process group") == WORKERS
+    output = ready.train(*flags)
+    assert output.count("no run to stop") == output.count("started, process group") == WORKERS
     assert ready.runs_of() == [[*flags, "--distributed=auto"]] * WORKERS
     for index in range(WORKERS):
         group = ready.group(index)
@@ -484,28 +486,28 @@ def test_train_starts_a_detached_run_on_every_worker(ready):
     assert folders == {str(ready.file(index, "source").resolve()) for index in range(WORKERS)}
 
 
-def test_a_start_that_gcloud_begins_twice_starts_once(ready):
+def test_second_start_with_the_same_flags_does_nothing(ready):
     ready.tell(connection_breaks=True)
     worker = ready.file(0, "tpu_worker.sh")
     twice = [ready.run("bash", worker, "start", *FLAGS) for _ in range(2)]
     assert [done.returncode for done in twice] == [0, 0]
-    assert "started already, process group" in twice[1].stdout
+    assert "already started, process group" in twice[1].stdout
     other = ready.run("bash", worker, "start", *FLAGS, "--config.seed=1")
     assert (other.returncode, other.stderr.count("\n")) == (1, 1)
-    assert "another run is alive" in other.stderr
+    assert "another run is active" in other.stderr
     assert ready.group(0)
     wait_until(lambda: ready.calls("runs"))
     assert len(ready.calls("runs")) == 1
 
 
-def test_train_through_a_connection_that_breaks(ready):
+def test_train_that_gcloud_starts_twice_starts_one_run(ready):
     ready.tell(connection_breaks=True)
     ready.train(*FLAGS)
     assert ready.runs_of() == [[*FLAGS, "--distributed=auto"]] * WORKERS
 
 
 @pytest.mark.slow
-def test_train_gives_the_host_huge_pages(ready):
+def test_train_enables_huge_pages(ready):
     ready.train(*FLAGS)
     assert ready.huge_pages.read_text() == "always\n"
     assert ready.calls("sudo")[0] == ["-n", "tee", str(ready.huge_pages)]
@@ -515,16 +517,16 @@ def test_train_gives_the_host_huge_pages(ready):
     assert ready.calls("sudo") == []
 
 
-def test_train_goes_on_without_huge_pages(ready):
+def test_train_without_permission_for_huge_pages(ready):
     ready.tell(no_sudo=True)
     done = ready.tpu("train", "--", *FLAGS)
     assert done.returncode == 0
-    assert done.stderr.count("transparent hugepages stay as they are") == WORKERS
+    assert done.stderr.count("cannot enable transparent huge pages") == WORKERS
 
 
 def test_stop_ends_the_run_with_a_checkpoint(ready):
     ready.train(*FLAGS)
-    assert ready.ok("stop").count("stopped the earlier run") == WORKERS
+    assert ready.ok("stop").count("stopped the previous run") == WORKERS
     assert all("signal 15, saved" in ready.log(index) for index in range(WORKERS))
 
 
@@ -538,11 +540,13 @@ def test_outcome(ready):
     wait_until(lambda: ready.ok("outcome") == "ended 0\n")
 
 
-def test_flags_for_ssh(ready):
+def test_ssh_flags(ready):
     ready.ok("setup", "--ssh-flag=--internal-ip", "--ssh-flag=--ssh-flag=-p 22")
-    for call in ready.asked("ssh"):
+    for call in ready.gcloud_calls("ssh"):
         assert call[-3:-1] == ["--internal-ip", "--ssh-flag=-p 22"]
-    assert [call[-2:] for call in ready.asked("scp")] == [["--internal-ip", "--scp-flag=-p 22"]]
+    assert [call[-2:] for call in ready.gcloud_calls("scp")] == [
+        ["--internal-ip", "--scp-flag=-p 22"]
+    ]
 
 
 @pytest.mark.slow
@@ -552,34 +556,34 @@ def test_several_slices(cloud):
         cloud.workers[index].rename(cloud.folder / f"my-tpu-{index}/worker0")
     slices = "--node-count=2"
     cloud.ok("create", slices, "--wait")
-    call = cloud.asked("create")[0]
+    call = cloud.gcloud_calls("create")[0]
     assert "--node-count=2" in call
     assert not any(word.startswith("--node-id") for word in call)
     cloud.ok("setup", slices)
     assert len(cloud.calls("pip")) == 2
     cloud.ok("train", slices, "--", *FLAGS)
     wait_until(lambda: len(cloud.calls("runs")) == 2)
-    assert sorted({call[4] for call in cloud.asked("ssh")}) == ["my-tpu-0", "my-tpu-1"]
+    assert sorted({call[4] for call in cloud.gcloud_calls("ssh")}) == ["my-tpu-0", "my-tpu-1"]
     assert cloud.ok("status", slices).count("running, process group") == 2
-    # If one slice is lost, the TPU as a whole is lost.
+    # If one slice is preempted, the run cannot continue on the others.
     cloud.tell(**{"tpu-vm": ["READY", "PREEMPTED"]})
-    assert "the TPU VM my-tpu-1 is PREEMPTED" in cloud.ok("status", slices)
+    assert "TPU VM my-tpu-1 is PREEMPTED" in cloud.ok("status", slices)
     cloud.tell(agent=False, **{"tpu-vm": ["READY"]})
-    assert "no agent holds an SSH key" in cloud.tpu("setup", slices).stderr
+    assert "require a key in an SSH agent" in cloud.tpu("setup", slices).stderr
 
 
 @pytest.mark.slow
-def test_train_keeps_the_user_s_distributed_flag(ready):
+def test_train_keeps_a_given_distributed_flag(ready):
     ready.train(*FLAGS, "--distributed=off")
     assert ready.runs_of() == [[*FLAGS, "--distributed=off"]] * WORKERS
 
 
-def test_train_ends_the_earlier_run_everywhere_before_it_starts_one(ready):
+def test_train_ends_the_previous_run_on_all_workers_first(ready):
     ready.train(*FLAGS)
     earlier = [ready.group(index) for index in range(WORKERS)]
-    said = ready.train(*FLAGS, "--config.seed=1")
-    assert [line.split(": ")[1].split(",")[0] for line in said.splitlines()] == [  # in this order
-        *["stopped the earlier run"] * WORKERS,
+    output = ready.train(*FLAGS, "--config.seed=1")
+    assert [line.split(": ")[1].split(",")[0] for line in output.splitlines()] == [  # in this order
+        *["stopped the previous run"] * WORKERS,
         *["started"] * WORKERS,
     ]
     assert not any(alive(group) for group in earlier)
@@ -595,48 +599,48 @@ def test_train_ends_the_earlier_run_everywhere_before_it_starts_one(ready):
 def test_a_run_that_does_not_stop_is_killed(ready):
     ready.train(*FLAGS, "--stubborn")
     earlier = [ready.group(index) for index in range(WORKERS)]
-    said = ready.ok("train", "--grace=0", "--", *FLAGS)
-    assert said.count("killed the earlier run") == WORKERS
+    output = ready.ok("train", "--grace=0", "--", *FLAGS)
+    assert output.count("killed the previous run") == WORKERS
     assert not any(alive(group) for group in earlier)
 
 
 @pytest.mark.slow
-def test_a_number_that_is_another_program_s_by_now_is_left_alone(ready):
+def test_a_reused_process_id_is_not_killed(ready):
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as other:
         try:
             ready.file(0, "run.pid").write_text(f"{other.pid} 1\n")
-            assert ready.train(*FLAGS).count("nothing to stop") == WORKERS
+            assert ready.train(*FLAGS).count("no run to stop") == WORKERS
             assert other.poll() is None
         finally:
             other.kill()
 
 
-def test_a_run_that_ended_says_so(ready):
+def test_status_after_the_end_of_a_run(ready):
     ready.train(*FLAGS, "--quick")
     wait_until(lambda: "ended with status 0" in ready.log(0))
     assert ready.ok("status").count("no run; last line: === ") >= 1
 
 
-def test_after_a_preemption_the_same_command_runs_again(ready):
+def test_train_without_flags_uses_the_recorded_flags(ready):
     flags = [*FLAGS, "--config.train_for=2 epochs", "--config.name=it's"]
     ready.train(*flags)
     ready.end()
     ready.new_machines()  # with empty folders
     ready.tell(**{"queued-resources": ["SUSPENDED"], "tpu-vm": None})
-    assert "create --wait, setup and train go on with the run" in ready.ok("status")
+    assert "to resume the run: keep, or create --wait" in ready.ok("status")
     ready.ok("create", "--wait")
     ready.ok("setup")
     ready.forget()
-    assert "again: --config=configs" in ready.train()
+    assert "using the recorded flags: --config=configs" in ready.train()
     assert ready.runs_of() == [[*flags, "--distributed=auto"]] * WORKERS
 
 
 @pytest.mark.slow
-def test_each_tpu_has_its_own_last_command(ready):
+def test_flags_are_recorded_per_tpu(ready):
     ready.train(*FLAGS)
-    done = ready.run(ready.script, "train", "--name=other", *PLACE)
+    done = ready.run(ready.script, "train", "--name=other", *LOCATION)
     assert done.returncode == 2
-    assert "no earlier run of other is recorded" in done.stderr
+    assert "no flags are recorded for other" in done.stderr
 
 
 def test_train_before_setup_fails(cloud):
@@ -646,13 +650,15 @@ def test_train_before_setup_fails(cloud):
     cloud.file(1, "venv").unlink()
     done = cloud.tpu("train", "--", *FLAGS)
     assert done.returncode == 1
-    assert "not set up: run setup first" in done.stderr
+    assert "setup is required first" in done.stderr
 
 
-def test_a_workdir_on_the_vm_is_warned_of(ready):
+def test_train_warns_of_a_workdir_on_the_tpu_vm(ready):
     done = ready.tpu("train", "--", FLAGS[0], "--workdir=runs/here")
     assert done.returncode == 0
-    assert done.stderr.startswith("warning: runs/here is lost with the TPU VM")
+    assert done.stderr.startswith(
+        "warning: --workdir=runs/here is a separate folder on each worker"
+    )
 
 
 # --- logs, status, delete ---
@@ -691,7 +697,7 @@ def test_logs_before_a_run(ready):
     assert "there is no log yet" in done.stderr
 
 
-def test_status_of_what_runs(ready):
+def test_status_of_an_active_run(ready):
     ready.train(*FLAGS)
     wait_until(lambda: all("flags" in ready.log(index) for index in range(WORKERS)))
     first, *lines = ready.ok("status").splitlines()
@@ -702,32 +708,32 @@ def test_status_of_what_runs(ready):
         assert sum(state in line for line in lines) == 1
 
 
-def test_status_of_nothing(cloud):
-    assert cloud.ok("status") == "queued resource my-tpu: none\n"
+def test_status_without_a_queued_resource(cloud):
+    assert cloud.ok("status") == "queued resource my-tpu: NOT_FOUND\n"
     assert cloud.calls("gcloud") == [DESCRIBE]
 
 
-def test_status_says_why(cloud):
+def test_status_prints_the_error_of_the_request(cloud):
     cloud.tell(**{"queued-resources": [["FAILED", "no quota"]]})
     assert cloud.ok("status").startswith("queued resource my-tpu: FAILED, no quota\n")
 
 
 @pytest.mark.parametrize("answer", ["y\n", "yes\n"])
-def test_delete_asks(cloud, answer):
+def test_delete_after_confirmation(cloud, answer):
     cloud.tell(**{"queued-resources": ["ACTIVE"]})
     assert cloud.tpu("delete", input=answer).returncode == 0
     assert cloud.calls("gcloud") == [DELETE]
 
 
 @pytest.mark.parametrize("answer", ["n\n", "\n", "", "why\n"])
-def test_delete_takes_no_for_an_answer(cloud, answer):
+def test_delete_without_confirmation_fails(cloud, answer):
     done = cloud.tpu("delete", input=answer)
     assert done.returncode == 1
     assert "nothing was deleted" in done.stderr
     assert cloud.calls("gcloud") == []
 
 
-def test_delete_without_a_question(cloud):
+def test_delete_yes(cloud):
     cloud.tell(**{"queued-resources": ["ACTIVE"]})
     cloud.ok("delete", "--yes")
     assert cloud.calls("gcloud") == [DELETE]
@@ -743,104 +749,104 @@ def keep(cloud, *flags, hours="1", retries=1):
     return cloud.start(cloud.script, "keep", *TPU, *words, env=env)
 
 
-def ended(process):
+def wait_for_keep(process):
     """Waits for keep; returns its status, output and errors, without gcloud's usual messages."""
     out, err = process.communicate(timeout=60)
     return process.returncode, out, fakes.CHATTER.sub("", err)
 
 
-def test_keep_takes_a_run_from_nothing_to_its_end(cloud):
-    status, out, err = ended(keep(cloud, "--quick"))
+def test_keep_creates_trains_and_deletes(cloud):
+    status, out, err = wait_for_keep(keep(cloud, "--quick"))
     assert (status, err) == (0, "")
-    assert out.splitlines()[-1] == "keep: the run has ended"
+    assert out.splitlines()[-1] == "keep: the run has completed"
     assert cloud.runs_of() == [[*FLAGS, "--quick", "--distributed=auto"]] * WORKERS
-    assert [call[:4] for call in cloud.asked("create", "delete")] == [
+    assert [call[:4] for call in cloud.gcloud_calls("create", "delete")] == [
         [*QUEUED, "create"],
         [*QUEUED, "delete"],
     ]
 
 
 @pytest.mark.slow
-def test_keep_goes_on_after_a_preemption(cloud):
+def test_keep_resumes_after_a_preemption(cloud):
     process = keep(cloud)
     wait_until(lambda: len(cloud.calls("runs")) == WORKERS)
-    wait_until(lambda: cloud.asked("ssh")[-1][-1].endswith("outcome"))
+    wait_until(lambda: cloud.gcloud_calls("ssh")[-1][-1].endswith("outcome"))
     cloud.tell(**{"tpu-vm": ["PREEMPTED"]})
     for index in range(WORKERS):
         os.killpg(cloud.group(index), signal.SIGKILL)
     cloud.new_machines()
     wait_until(lambda: len(cloud.calls("runs")) == 2 * WORKERS)
     cloud.tell(finish=True)
-    status, out, err = ended(process)
+    status, out, err = wait_for_keep(process)
     assert status == 0
-    assert "ACTIVE: the TPU VM my-tpu is PREEMPTED; asking anew" in out
-    assert len(cloud.asked("create")) == len(cloud.asked("delete")) == 2
+    assert "ACTIVE: TPU VM my-tpu is PREEMPTED; requesting it again" in out
+    assert len(cloud.gcloud_calls("create")) == len(cloud.gcloud_calls("delete")) == 2
     assert cloud.runs_of() == [[*FLAGS, "--distributed=auto"]] * 2 * WORKERS
-    assert "costs" not in err
+    assert "billed" not in err
 
 
 @pytest.mark.slow
-def test_keep_starts_what_was_stopped_from_outside_again(cloud):
+def test_keep_restarts_a_run_that_received_sigterm(cloud):
     process = keep(cloud, retries=0)
     wait_until(lambda: len(cloud.calls("runs")) == WORKERS)
     for index in range(WORKERS):
         cloud.run("bash", cloud.file(index, "tpu_worker.sh"), "stop", "5")
     wait_until(lambda: len(cloud.calls("runs")) == 2 * WORKERS)
     cloud.tell(finish=True)
-    assert ended(process)[0] == 0
+    assert wait_for_keep(process)[0] == 0
 
 
 @pytest.mark.slow
-def test_keep_gives_up_what_fails(cloud):
-    status, out, err = ended(keep(cloud, "--end_with=7"))
+def test_keep_limits_the_retries_of_a_failing_run(cloud):
+    status, out, err = wait_for_keep(keep(cloud, "--end_with=7"))
     assert status == 7
     assert len(cloud.calls("runs")) == 2 * WORKERS
     assert "keep: failed with status 7" in out
     assert "ended with status 7" in out.splitlines()[-1]
-    assert len(cloud.asked("create")) == len(cloud.asked("delete")) == 1
-    assert "costs" not in err
+    assert len(cloud.gcloud_calls("create")) == len(cloud.gcloud_calls("delete")) == 1
+    assert "billed" not in err
 
 
-def test_keep_gives_up_a_tpu_that_cannot_be_had(cloud):
+def test_keep_limits_the_retries_of_a_failing_request(cloud):
     cloud.tell(after_create=[["FAILED", "no quota in this zone"]])
-    status, out, _ = ended(keep(cloud))
+    status, out, _ = wait_for_keep(keep(cloud))
     assert status == 1
     assert "keep: failed with status 1: no quota in this zone" in out
-    assert len(cloud.asked("create")) == len(cloud.asked("delete")) == 2
-    assert cloud.asked("ssh") == []
+    assert len(cloud.gcloud_calls("create")) == len(cloud.gcloud_calls("delete")) == 2
+    assert cloud.gcloud_calls("ssh") == []
 
 
-@pytest.mark.slow  # the hours suffice to start the run on a slow machine
-def test_keep_ends_at_its_hours_with_a_checkpoint(cloud):
-    status, out, _ = ended(keep(cloud, hours="0.01"))
+@pytest.mark.slow  # enough time to start the run on a slow machine
+def test_keep_stops_the_run_and_deletes_at_max_hours(cloud):
+    status, out, _ = wait_for_keep(keep(cloud, hours="0.01"))
     assert status == 1
-    assert "keep: the 0.01 hours are over" in out
-    assert len(cloud.asked("create")) == len(cloud.asked("delete")) == 1
+    assert "keep: reached --max-hours=0.01" in out
+    assert len(cloud.gcloud_calls("create")) == len(cloud.gcloud_calls("delete")) == 1
     assert len(cloud.calls("runs")) == WORKERS
     assert all("signal 15, saved" in cloud.log(index) for index in range(WORKERS))
 
 
 @pytest.mark.slow
-def test_keep_that_is_interrupted_says_that_the_tpu_costs(cloud):
+def test_interrupted_keep_warns_of_the_cost(cloud):
     process = keep(cloud)
     wait_until(lambda: len(cloud.calls("runs")) == WORKERS)
-    wait_until(lambda: cloud.asked("ssh")[-1][-1].endswith("outcome"))
+    wait_until(lambda: cloud.gcloud_calls("ssh")[-1][-1].endswith("outcome"))
     os.killpg(process.pid, signal.SIGINT)
-    status, _, err = ended(process)
+    status, _, err = wait_for_keep(process)
     assert status == 130
-    assert err.splitlines()[-1].startswith("the request for my-tpu stays, and a TPU")
-    assert cloud.asked("delete") == []
+    assert err.splitlines()[-1].startswith("warning: queued resource my-tpu still exists")
+    assert cloud.gcloud_calls("delete") == []
     assert all(alive(cloud.group(index)) for index in range(WORKERS))
 
 
 @pytest.mark.slow
-def test_keep_does_not_wait_for_a_host_that_hangs_beyond_its_hours(cloud):
+def test_max_hours_ends_a_command_that_hangs(cloud):
     (cloud.folder / "bin/ssh-add").write_text("#!/bin/sh\nexec sleep 60\n")
     began = time.monotonic()
-    status, out, _ = ended(keep(cloud, hours="0.0006"))
+    status, out, _ = wait_for_keep(keep(cloud, hours="0.0006"))
     assert status == 1
-    assert "hours are over" in out
-    assert len(cloud.asked("delete")) == 1
+    assert "reached --max-hours" in out
+    assert len(cloud.gcloud_calls("delete")) == 1
     assert time.monotonic() - began < 50
 
 
@@ -864,7 +870,7 @@ def test_keep_does_not_wait_for_a_host_that_hangs_beyond_its_hours(cloud):
     ],
     ids=" ".join,
 )
-def test_a_dry_run_prints_what_is_then_run(cloud, words):
+def test_dry_run_prints_the_commands_of_a_real_run(cloud, words):
     command, *options = words
     if command in ("train", "logs", "stop", "outcome", "status"):
         cloud.ok("create")
@@ -874,10 +880,10 @@ def test_a_dry_run_prints_what_is_then_run(cloud, words):
     if command == "delete":
         cloud.tell(**{"queued-resources": ["ACTIVE"]})
     before = sorted(path for path in cloud.folder.rglob("*") if path.name != "gcloud.jsonl")
-    said = cloud.ok(command, "--dry-run", *options)
+    output = cloud.ok(command, "--dry-run", *options)
     assert sorted(path for path in cloud.folder.rglob("*")) == before
     assert cloud.calls("gcloud") == []
-    printed = [shlex.split(line) for line in said.splitlines() if not line.startswith("#")]
+    printed = [shlex.split(line) for line in output.splitlines() if not line.startswith("#")]
     if "--repo=https://example.com/a.git" in options:  # the repository does not exist
         cloud.run(
             "git", "config", "--global", "url.file:///nowhere.insteadOf", "https://example.com"
@@ -890,13 +896,13 @@ def test_a_dry_run_prints_what_is_then_run(cloud, words):
     assert {call[0] for call in printed} <= {"gcloud", "git", "mkdir", "ssh-add"}
 
 
-def test_the_fakes_are_all_there_is(cloud):
+def test_no_real_program_replaces_a_missing_fake(cloud):
     for name in ("gcloud", "python3.11", "srun", "scancel", "scontrol", "ssh", "curl"):
         found = shutil.which(name, path=cloud.env["PATH"])
         assert found is None or found.startswith(f"{cloud.folder}/bin/")
 
 
-def test_a_dry_run_needs_no_gcloud_and_no_answer(cloud):
+def test_dry_run_requires_neither_gcloud_nor_confirmation(cloud):
     (cloud.folder / "bin/gcloud").unlink()
     assert shutil.which("gcloud", path=cloud.env["PATH"]) is None
     assert cloud.ok("delete", "--dry-run") == f"gcloud {shlex.join(DELETE)}\n"
@@ -904,7 +910,7 @@ def test_a_dry_run_needs_no_gcloud_and_no_answer(cloud):
     assert (done.returncode, done.stderr) == (2, "error: gcloud is not installed\n")
 
 
-def test_variables_stand_for_options(cloud):
+def test_environment_variables_set_options(cloud):
     cloud.env |= {
         "TPU_NAME": "my-tpu",
         "TPU_ZONE": "us-west4-a",
@@ -916,21 +922,22 @@ def test_variables_stand_for_options(cloud):
     cloud.run(cloud.script, "create")
     cloud.run(cloud.script, "create", "--name=b", "--accelerator-type=v6e-1", "--dry-run")
     assert cloud.calls("gcloud") == [DESCRIBE, created(type="v6e-8", runtime="an-image")]
-    said = cloud.run(cloud.script, "create", "--name=b", "--accelerator-type=v6e-1", "--dry-run")
-    assert "create b --node-id=b" in said.stdout  # an option overrides its variable
-    assert "--accelerator-type=v6e-1 " in said.stdout
+    done = cloud.run(cloud.script, "create", "--name=b", "--accelerator-type=v6e-1", "--dry-run")
+    assert "create b --node-id=b" in done.stdout  # an option overrides its variable
+    assert "--accelerator-type=v6e-1 " in done.stdout
 
 
-def test_without_a_project_gcloud_s_own_is_used(cloud):
+def test_no_project_flag_without_a_project(cloud):
     cloud.run(cloud.script, "delete", "--yes", "--name=my-tpu", "--zone=us-west4-a")
-    assert cloud.calls("gcloud")[0][3:] == ["delete", "my-tpu", PLACE[0], "--force", "--quiet"]
+    assert cloud.calls("gcloud")[0][3:] == ["delete", "my-tpu", LOCATION[0], "--force", "--quiet"]
 
 
 def test_help_has_every_option_and_variable(cloud):
     done = cloud.run(cloud.script, "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    source = cloud.script.read_text()
-    parser = source[source.index("read_options() {") : source.index("check_options() {")]
+    files = [cloud.script, *(LAUNCH / "tpu").iterdir()]
+    source = "".join(path.read_text() for path in files)
+    parser = source[source.index("parse_options() {") : source.index("check_options() {")]
     options = set(re.findall(r"^ +(-[-a-z]+)(?:=\*)?(?: \| -h)?\)", parser, re.MULTILINE))
     variables = set(re.findall(r"\$\{(TPU_[A-Z_]+)", source)) - {"TPU_POLL_SECONDS"}  # for tests
     listed = re.findall(r"^(-[-a-z]+)", done.stdout, re.MULTILINE)
@@ -943,60 +950,72 @@ def test_help_has_every_option_and_variable(cloud):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "which command?"),
-        (["start"], "unknown argument 'start'"),
-        (["create"], "which TPU?"),
-        (["create", "--name=a"], "in which zone?"),
-        (["create", "--name=A_b", PLACE[0]], "--name=A_b: lower-case"),
-        (["create", "--name=a;b", PLACE[0]], "--name=a;b: lower-case"),
-        (["create", "--name=a", "--zone=europe"], "--zone=europe is not like"),
-        (["create", *TPU, "--project=my project"], "is not a project's id"),
-        (["create", *TPU, "--accelerator-type=v5e"], "is not like v5litepod-16"),
-        (["create", *TPU, "--accelerator-type=v5e-8"], "v5e-8 is named v5litepod-8"),
-        (["create", *TPU, "--accelerator-type=v9x-8"], "which image does a v9x-8 take?"),
-        (["create", *TPU, "--valid-until-duration=soon"], "soon is not like 6h"),
+        ([], "a command is required"),
+        (["start"], "unknown command 'start'"),
+        (["create"], "--name=NAME or TPU_NAME is required"),
+        (["create", "--name=a"], "--zone=ZONE or TPU_ZONE is required"),
+        (["create", "--name=A_b", LOCATION[0]], "invalid --name=A_b: must start"),
+        (["create", "--name=a;b", LOCATION[0]], "invalid --name=a;b: must start"),
+        (["create", "--name=a", "--zone=europe"], "invalid --zone=europe: must be a zone"),
+        (["create", *TPU, "--project=my project"], "must be a project ID"),
+        (["create", *TPU, "--accelerator-type=v5e"], "must be a type such as v5litepod-16"),
+        (["create", *TPU, "--accelerator-type=v5e-8"], "v5e-8: use v5litepod-8"),
+        (["create", *TPU, "--accelerator-type=v9x-8"], "--runtime-version=NAME is required"),
+        (["create", *TPU, "--valid-until-duration=soon"], "soon: must be a duration"),
         (
             ["create", *TPU, "--create-flag=network=a"],
-            "--create-flag=network=a: a flag of gcloud's",
+            "--create-flag=network=a: must have the form --create-flag=--FLAG",
         ),
-        (["create", *TPU, "--ssh-flag=-vvv"], "--ssh-flag=-vvv: a flag of gcloud's"),
-        (["create", *TPU, "--release-track=beta"], "--release-track=beta: ga or alpha"),
-        (["create", *TPU, "--node-count=0"], "--node-count=0: a whole number from 1"),
-        (["train", *TPU, "--create-flag=--network=a"], "is an option of create, not of train"),
-        (["keep", *TPU, "--", *FLAGS], "how many hours may the TPU be there? --max-hours=H"),
-        (["keep", *TPU, "--max-hours=soon", "--", *FLAGS], "--max-hours=soon"),
-        (["keep", *TPU, "--max-hours=1", "--retries=x", "--", *FLAGS], "--retries=x: a number"),
-        (["keep", *TPU, "--max-hours=1"], "no earlier run of my-tpu is recorded"),
+        (
+            ["create", *TPU, "--ssh-flag=-vvv"],
+            "--ssh-flag=-vvv: must have the form --ssh-flag=--FLAG",
+        ),
+        (["create", *TPU, "--release-track=beta"], "--release-track=beta: must be ga or alpha"),
+        (["create", *TPU, "--node-count=0"], "--node-count=0: must be a positive integer"),
+        (
+            ["train", *TPU, "--create-flag=--network=a"],
+            "is not an option of train, but of create, keep",
+        ),
+        (["keep", *TPU, "--", *FLAGS], "--max-hours=HOURS or TPU_MAX_HOURS is required"),
+        (["keep", *TPU, "--max-hours=soon", "--", *FLAGS], "invalid --max-hours=soon"),
+        (["keep", *TPU, "--max-hours=1", "--retries=x", "--", *FLAGS], "--retries=x: must be"),
+        (["keep", *TPU, "--max-hours=1"], "no flags are recorded for my-tpu"),
         (
             ["keep", *TPU, "--max-hours=1", "--", FLAGS[0], "--workdir=here"],
-            "keep needs --workdir=gs://",
+            "keep requires --workdir=gs://",
         ),
-        (["create", *TPU, "--runtime-version=A b"], "is not like v2-alpha-tpuv5-lite"),
-        (["create", *TPU, "--capacity=free"], "spot, on-demand or reserved"),
+        (["create", *TPU, "--runtime-version=A b"], "must be a version such as"),
+        (["create", *TPU, "--capacity=free"], "must be spot, on-demand or reserved"),
         (["create", *TPU, "--zone", "us-west4-a"], "unknown argument '--zone'"),
         (["create", *TPU, "--spots"], "unknown argument '--spots'"),
         (["create", *TPU, "there"], "unknown argument 'there'"),
-        (["create", *TPU, "--yes"], "--yes is an option of delete, not of create"),
-        (["delete", *TPU, "--capacity=spot"], "--capacity is an option of create, not of delete"),
-        (["status", *TPU, "-f"], "-f is an option of logs"),
-        (["train", *TPU, "--worker=0", "--", *FLAGS], "--worker is an option of logs"),
-        (["setup", *TPU, "--python=3.10"], "--python=3.10: 3.11 or newer"),
-        (["setup", *TPU, "--python=latest"], "--python=latest: 3.11 or newer"),
-        (["setup", *TPU, "--repo=https://a/b.git"], "--repo needs --ref"),
-        (["setup", *TPU, "--ref=v1"], "--ref needs --repo"),
-        (["setup", *TPU, "--repo=https://a/b.git", "--ref=--force"], "begins with a hyphen"),
-        (["setup", *TPU, "--", *FLAGS], "what follows -- is an option of train"),
-        (["train", *TPU], "no earlier run of my-tpu is recorded"),
-        (["train", *TPU, "--"], "there are no flags after --"),
-        (["train", *TPU, "--grace=soon", "--", *FLAGS], "--grace=soon: a number of seconds"),
-        (["train", *TPU, "--", FLAGS[1]], "need --config="),
-        (["train", *TPU, "--", FLAGS[0]], "need --workdir=gs://"),
+        (["create", *TPU, "--yes"], "--yes is not an option of create, but of delete"),
+        (["delete", *TPU, "--capacity=spot"], "--capacity is not an option of delete, but"),
+        (["status", *TPU, "-f"], "-f is not an option of status, but of logs"),
+        (
+            ["train", *TPU, "--worker=0", "--", *FLAGS],
+            "--worker is not an option of train, but of logs",
+        ),
+        (["setup", *TPU, "--python=3.10"], "--python=3.10: must be 3.N, 3.11 or newer"),
+        (["setup", *TPU, "--python=latest"], "--python=latest: must be 3.N"),
+        (["setup", *TPU, "--repo=https://a/b.git"], "--repo requires --ref"),
+        (["setup", *TPU, "--ref=v1"], "--ref requires --repo"),
+        (
+            ["setup", *TPU, "--repo=https://a/b.git", "--ref=--force"],
+            "must not begin with a hyphen",
+        ),
+        (["setup", *TPU, "--", *FLAGS], "-- is not an option of setup, but of train, keep"),
+        (["train", *TPU], "no flags are recorded for my-tpu"),
+        (["train", *TPU, "--"], "flags are required after --"),
+        (["train", *TPU, "--grace=soon", "--", *FLAGS], "--grace=soon: must be"),
+        (["train", *TPU, "--", FLAGS[1]], "--config=CONFIG is required"),
+        (["train", *TPU, "--", FLAGS[0]], "--workdir=gs://BUCKET/FOLDER is required"),
         (["train", *TPU, *FLAGS], "unknown argument '--config=configs/cifar.py:BaseCNN-2-CC'"),
-        (["logs", *TPU, "--worker=all"], "--worker=all: a number"),
-        (["logs", *TPU, "--lines=-5"], "--lines=-5: a number"),
+        (["logs", *TPU, "--worker=all"], "--worker=all: must be"),
+        (["logs", *TPU, "--lines=-5"], "--lines=-5: must be"),
     ],
 )
-def test_wrong_use_is_one_line(cloud, words, message):
+def test_usage_errors_are_one_line(cloud, words, message):
     done = cloud.run(cloud.script, *words)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")
