@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from multipath_jax.checkpoints import CONFIG_FILE
 from multipath_jax.config.keys import FOLDER, FREE_KEYS, OWN, default_config, flatten, read_config
 from multipath_jax.data.datasets import HELD_OUT, TEST
+from multipath_jax.metrics_file import counted
 from multipath_jax.runs import LoadedRun
 from multipath_jax.utils.names import printable
 
@@ -64,13 +65,15 @@ class Measured:
       split: the images, a key of `IMAGES`.
       errors: in percent, by prefix and kind: keys of `VIEWS` and of `KINDS`.
       epoch: number of epochs of training; None if unknown.
-      others: the run's errors on these images at all steps.
+      others: the run's errors on these images that count for the best checkpoint.
+      is_lowest: whether the error counts and is the lowest of these.
     """
 
     split: str
     errors: dict[tuple[str, str], float]
     epoch: float | None
     others: list[float]
+    is_lowest: bool
 
 
 def model_card(run: LoadedRun, exported: Exported) -> str:
@@ -110,9 +113,10 @@ def measured_errors(lines: Iterable[dict[str, Any]], step: int) -> Measured | No
             keys = {(view, kind): f"{split}/{view}{kind}" for view in VIEWS for kind in KINDS}
             errors = {key: line[name] for key, name in keys.items() if line.get(name) is not None}
             if errors:
-                others = [line.get(f"{split}/error") for line in lines]
-                known = [error for error in others if error is not None]
-                return Measured(split, errors, line.get("epoch"), known)
+                key = f"{split}/error"
+                others = [other[key] for other in counted(lines, key)]
+                lowest = bool(counted([line], key)) and line[key] == min(others)
+                return Measured(split, errors, line.get("epoch"), others, lowest)
     return None
 
 
@@ -202,7 +206,7 @@ def _numbers(values: Float32[np.ndarray, " c"]) -> str:
 
 def _training(run: LoadedRun, config: ConfigDict) -> Iterator[str]:
     """The data and the recipe, without paths; of weights from elsewhere, where they are from."""
-    source = printable(pathlib.PurePath(config.init_from).name)
+    source = source_of(config)
     if not run.step and source:
         yield f"The weights are those of `{source}`, where they fit; they were not trained further."
     if not run.step:
@@ -215,11 +219,24 @@ def _training(run: LoadedRun, config: ConfigDict) -> Iterator[str]:
     yield f"{run.step:,} steps on {run.description.train.count:,} training images {data}."
     if source:
         yield f"The initial weights are those of `{source}`."
-    default, own = flatten(default_config()), flatten(config)
-    keys = [key for key in own if own[key] != default[key] and key not in FREE_KEYS]
-    if keys:
+    if changed := not_defaults(config):
         yield "The keys of the config that are not the defaults:"
-        yield _block("python", [f"config.{key} = {own[key]!r}" for key in keys])
+        yield _block("python", [f"config.{key} = {value!r}" for key, value in changed.items()])
+
+
+def not_defaults(config: ConfigDict) -> dict[str, Any]:
+    """The values of a recipe that are not the defaults, by key; without `FREE_KEYS`."""
+    default = flatten(default_config())
+    return {
+        key: value
+        for key, value in flatten(config).items()
+        if value != default[key] and key not in FREE_KEYS
+    }
+
+
+def source_of(config: ConfigDict) -> str:
+    """The name of what the initial weights are from, without its folder; "" if there is none."""
+    return printable(pathlib.PurePath(config.init_from).name)
 
 
 def _error(run: LoadedRun, measured: Measured) -> Iterator[str]:
@@ -235,7 +252,7 @@ def _error(run: LoadedRun, measured: Measured) -> Iterator[str]:
     epoch = "" if measured.epoch is None else f", epoch {measured.epoch:.2f}"
     count = run.description.test.count
     yield f"Measured by the run at step {run.step:,}{epoch}, on {count:,} {IMAGES[measured.split]}."
-    if len(measured.others) > 1 and measured.errors.get(("", "error")) == min(measured.others):
+    if len(measured.others) > 1 and measured.is_lowest:
         yield f"It is the lowest of {len(measured.others)} errors of the run on these images."
 
 

@@ -28,7 +28,7 @@ from multipath_jax.data.datasets import TEST
 from multipath_jax.errors import UserError
 from multipath_jax.metrics_file import SPLITS
 from multipath_jax.parallel import processes
-from multipath_jax.parallel.compilation import enable_compilation_cache
+from multipath_jax.parallel.compilation import enable_compilation_cache, enable_shared_cache
 from multipath_jax.runs import load_run
 from multipath_jax.trainer import train
 from multipath_jax.training.run import Result
@@ -128,7 +128,10 @@ def _evaluate() -> int:
     run = run if config is None else dataclasses.replace(run, config=config)
     images_differ = run.config.dataset.holdout > 0 and TEST_SPLIT.value  # from those held out
     run = run.on_test_split() if TEST_SPLIT.value else run
-    enable_compilation_cache(run.config.compilation_cache)
+    if config is None:
+        enable_shared_cache(run.config.compilation_cache)
+    else:
+        enable_compilation_cache(config.compilation_cache)
     held_out = f", {run.config.dataset.holdout} training images held out"
     what = run.dataset.name + (" test split" if run.dataset.evaluated == TEST else held_out)
     lines = [f"{CHECKPOINT.value} checkpoint of {workdir}, step {run.step}, {what}"]

@@ -13,6 +13,7 @@ METRICS_FILE = "metrics.jsonl"
 DROPPED_FILE = "metrics.dropped.jsonl"
 # Labels of the evaluated images, by the prefix of their metrics (`Dataset.evaluated`).
 SPLITS = {TEST: "test", HELD_OUT: "held-out"}
+SOFT = "soft"  # in evaluations of a network whose discrete routers are still soft
 
 Metrics = dict[str, float]  # by the keys of ``metrics.jsonl``
 
@@ -61,6 +62,16 @@ def _is_measured(line: dict[str, Any]) -> bool:
     return isinstance(line.get("step"), int) and all(
         isinstance(value, int | float) and abs(value) <= sys.float_info.max for value in numbers
     )
+
+
+def counted(lines: Iterable[dict], key: str) -> list[dict]:
+    """The lines with an error that counts for the best checkpoint: not of soft steps (`SOFT`).
+
+    Args:
+      lines: the lines of ``metrics.jsonl``.
+      key: the key of the error.
+    """
+    return [line for line in lines if line.get(key) is not None and not line.get(SOFT)]
 
 
 def seconds_of(lines: list[dict]) -> float:

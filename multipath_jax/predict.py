@@ -28,7 +28,7 @@ from multipath_jax import gates, pictures
 from multipath_jax.data.files import LeftOut
 from multipath_jax.data.images import BadImage
 from multipath_jax.errors import UserError
-from multipath_jax.parallel.compilation import enable_compilation_cache
+from multipath_jax.parallel.compilation import enable_shared_cache
 from multipath_jax.runs import LoadedRun, load_run
 from multipath_jax.utils import cli, filesystem
 from multipath_jax.utils.names import printable
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
     """Prints a prediction for each image and returns the exit status."""
     flags = _parser().parse_args(argv)
     run = load_run(flags.workdir, flags.checkpoint).head(flags.head)
-    enable_compilation_cache(run.config.compilation_cache)
+    enable_shared_cache(run.config.compilation_cache)
     drawing = flags.routes and _drawing(run, flags.routes)
     left_out = LeftOut()
     paths = pictures.find(flags.pictures, left_out)

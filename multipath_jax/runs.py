@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx, traverse_util
-from jaxtyping import Array, Float, Num, PyTree
+from jaxtyping import Array, Float, Int, Num, PyTree
 from ml_collections import ConfigDict
 
 from multipath_jax import checkpoints
-from multipath_jax.config.keys import OWN, read_config
+from multipath_jax.config.keys import CHOICES, OWN, read_config
 from multipath_jax.data import (
     Dataset,
     Description,
@@ -147,7 +147,7 @@ class LoadedRun:
             )
         found = self.given or read_dataset(self.config.dataset)
         if self.number is not None and found.parts:
-            found = found.parts[self.number]
+            found = _part(found, self.description.name)
         now = dataclasses.replace(
             self.description, class_names=found.class_names, stored_shape=found.image_shape
         )
@@ -199,12 +199,25 @@ class LoadedRun:
         """
         if limit is not None and limit < 1:
             raise UserError(f"limit={limit} must be at least 1, or None for all images")
+        return self._test(slice(limit))
+
+    def test_images(self, numbers: Int[np.ndarray, " b"]) -> Split:
+        """The center crops of some images of the test split.
+
+        Args:
+          numbers: the numbers of the images, counted from zero, ``[b]``.
+
+        Returns:
+          The images, as `logits` takes them, and their labels.
+        """
+        return self._test(numbers)
+
+    def _test(self, chosen: slice | Int[np.ndarray, " b"]) -> Split:
         split = self.dataset.test
-        count = min(limit or len(split), len(split))
         if isinstance(split, EncodedSplit):
-            images, labels = split.load(np.arange(count))
+            images, labels = split.load(np.arange(len(split))[chosen])
         else:
-            images, labels = split.images[:count], split.labels[:count]
+            images, labels = split.images[chosen], split.labels[chosen]
         return Split(self.crop(images), labels)
 
     def evaluate(self) -> dict[str, float]:
@@ -248,10 +261,17 @@ class LoadedRun:
           The input of the network, float32 ``[b h w c]``.
 
         Raises:
-          UserError: the run is on several data sets, and no `head` was chosen; or the pixels are
-            integers but not uint8, or uint8 but the run is on float32.
+          UserError: the run is on several data sets, and no `head` was chosen; the images are not
+            ``[b h w c]`` with the channels of the run's; or the pixels are integers but not uint8,
+            or uint8 but the run is on float32.
         """
         description, images = self.head().description, jnp.asarray(images)
+        channels = description.image_shape[-1]
+        if images.ndim != 4 or images.shape[-1] != channels:
+            raise UserError(
+                f"the run in {self.workdir} is on images [b h w {channels}], got the shape "
+                f"{images.shape}; pass images of that shape, such as image[None] for one"
+            )
         if not jnp.issubdtype(images.dtype, jnp.floating) and images.dtype != description.dtype:
             raise UserError(
                 f"the run in {self.workdir} is on {description.dtype} pixels, got {images.dtype}; "
@@ -302,8 +322,8 @@ def load_run(
     Args:
       workdir: the workdir of the run, a path or an address such as ``gs://bucket/run``.
       checkpoint: ``"best"`` (lowest test error), ``"latest"``, or a step.
-      dtype: overrides the type of the computation: ``"float32"`` or ``"bfloat16"``; not together
-        with ``model``.
+      dtype: overrides the type of the computation: ``"float32"``, ``"bfloat16"`` or ``"auto"``; not
+        together with ``model``.
       model: the network, if it was passed to `Trainer(model=...)`.
       dataset: the data set, if it was passed to `Trainer(dataset=...)`; only needed to evaluate.
 
@@ -312,9 +332,11 @@ def load_run(
 
     Raises:
       UserError: the workdir has no such checkpoint, no readable config or no description of the
-        data, the checkpoint is damaged, ``model`` is not the network that was trained, or both
-        ``dtype`` and ``model`` are given.
+        data, the checkpoint is damaged, ``model`` is not the network that was trained, ``dtype`` is
+        none of these types, or both ``dtype`` and ``model`` are given.
     """
+    if dtype is not None and dtype not in CHOICES["dtype"]:
+        raise UserError(f"dtype={dtype!r} must be one of {', '.join(CHOICES['dtype'])}")
     if dtype is not None and model is not None:
         raise UserError(
             f"dtype={dtype} cannot be used with model=, whose layers have their own; remove it"
@@ -352,6 +374,17 @@ def _check_named(workdir: epath.Path, config: ConfigDict, call: str) -> None:
             f"the network of {workdir}, {config.model.name.removeprefix(OWN)}, was passed to "
             f"Trainer(model=...); pass it to {call} in Python too"
         )
+
+
+def _part(dataset: Dataset, name: str) -> Dataset:
+    """The one of several data sets that has this name. Raises UserError if there is none."""
+    for part in dataset.parts:
+        if part.name == name:
+            return part
+    raise UserError(
+        f"the data set {dataset.name} passed to load_run(dataset=...) has no part {name}; pass the "
+        "data that the run was trained on"
+    )
 
 
 def _normalized(dataset: Dataset, description: Description) -> Dataset:

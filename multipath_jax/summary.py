@@ -39,6 +39,9 @@ def main(argv: Sequence[str]) -> int:
     flags = _parser().parse_args(argv)
     if flags.table is not None and flags.names:
         raise UserError("--table cannot be combined with names; leave one of them out")
+    for flag in ("classes", "size"):
+        if getattr(flags, flag) is not None and not flags.names:
+            raise UserError(f"--{flag} needs names of networks, such as BaseCNN-2-CC; add them")
     if flags.size is not None and flags.size < 1:
         raise UserError(f"--size={flags.size} must be at least 1")
     rows = [row for name in flags.names for row in _rows_of(name, flags.classes, flags.size)]

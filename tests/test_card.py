@@ -133,6 +133,15 @@ def test_other_views_and_a_step_that_is_not_the_best(run_of):
     assert types == ["error", "flip_error", "ten_crop_error"]
 
 
+@pytest.mark.parametrize("soft", [10, 20])
+def test_errors_of_soft_steps_do_not_count(run_of, soft):
+    """Of three equal errors, one does not count; the card is of step 20."""
+    lines = [line | {"test/error": 7.125, "soft": line["step"] == soft} for line in LINES]
+    text = card.model_card(run_of(lines=lines), FILE)
+    assert ("It is the lowest of 2 errors of the run" in text) == (soft == 10)
+    assert ("lowest" in text) == (soft == 10)
+
+
 def test_held_out_images(run_of):
     lines = [{"step": 20, "epoch": 2.0, "held_out/error": 5.0}]
     text = card.model_card(run_of(lines=lines, **{"dataset.holdout": 10_000}), FILE)

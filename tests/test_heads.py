@@ -1,6 +1,7 @@
 """Heads of a network that was trained on several data sets, each used as a run on one of them."""
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 import re
@@ -116,6 +117,15 @@ def test_a_run_on_several_has_all_test_images(run):
     joined = load_several(HEADS, run.config.dataset.data_dir)
     np.testing.assert_array_equal(run.test().labels, joined.test.labels)
     assert run.other_images == run.head("toy").other_images == []
+
+
+def test_a_head_has_the_images_of_its_name(run):
+    joined = load_several(HEADS[::-1], run.config.dataset.data_dir)
+    given = dataclasses.replace(run, given=joined).head("gray")
+    np.testing.assert_array_equal(given.test().images, run.head("gray").test().images)
+    other = dataclasses.replace(joined, parts=joined.parts[1:])
+    with pytest.raises(UserError, match="has no part gray; pass the data that the run was"):
+        _ = dataclasses.replace(run, given=other).head("gray").dataset
 
 
 def test_a_head_must_be_chosen_and_exist(run):
@@ -234,7 +244,10 @@ def test_eval_prints_the_errors_of_every_data_set(run, measured, capsys, monkeyp
         monkeypatch.setattr(main, name, types.SimpleNamespace(value=value))
     monkeypatch.setattr(main.config_flags, "CONFIG", types.SimpleNamespace(value=None))
     monkeypatch.setattr(type(run), "evaluate", lambda _: measured)
+    enabled = []
+    monkeypatch.setattr(main, "enable_shared_cache", enabled.append)
     assert main._evaluate() == 0
+    assert enabled == [""]
     printed = capsys.readouterr().out.splitlines()
     assert f"best checkpoint of {run.workdir}, step 1, toy+gray test split" in printed
     for name in ("error", "toy/error", "gray/error"):

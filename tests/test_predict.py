@@ -15,6 +15,7 @@ from PIL import Image
 from multipath_jax import pictures, predict
 from multipath_jax.data.images import BadImage
 from multipath_jax.errors import UserError
+from multipath_jax.parallel import compilation
 from multipath_jax.runs import load_run
 from multipath_jax.utils import cli
 
@@ -63,6 +64,15 @@ def by_hand(run, path):
     assert found.max() < 0.99  # otherwise, the others are too small to compare
     order = np.argsort(-found)[:5]
     return [run.description.class_names[index] for index in order], found[order]
+
+
+def test_a_cache_folder_of_another_machine_is_not_used(capsys, run, folder, monkeypatch):
+    config = run.config.copy_and_resolve_references()
+    config.compilation_cache = "/dev/null/there"
+    enabled = []
+    monkeypatch.setattr(compilation, "enable_compilation_cache", enabled.append)
+    status, _, _ = answer(capsys, dataclasses.replace(run, config=config), folder / "a.png")
+    assert (status, enabled) == (0, ["auto"])
 
 
 def test_a_folder_is_answered_in_order_by_the_network(capsys, run, folder, monkeypatch):

@@ -12,6 +12,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from damage import empty, flip, remove
@@ -71,6 +72,26 @@ def test_pixels_of_another_type_are_refused(digits_run):
     )
     with pytest.raises(UserError, match="is on float32 pixels, got uint8"):
         floats.logits(images.astype(np.uint8))
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (2, 8, 8, 3), (2, 8, 8)])
+def test_images_of_another_shape_are_refused(digits_run, shape, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users do not have its checks
+    with pytest.raises(UserError, match=r"is on images \[b h w 1\], got the shape \("):
+        load_run(digits_run).logits(np.zeros(shape, np.uint8))
+
+
+@pytest.mark.parametrize("dtype", ["float17", "int8"])
+def test_other_types_of_the_computation_are_refused(digits_run, dtype):
+    with pytest.raises(UserError, match=f"dtype='{dtype}' must be one of auto, float32, bfloat16"):
+        load_run(digits_run, dtype=dtype)
+
+
+def test_test_images_by_number(digits_run):
+    run = load_run(digits_run)
+    test, found = run.dataset.test, run.test_images(np.array([5, 2]))
+    np.testing.assert_array_equal(found.images, test.images[[5, 2]])
+    np.testing.assert_array_equal(found.labels, test.labels[[5, 2]])
 
 
 @pytest.mark.parametrize("limit", [0, -5])

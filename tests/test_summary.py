@@ -87,6 +87,8 @@ def test_json_has_the_figures_as_numbers(capsys):
         (("BaseCNN", "--classes=0"), "at least 1 path and 1 class"),
         (("BaseCNN", "--size=0"), "--size=0 must be at least 1"),
         (("BaseCNN", "--size=2"), "--size=2 is too small"),
+        (("--classes=7",), "--classes needs names of networks"),
+        (("--table=4", "--size=64"), "--size needs names of networks"),
         (("BaseCNN", "--table=2"), "--table cannot be combined with names"),
     ],
 )

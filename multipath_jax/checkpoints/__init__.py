@@ -12,6 +12,7 @@ from multipath_jax.checkpoints.workdir import (
     check_workdir,
     claimed,
     move_aside,
+    with_stored_start,
     write_config,
     write_description,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "open_existing",
     "read_existing",
     "steps_in",
+    "with_stored_start",
     "write_config",
     "write_description",
 ]

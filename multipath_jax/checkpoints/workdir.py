@@ -1,6 +1,7 @@
 """The config and the description of the data in a workdir, and their comparison with a run's."""
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 
@@ -74,6 +75,26 @@ def check_workdir(workdir: epath.Path, config: ConfigDict, restart: bool = False
             f"workdir {workdir} has a run with another config ({'; '.join(differing)}); "
             "use another workdir, or the config it was started with"
         )
+
+
+def with_stored_start(workdir: epath.Path, config: ConfigDict) -> tuple[ConfigDict, list[str]]:
+    """Sets the keys of the initial weights to their values when a run began.
+
+    Args:
+      workdir: the workdir of the run, which has checkpoints.
+      config: the config with which it resumes.
+
+    Returns:
+      The config, and a line to print if values differ, in a list; otherwise an empty list.
+    """
+    stored = config_lib.read_config(workdir / CONFIG_FILE)
+    now = config_lib.flatten(json.loads(config_lib.to_json(config)))  # with absolute paths
+    begun = {key: stored[key] for key in config_lib.INITIAL_KEYS}
+    changed = [f"{key}: {begun[key]!r} -> {now[key]!r}" for key in begun if begun[key] != now[key]]
+    kept = config.copy_and_resolve_references()
+    kept.update(begun)
+    said = f"{'; '.join(changed)}: no effect on a run that has begun"
+    return kept, [said] if changed else []
 
 
 def check_data(workdir: epath.Path, description: Description) -> list[str]:

@@ -13,6 +13,8 @@ from multipath_jax.errors import UserError
 from multipath_jax.utils import filesystem, storage
 from multipath_jax.utils.names import nearest
 
+# Keys of the initial weights. They have no effect when a run resumes, which keeps their values.
+INITIAL_KEYS = ("init_from", "init_partial", "growth_noise")
 # Keys that may change when a run resumes: they set where and how often data are read and logs and
 # checkpoints are written, or how the work is sharded over devices, but not the recipe.
 FREE_KEYS = (
@@ -27,9 +29,7 @@ FREE_KEYS = (
     "checkpoint_every",
     "profile",
     "eval_batch_size",
-    "init_from",
-    "init_partial",
-    "growth_noise",
+    *INITIAL_KEYS,
     "patience",
     "mesh.data",
     "mesh.path",

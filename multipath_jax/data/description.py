@@ -49,6 +49,7 @@ class Description:
         to [0, 1] first. Of several data sets, those of each, `[d c]`.
       train, test: metadata of the splits.
       parts, original_shape: as in `Dataset`.
+      shares: of several data sets, the number of images of each in an epoch.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Description:
     test: Examples
     parts: tuple["Description", ...] = ()
     original_shape: tuple[int, int, int] | None = None
+    shares: tuple[int, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -95,6 +97,7 @@ def describe(dataset: Dataset, image_shape: tuple[int, int, int] | None = None) 
         test=_examples(dataset.test),
         parts=tuple(describe(part, image_shape) for part in dataset.parts),
         original_shape=dataset.original_shape and _shape(dataset.original_shape),
+        shares=getattr(dataset.train, "shares", ()),
     )
 
 
@@ -137,6 +140,9 @@ def differences(trained: Description, now: Description) -> dict[str, str]:
         before, after = getattr(trained, key), getattr(now, key)
         if before.shape != after.shape or np.abs(before - after).max() > _CLOSE:
             found[key] = f"{name} of the training pixels: {_rounded(before)} -> {_rounded(after)}"
+    if trained.shares and now.shares and trained.shares != now.shares:
+        shares = (", ".join(map(str, one.shares)) for one in (trained, now))
+        found["shares"] = f"images of each data set in an epoch: {' -> '.join(shares)}"
     return found
 
 
@@ -169,7 +175,7 @@ def _values(description: Description) -> dict[str, Any]:
     """The attributes by name, without those that are of several data sets, if it is of one."""
     values = dataclasses.asdict(description)
     values["parts"] = list(map(_values, description.parts))
-    absent = [name for name in ("parts", "original_shape") if not values[name]]
+    absent = [name for name in ("parts", "original_shape", "shares") if not values[name]]
     return {name: value for name, value in values.items() if name not in absent}
 
 
@@ -202,4 +208,5 @@ def _from_json(found: Any) -> Description:
         test=Examples(**found["test"]),
         parts=tuple(map(_from_json, found.get("parts", ()))),
         original_shape=_shape(found["original_shape"]) if "original_shape" in found else None,
+        shares=tuple(found.get("shares", ())),
     )

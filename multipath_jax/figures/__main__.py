@@ -49,7 +49,7 @@ from multipath_jax.figures import (
 )
 from multipath_jax.figures.explorer import Explored
 from multipath_jax.figures.inputs import FigureInputs
-from multipath_jax.parallel.compilation import enable_compilation_cache
+from multipath_jax.parallel.compilation import enable_shared_cache
 from multipath_jax.reproduce import plot, report
 from multipath_jax.reproduce.ledger import Ledger
 from multipath_jax.runs import load_run
@@ -61,9 +61,10 @@ def main(argv: Sequence[str]) -> int:
     """Draws the figures and returns the exit status."""
     flags = parse(argv)
     run = load_run(flags.workdir, flags.checkpoint).head(flags.head)
-    enable_compilation_cache(run.config.compilation_cache)
+    enable_shared_cache(run.config.compilation_cache)
     inputs = FigureInputs(run, flags)
     figures = _drawn(inputs, flags.only)
+    _check_used(flags, figures)
     inputs.check(figures)
     for name, draw in figures.items():
         for path in draw(inputs, inputs.folder / f"{name}.png"):
@@ -82,7 +83,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--only", metavar="FIGURE,...", help="figures to draw; default: all that are possible"
     )
-    parser.add_argument("--images", default="0-2", help="images in routes; default: %(default)s")
+    parser.add_argument("--images", help="images in routes; default: the first three, 0-2")
     parser.add_argument(
         "--gates", help="gates to draw; default: the four with the largest deviation over images"
     )
@@ -90,7 +91,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--classes", help="classes to draw; default: the first four (clusters: the first seven)"
     )
     parser.add_argument("--layers", help="layers in weights; default: four, evenly spaced")
-    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N test images")
+    parser.add_argument(
+        "--limit",
+        type=int,
+        metavar="N",
+        help="use N test images, evenly spaced; default: all, but 2,000 of folders and ImageNet",
+    )
     parser.add_argument(
         "--steps", type=int, default=256, help="steps of gradient ascent; default: 256"
     )
@@ -112,8 +118,23 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         value = getattr(flags, name)
         if value is not None and value < 1:
             raise UserError(f"--{name}={value} must be at least 1")
+    if not 0 <= flags.seed < 2**32:
+        raise UserError(f"--seed={flags.seed} must be from 0 to {2**32 - 1}")
+    flags.changed = [name for name in USED_BY if getattr(flags, name) != parser.get_default(name)]
     flags.only = None if flags.only is None else _figures(flags.only)
     return flags
+
+
+def _check_used(flags: argparse.Namespace, figures: Iterable[str]) -> None:
+    """Raises UserError for flags that none of the figures uses."""
+    for name in flags.changed:
+        if not USED_BY[name] & {*figures}:
+            raise UserError(
+                f"--{name} has no effect on {', '.join(figures)}; it is for "
+                f"{', '.join(sorted(USED_BY[name]))}; remove it"
+            )
+    if flags.html_images != page.IMAGES and not flags.html:
+        raise UserError("--html_images has no effect without --html; add --html or remove it")
 
 
 def _figures(text: str) -> list[str]:
@@ -136,7 +157,8 @@ def _routes(inputs: FigureInputs, path: pathlib.PurePath) -> list[pathlib.PurePa
 
 def _maximize(inputs: FigureInputs, path: pathlib.PurePath) -> list[pathlib.PurePath]:
     ascent = maximize.Ascent(steps=inputs.flags.steps, seed=inputs.flags.seed)
-    made = maximize.synthesize(inputs.run, inputs.gates, inputs.shape, ascent)
+    levels = maximize.levels_of(inputs.test.images)
+    made = maximize.synthesize(inputs.run, inputs.gates, inputs.shape, ascent, levels)
     found = maximize.maxima(inputs.observation, inputs.gates, made)
     maximize.draw(path, found, inputs.test.images, inputs.kind)
     return [path]
@@ -201,7 +223,7 @@ def _page(inputs: FigureInputs, figures: Iterable[str]) -> pathlib.PurePath:
     explored = None
     if inputs.outline.routers:
         seen = inputs.observation, inputs.test, inputs.names, inputs.kind
-        explored = Explored(inputs.outline, *seen)
+        explored = Explored(inputs.outline, *seen, inputs.numbers, inputs.total)
     drawn = [inputs.folder / f"{name}.png" for name in figures]
     page.write_page(path, inputs.run, explored, drawn, inputs.flags.html_images)
     return path
@@ -229,6 +251,15 @@ FIGURES: dict[str, Draw] = {
     "paths": _paths,
 }
 NEED_ROUTERS = FIGURES.keys() - {"weights", "tradeoff"}
+USED_BY = {  # the figures that use a flag
+    "images": {"routes"},
+    "gates": {"maximize", "histograms"},
+    "classes": {"histograms", "clusters"},
+    "layers": {"weights"},
+    "steps": {"maximize"},
+    "seed": {"maximize", "weights", "clusters", "ablation", "paths"},
+    "results": {"tradeoff"},
+}
 
 
 def _drawn(inputs: FigureInputs, only: list[str] | None) -> dict[str, Draw]:

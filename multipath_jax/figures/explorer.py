@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Num, Shaped, UInt8
+from jaxtyping import Float, Int, Num, Shaped, UInt8
 from PIL import Image
 
 from multipath_jax.data.datasets import Split
@@ -37,6 +37,8 @@ class Explored:
       split: the images and labels.
       class_names: names in the order of the logits.
       kind: kind of the images, for labels: "test" or "held-out".
+      numbers: the numbers of the images in the whole split; None if these are all its images.
+      total: number of images in the whole split; None if these are all.
     """
 
     outline: Outline
@@ -44,6 +46,8 @@ class Explored:
     split: Split
     class_names: Sequence[str]
     kind: str = "test"
+    numbers: Int[np.ndarray, " b"] | None = None
+    total: int | None = None
 
 
 def pack(explored: Explored, count: int) -> dict[str, Any]:
@@ -53,18 +57,18 @@ def pack(explored: Explored, count: int) -> dict[str, Any]:
       explored: the network and its records.
       count: largest number of images, which are evenly spaced over the split.
     """
-    numbers = selectors.evenly_spaced(range(len(explored.split.images)), count)
+    places = selectors.evenly_spaced(range(len(explored.split)), count)
     (chosen,) = selectors.most_variable_gates(explored.observation, 1)
     return {
-        "images": _images(explored, numbers),
+        "images": _images(explored, places),
         "routers": [
             {
                 "name": router.name,
                 "inputs": router.gates.shape[0],
                 "outputs": router.gates.shape[2],
-                "gates": _fractions(router.vectors[numbers]),
-                "input_strength": _fractions(relative_strength(router.input_strength).T[numbers]),
-                "output_strength": _fractions(relative_strength(router.output_strength).T[numbers]),
+                "gates": _fractions(router.vectors[places]),
+                "input_strength": _fractions(relative_strength(router.input_strength).T[places]),
+                "output_strength": _fractions(relative_strength(router.output_strength).T[places]),
             }
             for router in explored.observation.routers
         ],
@@ -73,21 +77,21 @@ def pack(explored: Explored, count: int) -> dict[str, Any]:
     }
 
 
-def _images(explored: Explored, numbers: Sequence[int]) -> dict[str, Any]:
-    probabilities = explored.observation.probabilities[numbers]
+def _images(explored: Explored, places: Sequence[int]) -> dict[str, Any]:
+    probabilities = explored.observation.probabilities[places]
     likeliest = np.argsort(-probabilities, axis=1, kind="stable")[:, :LIKELIEST]
     return {
         "kind": explored.kind,
-        "total": len(explored.split.images),
-        "numbers": list(numbers),
+        "total": explored.total or len(explored.split),
+        "numbers": list(places) if explored.numbers is None else explored.numbers[places].tolist(),
         "classes": [printable(name) for name in explored.class_names],
-        "labels": _integers(explored.split.labels[numbers]),
+        "labels": _integers(explored.split.labels[places]),
         "likeliest": {
             "count": likeliest.shape[1],
             "classes": _integers(likeliest),
             "probabilities": _fractions(np.take_along_axis(probabilities, likeliest, axis=1)),
         },
-        "thumbnails": thumbnails(explored.split.images[numbers]),
+        "thumbnails": thumbnails(explored.split.images[places]),
     }
 
 

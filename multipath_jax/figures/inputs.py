@@ -7,7 +7,7 @@ from collections.abc import Container
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Num
+from jaxtyping import Int, Num
 
 from multipath_jax import pictures
 from multipath_jax.data import EncodedSplit, Split
@@ -69,12 +69,32 @@ class FigureInputs:
         return SPLITS[given.evaluated if given else evaluated(self.run.config.dataset.holdout)]
 
     @cached_property
-    def test(self) -> Split:
-        """The test split, or its first images: by --limit, or else `MOST` if it is encoded."""
+    def total(self) -> int:
+        """The number of images in the whole test split."""
         for other in self.run.other_images:
             print(f"the data differ from those of training: {other}")
+        return len(self.run.dataset.test)
+
+    @cached_property
+    def numbers(self) -> Int[np.ndarray, " b"]:
+        """The numbers of the images in `test`, counted from zero in the whole test split.
+
+        They are evenly spaced, since splits of folders are sorted by class: as many as --limit, or
+        else `MOST` if the split is encoded, or else all.
+        """
         encoded = isinstance(self.run.dataset.test, EncodedSplit)
-        return self.run.test(self.flags.limit or (MOST if encoded else None))
+        count = self.flags.limit or (MOST if encoded else self.total)
+        if count < self.total:
+            more = "" if self.flags.limit else "; --limit=N for more"
+            print(f"{count:,} of {self.total:,} {self.kind} images, evenly spaced{more}")
+        return np.array(selectors.evenly_spaced(range(self.total), count))
+
+    @cached_property
+    def test(self) -> Split:
+        """The test split, or some of its images (`numbers`)."""
+        if len(self.numbers) == self.total:
+            return self.run.test()
+        return self.run.test_images(self.numbers)
 
     @cached_property
     def observation(self) -> Observation:
@@ -97,16 +117,18 @@ class FigureInputs:
 
     @cached_property
     def pictures(self) -> list[tuple[Num[np.ndarray, "h w c"], str]]:
-        """The selected images, with descriptions."""
+        """The selected images, with descriptions; by default the first three of the split."""
         wanted = self.flags.images
+        if wanted is None:
+            return [self._picture(number) for number in range(min(3, self.total))]
         # Image files do not need the data set.
-        count = len(self.test.labels) if selectors.needs_test_split(wanted) else 0
+        count = self.total if selectors.needs_test_split(wanted) else 0
         return [self._picture(item) for item in selectors.images(wanted, count, self.kind)]
 
     def _picture(self, item: int | pathlib.Path) -> tuple[np.ndarray, str]:
         if isinstance(item, int):
-            label = self.names[self.test.labels[item]]
-            return self.test.images[item], f"{self.kind} image {item}: {label}"
+            split = self.run.test_images(np.array([item]))
+            return split.images[0], f"{self.kind} image {item}: {self.names[split.labels[0]]}"
         try:
             return pictures.read(item, self.run), item.name
         except BadImage as error:

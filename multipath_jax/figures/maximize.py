@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from jaxtyping import Float, Int, Num, UInt8
+from jaxtyping import Float, Int, Num
 from matplotlib.figure import Figure, SubFigure
 from tqdm import tqdm
 
@@ -24,6 +24,7 @@ from multipath_jax.gates import Observation, Trained, outline
 
 SHOWN = 10  # number of images with the highest, and with the lowest values
 COLUMNS = 5
+BYTES = np.array([0, 255], np.uint8)  # the lowest and highest value of a uint8 pixel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Maximum:
     highest: Int[np.ndarray, " k"]
     lowest: Int[np.ndarray, " k"]
     values: Float[np.ndarray, " b"]
-    synthesized: UInt8[np.ndarray, "h w c"]
+    synthesized: Num[np.ndarray, "h w c"]
     score: float
     highest_score: float
 
@@ -96,6 +97,7 @@ def synthesize(
     gates: Sequence[GateIndex],
     image_shape: tuple[int, int, int],
     ascent: Ascent = Ascent(),
+    levels: Num[np.ndarray, "2"] = BYTES,
 ) -> Synthesized:
     """Computes an image for each gate by gradient ascent, all in one batch.
 
@@ -104,11 +106,10 @@ def synthesize(
       gates: the g gates.
       image_shape: height, width and channels.
       ascent: the hyperparameters.
+      levels: the lowest and highest value of a pixel, in the type of the pixels (`levels_of`).
     """
     columns = _columns(trained, gates, image_shape)
-    low, high = (
-        trained.prepare(jnp.full((1, *image_shape), level, jnp.uint8)) for level in (0, 255)
-    )
+    low, high = (trained.prepare(jnp.full((1, *image_shape), level)) for level in levels)
     reach = round(ascent.shift * min(image_shape[:2]))
 
     @jax.jit
@@ -139,9 +140,20 @@ def synthesize(
     for number in tqdm(range(ascent.steps), "maximizing", unit="step", leave=False, disable=None):
         rate = ascent.rate * (1 - number / ascent.steps)
         x = step(trained.variables, x, jax.random.fold_in(key, number), rate)
-    pixels = np.rint(255 * np.asarray((x - low) / (high - low))).astype(np.uint8)
+    darkest, lightest = map(float, levels)
+    pixels = darkest + (lightest - darkest) * np.asarray((x - low) / (high - low))
+    if levels.dtype == np.uint8:
+        pixels = np.rint(pixels)
+    pixels = pixels.astype(levels.dtype)
     after = scores(trained.variables, trained.prepare(jnp.asarray(pixels)))
     return Synthesized(pixels, np.asarray(before), np.asarray(after))
+
+
+def levels_of(images: Num[np.ndarray, "b h w c"]) -> Num[np.ndarray, "2"]:
+    """The lowest and highest value of a pixel: of uint8 images 0 and 255, else of these images."""
+    if images.dtype == np.uint8:
+        return BYTES
+    return np.array([images.min(), images.max()])
 
 
 def _columns(trained, gates, image_shape) -> list[tuple[tuple[str, ...], int, int]]:

@@ -14,10 +14,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from multipath_jax.card import not_defaults, source_of
+from multipath_jax.config.keys import OWN
 from multipath_jax.data.datasets import evaluated
 from multipath_jax.figures import explorer
 from multipath_jax.figures.explorer import Explored
-from multipath_jax.metrics_file import SPLITS, seconds_of
+from multipath_jax.metrics_file import SPLITS, counted, seconds_of
 from multipath_jax.models.complexity import complexity
 from multipath_jax.runs import LoadedRun
 from multipath_jax.utils.progress import duration
@@ -37,6 +39,7 @@ TITLES = {  # titles of the figures, by file name
     "ablation": "Error with gates that do not depend on the image",
     "paths": "Active paths of every class",
 }
+OPTIONS = ("accumulate", "ema", "label_smoothing", "loss")  # stated if they are not the defaults
 CURVES = tuple(f"{split}/{name}" for split in ("train", *SPLITS) for name in ("loss", "error"))
 
 
@@ -92,21 +95,55 @@ def facts(run: LoadedRun, lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """
     config = run.config
     size = complexity(run.model, run.description.image_shape)
-    optimizer = config.optimizer
     return {
         "network": f"{config.model.name} {config.model.options}".strip(),
         "data set": _data(run),
         **_held_out(config.dataset),
         **_results(lines, evaluated(config.dataset.holdout)),
+        **_weights(run),
         "parameters": f"{size.params / 1e6:.3g} M",
         "multiply-adds an image": f"{size.multiply_adds / 1e6:,.4g} M",
         "layers, routers": f"{size.depth}, {size.routers}",
-        "trained for": f"{config.train_for} in batches of {config.batch_size}",
-        "learning rate": _rate(config.schedule),
-        "momentum, weight decay": f"{optimizer.momentum:g}, {optimizer.weight_decay:g}",
-        "augmentation": _augmentation(config),
-        "seed": str(config.seed),
+        **(_training(config) if run.step else {}),
         "checkpoint": f"step {run.step}",
+    }
+
+
+def _weights(run: LoadedRun) -> dict[str, str]:
+    """What the weights are from, if not from random ones."""
+    source = source_of(run.config)
+    if source and not run.step:
+        return {"weights": f"{source}, not trained further"}
+    return {"initial weights": source} if source else {}
+
+
+def _training(config: ConfigDict) -> dict[str, str]:
+    """The recipe."""
+    chosen = {
+        key: str(value).removeprefix(OWN)
+        for key, value in not_defaults(config).items()
+        if key in OPTIONS or key.startswith("finetune.")
+    }
+    return {
+        "trained for": f"{config.train_for} in batches of {config.batch_size}",
+        **_optimizer(config),
+        "augmentation": _augmentation(config),
+        **chosen,
+        "seed": str(config.seed),
+    }
+
+
+def _optimizer(config: ConfigDict) -> dict[str, str]:
+    optimizer = config.optimizer
+    if optimizer.name.startswith(OWN):  # it replaces the schedule and the weight decay, too
+        return {"optimizer": "passed to Trainer"}
+    sgd = optimizer.name == "sgd"
+    nesterov = " (Nesterov)" if optimizer.nesterov else ""
+    return {
+        "optimizer": f"{optimizer.name} {optimizer.options}".strip(),
+        "learning rate": _rate(config.schedule),
+        **({"momentum": f"{optimizer.momentum:g}{nesterov}"} if sgd else {}),
+        "weight decay": f"{optimizer.weight_decay:g}",
     }
 
 
@@ -144,8 +181,8 @@ def _results(lines: Sequence[Mapping[str, Any]], split: str) -> dict[str, str]:
     tested = [line for line in lines if line.get(key) is not None]
     results = {}
     if tested:
-        best = min(tested, key=lambda line: line[key])
-        for name, line in (("final", tested[-1]), ("best", best)):
+        best = sorted(counted(lines, key), key=lambda line: line[key])[:1]
+        for name, line in zip(("final", "best"), (tested[-1], *best), strict=False):
             results[f"{name} {kind} error"] = f"{line[key]:.2f} % (epoch {line['epoch']:g})"
     if seconds_of(lines):
         results["time"] = duration(seconds_of(lines))

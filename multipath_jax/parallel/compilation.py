@@ -110,6 +110,16 @@ def enable_compilation_cache(folder: str, workdir: str | os.PathLike = "") -> No
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
+def enable_shared_cache(stored: str) -> None:
+    """Enables the cache of this machine's user, to use a run that another machine may have trained.
+
+    Args:
+      stored: the run's ``config.compilation_cache``: "" disables the cache; a folder is ignored,
+        since it may not exist here.
+    """
+    enable_compilation_cache(stored and "auto")
+
+
 def _cache_folder(name: str, workdir: str | os.PathLike) -> str:
     """Creates the cache folder and returns its path. Raises UserError if that is not possible."""
     if name == "auto":

@@ -35,7 +35,7 @@ MEASURES = {
 }
 TRIALS = {2: 3, 3: 3, 4: 1}  # by table; the paper states none for Table 4
 # Keys of the initial weights, which are free when a run resumes, but alter a trial.
-INITIAL = {"init_from", "init_partial", "growth_noise"}
+INITIAL = {*config_lib.INITIAL_KEYS}
 # Keys that may differ from the recipe without altering a trial: the keys that do not change
 # results, the seed, and the type of the computation.
 CHOSEN = {*config_lib.FREE_KEYS, "seed", "trials", "dtype"} - INITIAL

@@ -13,7 +13,7 @@ from multipath_jax.data.datasets import TEST
 from multipath_jax.data.description import Description
 from multipath_jax.errors import Failure, UserError
 from multipath_jax.layers import choice
-from multipath_jax.metrics_file import METRICS_FILE, SPLITS, Metrics
+from multipath_jax.metrics_file import METRICS_FILE, SOFT, SPLITS, Metrics
 from multipath_jax.parallel import processes
 from multipath_jax.training.hooks import (
     Checkpointing,
@@ -73,7 +73,7 @@ class Run:
     Attributes:
       setup: the data set, model, optimizer and compiled functions.
       plan: the durations in steps.
-      config: the config, with the seed of this run.
+      config: the config, with the seed of this run, and the initial weights that it began with.
       workdir: the workdir.
       checkpoints: the checkpoints of the workdir.
       carry: the current state and metrics.
@@ -108,7 +108,7 @@ class Run:
         self.workdir, self.checkpoints = workdir, checkpoints
         with progress.at_work("reading the checkpoint or making the network"):
             self.carry, self.notes = self._start()
-        ckpt.write_config(workdir, config)
+        ckpt.write_config(workdir, self.config)
         ckpt.write_description(workdir, setup.description)
         self.step = int(self.carry.state.step)
         self.test: dict[str, float] = {}
@@ -143,7 +143,8 @@ class Run:
         """The first carry of this process, and lines to print about it."""
         carry, lines = self.checkpoints.restore_newest(self.setup.abstract_carry)
         if carry is not None:
-            return carry, lines
+            self.config, more = ckpt.with_stored_start(self.workdir, self.config)
+            return carry, [*lines, *more]
         carry, more = first_carry(self.setup, self.config)
         return carry, [*lines, *more]
 
@@ -190,6 +191,7 @@ class Run:
             self.test = self._evaluate()
             split = self.setup.dataset.evaluated
             values |= {f"{split}/{name}": value for name, value in self.test.items()}
+            values |= {} if self._counts() else {SOFT: 1.0}
         return values | self.clock.measured(self.step) if values else {}
 
     def _training_values(self) -> Metrics:

@@ -28,6 +28,7 @@ TRAINED = Description(
     std=np.float32([0.3, 0.2, 0.1]),
     train=Examples(1203, "aa"),
     test=Examples(120, "bb"),
+    shares=(6, 10),
 )
 NAMES = tuple(f"class {number}" for number in range(1000))
 
@@ -46,6 +47,7 @@ NAMES = tuple(f"class {number}" for number in range(1000))
         ("train", Examples(1203, "cc"), "different training images: aa -> cc"),
         ("test", Examples(121, "cc"), "120 -> 121 evaluation images"),
         ("test", Examples(120, "cc"), "different evaluation images: bb -> cc"),
+        ("shares", (8, 8), "images of each data set in an epoch: 6, 10 -> 8, 8"),
         (
             "mean",
             np.float32([0.1, 0.25, 0.3]),
@@ -67,6 +69,7 @@ def test_what_differs_is_named(key, now, words):
 def test_where_it_lies_and_what_a_decoder_rounds_make_no_difference():
     elsewhere = dataclasses.replace(TRAINED, name="moved", mean=TRAINED.mean + np.float32(2e-4))
     assert differences(TRAINED, elsewhere) == {}
+    assert differences(dataclasses.replace(TRAINED, shares=()), TRAINED) == {}  # of older runs
 
 
 def test_many_classes_are_not_all_listed():

@@ -1,5 +1,7 @@
 """Tests of `multipath_jax.figures` as a program: all figures of a run, seeds, error messages."""
 
+import base64
+import dataclasses
 import json
 import re
 
@@ -16,6 +18,8 @@ from multipath_jax.config.keys import default_config
 from multipath_jax.data import Dataset, Split, describe
 from multipath_jax.errors import Failure
 from multipath_jax.figures import __main__ as figures
+from multipath_jax.figures import inputs as inputs_lib
+from multipath_jax.parallel import compilation
 from multipath_jax.runs import LoadedRun
 
 PICTURES = {
@@ -103,14 +107,58 @@ def test_figures_go_into_the_workdir_and_replace_older_ones(routed):
 
 
 def test_all_on_one_page(routed):
-    run("--only=histograms,weights", "--html", "--html_images=7")
+    run("--only=histograms,weights", "--html", "--html_images=7", "--limit=20")
     page = (routed / "figures" / "report.html").read_text()
     (data,) = re.findall(r'<script type="application/json" id="data">(.*)</script>', page)
     data = json.loads(data)
     assert dict(data["facts"])["network"] == "Small-2-CC"
     assert [figure["title"][:5] for figure in data["figures"]] == ["Gates", "Weigh"]
-    assert data["explorer"]["images"]["total"] == 30
-    assert len(data["explorer"]["images"]["numbers"]) == 7
+    images, test = data["explorer"]["images"], figures.load_run(None, None).dataset.test
+    assert images["total"] == 30
+    assert (len(images["numbers"]), images["numbers"][-1]) == (7, 29)
+    labels = np.frombuffer(base64.b64decode(images["labels"]), "<u2")
+    np.testing.assert_array_equal(labels, test.labels[images["numbers"]])
+
+
+def inputs_of(*argv):
+    return inputs_lib.FigureInputs(
+        figures.load_run(None, None), figures.parse(["--workdir=RUN", *argv])
+    )
+
+
+@pytest.mark.parametrize("limit", ["", "--limit=4"])
+def test_fewer_images_are_evenly_spaced_and_keep_their_numbers(routed, capsys, monkeypatch, limit):
+    if not limit:  # as of a folder
+        monkeypatch.setattr(inputs_lib, "EncodedSplit", Split)
+        monkeypatch.setattr(inputs_lib, "MOST", 4)
+    inputs = inputs_of("--images=25", *filter(None, [limit]))
+    test = inputs.run.dataset.test
+    np.testing.assert_array_equal(inputs.test.images, test.images[[0, 10, 19, 29]])
+    np.testing.assert_array_equal(inputs.test.labels, test.labels[[0, 10, 19, 29]])
+    more = "" if limit else "; --limit=N for more"
+    assert capsys.readouterr().out == f"4 of 30 test images, evenly spaced{more}\n"
+    ((image, what),) = inputs.pictures
+    np.testing.assert_array_equal(image, test.images[25])
+    assert what == f"test image 25: {small_networks.CLASSES[test.labels[25]]}"
+
+
+def test_routes_are_of_three_images_or_of_all_if_there_are_fewer(routed):
+    inputs = inputs_of("--limit=1")
+    assert [what.partition(":")[0] for _, what in inputs.pictures] == [
+        f"test image {number}" for number in range(3)
+    ]
+    inputs, test = inputs_of(), inputs.run.dataset.test
+    few = dataclasses.replace(inputs.run.dataset, test=Split(test.images[:2], test.labels[:2]))
+    inputs.run.__dict__["dataset"] = few
+    assert len(inputs.pictures) == 2
+
+
+def test_a_cache_folder_of_another_machine_is_not_used(routed, monkeypatch):
+    figures.load_run(None, None).config.compilation_cache = "/dev/null/there"
+    enabled = []
+    monkeypatch.setattr(compilation, "enable_compilation_cache", enabled.append)
+    run("--only=tradeoff")
+    assert enabled == ["auto"]
 
 
 def test_images_that_were_held_out_are_called_so(routed, capsys, monkeypatch):
@@ -172,6 +220,12 @@ def test_a_network_without_routers_has_what_it_can_have(unrouted, capsys):
         (["--limit=0"], "--limit=0 must be at least 1"),
         (["--html_images=0"], "--html_images=0 must be at least 1"),
         (["--steps=few"], "invalid int value: 'few'"),
+        (["--seed=-1"], "--seed=-1 must be from 0 to 4294967295"),
+        (["--seed=4294967296"], "--seed=4294967296 must be from 0 to 4294967295"),
+        (["--only=classes", "--layers=x"], "--layers has no effect on classes; it is for weights"),
+        (["--only=weights", "--steps=3"], "--steps has no effect on weights; it is for maximize"),
+        (["--only=weights,tradeoff", "--images=1"], "no effect on weights, tradeoff; it is for r"),
+        (["--html_images=7"], "--html_images has no effect without --html"),
         (["--out=FILE/figures"], "cannot be written"),
         (["--out=/proc"], "--out: /proc cannot be written"),
         (["--out=dangling"], "is a broken link to gone; fix or remove it"),

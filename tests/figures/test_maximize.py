@@ -48,6 +48,27 @@ def test_a_penalty_keeps_the_image_near_the_mean_colour(made):
     assert sizes[0] < sizes[1] / 4
 
 
+class OfFloats(small_networks.Trained):
+    """A network on float pixels; as a run on them, it refuses uint8."""
+
+    def prepare(self, images):
+        assert images.dtype == np.float32
+        return images
+
+
+def test_images_of_floats_have_their_type_and_range():
+    network = small_networks.network()
+    images = (small_networks.images() / 50 - 2).astype(np.float32)
+    levels = maximize.levels_of(images)
+    assert levels.tolist() == [images.min(), images.max()]
+    trained = OfFloats(network.model, network.variables)
+    made = maximize.synthesize(trained, GATES, (8, 8, 2), ASCENT, levels)
+    assert made.images.dtype == np.float32
+    # Within the levels up to rounding.
+    assert images.min() - 1e-5 <= made.images.min() < 0 < made.images.max() <= images.max() + 1e-5
+    assert (made.after > made.before).all()
+
+
 def test_extremes_come_in_order():
     highest, lowest = maximize.extremes(np.array([0.3, 0.9, 0.1, 0.5]), 3)
     assert highest.tolist() == [1, 3, 0]

@@ -1,5 +1,6 @@
 """Browser tests of the page: it shows the values that NumPy computes from the same records."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -340,6 +341,48 @@ def test_facts_of_a_run_on_held_out_images_and_beyond_the_paper(tmp_path):
         "shift of up to 3 px by reflection, mirrored in every other epoch, cutout of 8 px, "
         "cutmix of 1"
     )
+
+
+def test_facts_of_another_optimizer_and_of_fine_tuning(tmp_path):
+    run = as_run(small_networks.without_routers(), tmp_path)
+    assert facts(run, [])["momentum"] == "0.9"
+    assert "initial weights" not in facts(run, [])
+    run.config.update_from_flattened_dict(
+        {
+            "optimizer.name": "adamw",
+            "optimizer.options": "b2=0.95",
+            "init_from": f"{tmp_path}/resnet20.safetensors",
+            "ema": 0.999,
+            "accumulate": 2,
+            "label_smoothing": 0.1,
+            "finetune.layer_decay": 0.7,
+            "finetune.frozen": "stem",
+        }
+    )
+    found = facts(run, [])
+    assert found["optimizer"] == "adamw b2=0.95"
+    assert found["weight decay"] == "0.0005"
+    assert not [title for title in found if "momentum" in title]
+    assert found["initial weights"] == "resnet20.safetensors"
+    options = ("ema", "accumulate", "label_smoothing", "finetune.layer_decay", "finetune.frozen")
+    assert [found[name] for name in options] == ["0.999", "2", "0.1", "0.7", "stem"]
+    run.config.optimizer.name = "own:optimizer"
+    assert not {"learning rate", "weight decay"} & facts(run, []).keys()
+
+
+def test_facts_of_weights_from_elsewhere_have_no_training(tmp_path):
+    run = dataclasses.replace(as_run(small_networks.without_routers(), tmp_path), step=0)
+    run.config.init_from = f"{tmp_path}/resnet20.safetensors"
+    found = facts(run, [])
+    assert found["weights"] == "resnet20.safetensors, not trained further"
+    assert not {"trained for", "learning rate", "optimizer", "augmentation", "seed"} & found.keys()
+
+
+def test_the_best_error_is_not_of_soft_steps(tmp_path):
+    run = as_run(small_networks.without_routers(), tmp_path)
+    lines = [{"epoch": 1.0, "test/error": 5.0, "soft": 1.0}, {"epoch": 2.0, "test/error": 9.0}]
+    assert facts(run, lines)["best test error"] == "9.00 % (epoch 2)"
+    assert "best test error" not in facts(run, lines[:1])
 
 
 def test_it_fits_a_phone(page):

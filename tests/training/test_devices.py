@@ -61,7 +61,9 @@ def test_the_compilation_cache_is_in_the_users_folder(monkeypatch):
     assert jax.config.jax_compilation_cache_dir == "/somewhere/multipath_jax/xla"
     compilation.enable_compilation_cache("/elsewhere")
     assert jax.config.jax_compilation_cache_dir == "/elsewhere"
-    compilation.enable_compilation_cache("")
+    compilation.enable_shared_cache("/of/another/machine")
+    assert jax.config.jax_compilation_cache_dir == "/somewhere/multipath_jax/xla"
+    compilation.enable_shared_cache("")
     assert jax.config.jax_compilation_cache_dir is None
 
 

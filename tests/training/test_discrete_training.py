@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from weights import random_like
 
 from multipath_jax import checkpoints as ckpt
@@ -14,6 +15,7 @@ from multipath_jax.config.keys import default_config
 from multipath_jax.data import from_arrays
 from multipath_jax.errors import UserError
 from multipath_jax.layers import Choice, ConvStage, CrossConnect, DenseLayer
+from multipath_jax.metrics_file import counted, read_metrics
 from multipath_jax.models.multipath import MultiPath
 from multipath_jax.parallel import placement
 from multipath_jax.parallel.devices import make_mesh
@@ -173,6 +175,9 @@ def test_errors_of_the_soft_steps_do_not_count(tmp_path, monkeypatch):
     # After the third step, the routers are discrete.
     assert saved == [(2, None), (3, 50.0), (4, 40.0), (5, 45.0)]
     assert (result.step, result.best_error) == (5, 40.0)
+    lines = read_metrics(epath.Path(tmp_path))
+    assert [line.get("soft") for line in lines] == [1.0, 1.0, None, None, None]
+    assert [line["step"] for line in counted(lines, "test/error")] == [3, 4, 5]
 
 
 def saved_by(model, workdir):

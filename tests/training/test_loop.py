@@ -111,6 +111,15 @@ def test_a_run_that_has_ended_is_left_alone(undisturbed, capsys):
     assert lines(workdir) == before
 
 
+def test_a_run_keeps_the_initial_weights_that_it_began_with(undisturbed, data_dir, capsys):
+    workdir, _, _ = undisturbed
+    before = (workdir / ckpt.CONFIG_FILE).read_text()
+    tiny.train(tiny.tiny_config(data_dir, init_from="/elsewhere"), workdir)
+    said = "init_from: '' -> '/elsewhere': no effect on a run that has begun\n"
+    assert said in capsys.readouterr().out
+    assert (workdir / ckpt.CONFIG_FILE).read_text() == before
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(data_dir, workdir):
     config = tiny.tiny_config(
         data_dir, **{"schedule.learning_rate": 1e30, "checkpoint_every": "1 step"}
