@@ -13,7 +13,7 @@ from multipath_jax import checkpoints as ckpt
 from multipath_jax import curves
 from multipath_jax.config.keys import OWN, validate
 from multipath_jax.config.schedule import parse_duration
-from multipath_jax.data import Dataset
+from multipath_jax.data import Dataset, EncodedSplit
 from multipath_jax.errors import UserError
 from multipath_jax.models.adapter import adapt
 from multipath_jax.parallel import processes
@@ -44,7 +44,7 @@ class Trainer:
         dataset: Dataset | None = None,
         optimizer: optax.GradientTransformation | None = None,
         loss_fn: LossFn | None = None,
-        hooks: Sequence[Hook] = (),
+        hooks: Sequence[Hook] | None = (),
     ):
         """Reads the data and makes the network; nothing is computed or written yet.
 
@@ -55,7 +55,8 @@ class Trainer:
             `flax.nnx.Module` (see `models.adapter`). Its random streams and collections are
             supported.
           dataset: a data set, such as `multipath_jax.data.from_arrays` returns, used instead of
-            the one that ``config.dataset`` names, with the config's augmentation.
+            the one that ``config.dataset`` names, with the config's augmentation;
+            ``config.dataset.name`` and ``data_dir`` then have no effect.
           optimizer: an optax transformation, used instead of ``config.optimizer`` and
             ``config.schedule``.
           loss_fn: ``(outputs, labels [b]) -> losses [b]``, used instead of the cross-entropy.
@@ -155,7 +156,7 @@ def train(
     should_stop: Callable[[], bool] = never,
     restart: bool = False,
 ) -> Result:
-    """Trains one run of a config; ``config.trials`` is ignored.
+    """Trains one run of a config.
 
     Args:
       config: the config.
@@ -180,6 +181,11 @@ def train(
 def _with_names(config: ConfigDict, model, dataset, optimizer, loss_fn) -> ConfigDict:
     """A copy of the config with the names of the passed objects."""
     config = config.copy_and_resolve_references()
+    if config.trials > 1:
+        raise UserError(
+            f"trials={config.trials}: a Trainer trains one run; use trials=1, or the command line, "
+            "or multipath_jax.trials.train_trials(config, workdir)"
+        )
     if model is not None:
         if config.model.options:
             raise UserError(
@@ -197,6 +203,12 @@ def _with_names(config: ConfigDict, model, dataset, optimizer, loss_fn) -> Confi
                 raise UserError(
                     f"dataset.{key}={config.dataset[key]} cannot be used with dataset=; remove it"
                 )
+        size = config.dataset.size
+        if size and not (isinstance(dataset.train, EncodedSplit) and dataset.train.size == size):
+            raise UserError(
+                f"dataset.size={size} does not rescale the images of dataset=, of "
+                f"{'x'.join(map(str, dataset.image_shape))}; use config.dataset.size = 0"
+            )
         config.dataset.name = OWN + dataset.name
     if optimizer is not None:
         config.optimizer.name = OWN + "optimizer"

@@ -112,7 +112,7 @@ def test_every_runnable_module_ends_so():
     modules = set()
     for path in PACKAGE.rglob("*.py"):
         text = path.read_text()
-        if '__name__ == "__main__"' in text and path.name != "worker.py":
+        if '\nif __name__ == "__main__":\n' in text and path.name != "worker.py":
             entry = text.partition("def run() -> NoReturn:\n")[2]
             assert re.search(r"^    (cli|config_flags)\.run\(main\b.*\)$", entry, re.M), path
             assert entry.endswith('\n\nif __name__ == "__main__":\n    run()\n'), path

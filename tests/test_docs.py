@@ -97,6 +97,11 @@ def test_a_network_is_trained(at_home, monkeypatch):
     assert names["result"].step == 1
     assert names["run"].step in (1, 2)  # the better checkpoint
     assert names["logits"].shape[1] == 10
+    assert [router.gates.shape for router in names["observation"].routers] == [
+        (1, 100, 3),
+        (3, 100, 3),
+    ]
+    assert pathlib.Path("routes.png").is_file()
 
 
 def test_an_nnx_module_is_trained(at_home, monkeypatch):

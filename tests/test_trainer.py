@@ -1,5 +1,6 @@
 """`Trainer` with a user's own network, data, optimizer or loss: training, resuming and loading."""
 
+import multiprocessing
 from typing import Any
 
 import flax.linen as nn
@@ -336,6 +337,7 @@ def test_floats_are_normalized_as_they_are(tmp_path):
         ({"y": LABELS[:-1]}, r"y must be 1797 integers, .* got shape \(1796,\)"),
         ({"y": LABELS / 1}, "y must be 1797 integers, .* of type float64"),
         ({"y": LABELS - 1}, "y has the label -1; classes are numbered from 0"),
+        ({"y": LABELS + 2**32}, r"y has the label \d{10}, of more than 1,000,000 classes; number"),
         ({"class_names": ["a", "b"]}, "class_names needs 10 or more different names"),
         ({"x": [[1, 2], [3]]}, "x must be an array, with rows of one length"),
         ({"y": [[1, 2], [3]]}, "y must be an array, with rows of one length"),
@@ -378,6 +380,10 @@ def test_trivial_augment_of_floats_is_refused():
             "dtype=bfloat16 cannot be used with model=",
         ),
         ({"dataset.holdout": 9}, {}, "dataset.holdout=9 cannot be used with dataset="),
+        ({"dataset.size": 36}, {}, "dataset.size=36 does not rescale the images .* of 8x8x1; use"),
+        ({"trials": 3}, {}, "trials=3: a Trainer trains one run; .*train_trials.config, workdir"),
+        ({"loss": "own:zero"}, {}, r"loss=own:zero needs that function, as Trainer.loss_fn="),
+        ({"loss": "focal"}, {"model": WithLoss()}, "loss=focal needs that function"),
         ({"label_smoothing": 0.1}, {"loss_fn": lambda o, y: o[:, 0]}, "loss_fn is given"),
         ({"mesh.path": 2}, {"model": Plain()}, "own:Plain has no paths that can be sharded"),
     ],
@@ -385,6 +391,14 @@ def test_trivial_augment_of_floats_is_refused():
 def test_what_does_not_go_together_is_refused(changes, given, message):
     with pytest.raises(UserError, match=message):
         mp.Trainer(config(**changes), dataset=arrays(), **given)
+
+
+def test_a_run_is_refused_while_the_script_is_imported(tmp_path, monkeypatch):
+    trainer = mp.Trainer(config(), model=Flat(), dataset=arrays(), hooks=None)
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(UserError, match="runs the whole script again"):
+        trainer.fit(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_workdir_of_another_network_is_refused(tmp_path):

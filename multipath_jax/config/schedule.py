@@ -49,7 +49,12 @@ def parse_durations(key: str, text: str) -> list[Duration]:
 
     Arguments and errors are those of `parse_duration`.
     """
-    return [parse_duration(key, part) for part in text.split(",")] if text.strip() else []
+    try:
+        return [parse_duration(key, part) for part in text.split(",")] if text.strip() else []
+    except UserError as error:
+        raise UserError(
+            f"{key}={text!r} is not a list of durations; write '80 epochs, 150 epochs'"
+        ) from error
 
 
 def parse_window(key: str, text: str) -> tuple[int, int] | None:

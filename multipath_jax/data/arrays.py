@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike
 from multipath_jax.data.datasets import Dataset, Split, pixel_statistics
 from multipath_jax.errors import UserError
 
+_MOST_CLASSES = 1_000_000  # a larger label is most likely an identifier, or garbage
+
 
 def from_arrays(
     x: ArrayLike,
@@ -37,8 +39,8 @@ def from_arrays(
       The data set. Arrays that have the right type already are not copied.
 
     Raises:
-      UserError: the arrays have wrong or different shapes or types, labels are negative, values
-        are not finite, or there are too few class names.
+      UserError: the arrays have wrong or different shapes or types, labels are negative or far
+        too large, values are not finite, or there are too few class names.
     """
     train, test = _split(x, y, "x", "y"), _split(x_test, y_test, "x_test", "y_test")
     for what, before, after in (
@@ -81,6 +83,11 @@ def _split(images: ArrayLike, labels: ArrayLike, x: str, y: str) -> Split:
         )
     if labels.min() < 0:
         raise UserError(f"{y} has the label {labels.min()}; classes are numbered from 0")
+    if labels.max() >= _MOST_CLASSES:
+        raise UserError(
+            f"{y} has the label {labels.max()}, of more than {_MOST_CLASSES:,} classes; number the "
+            "classes from 0 without gaps, as np.unique(labels, return_inverse=True) does"
+        )
     return Split(images, labels.astype(np.int32))
 
 

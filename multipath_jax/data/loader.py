@@ -6,6 +6,7 @@ of training processes. A run that resumes asks for the batches from its step on.
 
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from jaxtyping import Int
 from multipath_jax.data.encoded import Decoded, EncodedSplit
 from multipath_jax.data.ring import Ring
 from multipath_jax.errors import UserError
+from multipath_jax.utils.spawning import GUARD, check_guard
 
 _BATCHES_WAITING = 1  # decoded batches that each worker buffers
 # Blocks per worker: for the batch that it decodes, the buffered one, and the one that a thread of
@@ -119,6 +121,7 @@ def _in_a_thread(
 def _in_workers(
     split: EncodedSplit, batches: grain.MapDataset, workers: int
 ) -> Iterator[Iterator[Decoded]]:
+    check_guard()
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, which a library user has not parsed
     reading = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # a batch at a time
@@ -144,20 +147,31 @@ def _load(split: EncodedSplit, ring: Ring, number: int, indices: Int[np.ndarray,
 
 
 def _surviving(iterator: Iterator[_Ready]) -> Iterator[_Ready]:
-    """Passes batches on; raises UserError if a worker was killed, usually for lack of memory."""
+    """Passes batches on; raises UserError if a worker was killed or has failed."""
     while True:
         try:
             ready = next(iterator)
         except StopIteration:
             return
         except RuntimeError as error:
-            if "Worker process was terminated" not in str(error):
+            ended = re.search(r"Worker process was terminated .* exit code (-?\d+)", str(error))
+            if not ended:
                 raise
-            raise UserError(
-                "a process that decodes images was killed, most likely for lack of memory; "
-                "use fewer workers or a smaller batch_size"
-            ) from error
+            raise UserError(_failure(int(ended[1]))) from error
         yield ready
+
+
+def _failure(status: int) -> str:
+    """The message about a worker that has ended with an exit status."""
+    if status == -signal.SIGKILL:
+        return (
+            "a process that decodes images was killed, most likely for lack of memory; "
+            "use fewer workers or a smaller batch_size"
+        )
+    return (
+        f"a process that decodes images failed, with exit status {status} (see above); a script "
+        f"must do its work under {GUARD}, or use dataset.workers=0"
+    )
 
 
 def _begin_worker(index: int, count: int) -> None:

@@ -91,7 +91,10 @@ class Records:
 class Files:
     """One split of a folder of class folders, with the interface of `Records`."""
 
-    remedy = "fix or remove that file"
+    remedy = (
+        "restore that file as it was; if it is changed or removed, a run that has begun must start "
+        "anew, in another workdir or with --restart"
+    )
 
     def __init__(self, source: FolderSource):
         self._images = source.images

@@ -1,5 +1,6 @@
 """Several data sets as one, for a network with a head for each."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -186,7 +187,7 @@ def _shares(
     names: Sequence[str], sizes: Sequence[int], proportions: Proportions | None
 ) -> tuple[int, ...]:
     """The number of images of each data set in an epoch. Raises UserError if one is 0."""
-    weights = sizes if proportions is None else [float(value) for value in proportions]
+    weights = sizes if proportions is None else _weights(proportions)
     if len(weights) != len(names) or not all(0 < weight < math.inf for weight in weights):
         raise UserError(
             f"proportions {_listed(weights)}: {len(names)} positive numbers are needed, one for "
@@ -199,6 +200,16 @@ def _shares(
             "epoch; give it more"
         )
     return shares
+
+
+def _weights(proportions: Any) -> list[float]:
+    """The proportions as numbers. Raises UserError for anything but a sequence of numbers."""
+    if not isinstance(proportions, str):
+        with contextlib.suppress(TypeError, ValueError):
+            return [float(value) for value in proportions]
+    raise UserError(
+        f"proportions={proportions!r} must be numbers, one for each data set, such as (1, 2)"
+    )
 
 
 def _listed(values: Sequence[float | int]) -> str:

@@ -12,6 +12,7 @@ from multipath_jax.parallel import processes
 from multipath_jax.training.hooks import CURVES_FILE, TEXT_FILE
 from multipath_jax.training.run import Pace, Run
 from multipath_jax.training.setup import Setup
+from multipath_jax.utils.spawning import check_guard
 
 # Names of the files of a run, except traces and TensorBoard files, whose names are always new.
 WRITTEN = (
@@ -54,9 +55,10 @@ def start_run(
       restart: whether to move the files of an earlier run aside and start from scratch.
 
     Raises:
-      UserError: the workdir has a run with other data or is in use, or ``config.init_from`` or a
-        checkpoint cannot be read.
+      UserError: the workdir has a run with other data or is in use, ``config.init_from`` or a
+        checkpoint cannot be read, or a script without `spawning.GUARD` runs again in a process.
     """
+    check_guard()
     fresh = setup.abstract_carry.state.variables
     ckpt.check_source(workdir, config, restart, fresh, setup.model)
     with ckpt.claimed(workdir):

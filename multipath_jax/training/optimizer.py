@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Int, PyTree
 from ml_collections import ConfigDict
 
-from multipath_jax.config.keys import parse_options
+from multipath_jax.config.keys import default_config, parse_options
 from multipath_jax.errors import UserError
 from multipath_jax.models.adapter import layers_of_nnx
 from multipath_jax.utils.names import nearest
@@ -39,17 +39,18 @@ def make_optimizer(
       UserError: optax has no optimizer of that name, or it does not accept these options.
     """
     mask = partial(is_decayed, without=config.no_decay)
+    _check_momentum(config)
     if config.name == "sgd":
         momentum = {"momentum": config.momentum or None, "nesterov": config.nesterov}
         factory, options = optax.sgd, momentum
     else:
         factory, options = _factory(config.name), {}
-    options |= parse_options("optimizer.options", config.options)
     known = inspect.signature(factory).parameters
-    own_decay = "weight_decay" in known and "weight_decay" not in options
+    own_decay = "weight_decay" in known
     if own_decay:
         options["weight_decay"] = config.weight_decay
         options |= {key: mask for key in ("mask", "weight_decay_mask") if key in known}
+    options |= parse_options("optimizer.options", config.options)
     if unknown := options.keys() - known.keys():
         name = min(unknown)
         raise UserError(
@@ -63,6 +64,17 @@ def make_optimizer(
     if own_decay or not config.weight_decay:
         return found
     return optax.chain(optax.add_decayed_weights(config.weight_decay, mask=mask), found)
+
+
+def _check_momentum(config: ConfigDict) -> None:
+    """Raises UserError if the momentum of SGD is set for another optimizer."""
+    default = default_config().optimizer
+    for key in ("momentum", "nesterov"):
+        if config.name != "sgd" and config[key] != default[key]:
+            raise UserError(
+                f"optimizer.{key}={config[key]} is of sgd, and has no effect with "
+                f"optimizer.name={config.name}; use optimizer.{key}={default[key]}"
+            )
 
 
 def _factory(name: str) -> Callable[..., Any]:

@@ -13,7 +13,13 @@ import optax
 from ml_collections import ConfigDict
 
 from multipath_jax.config import schedule
-from multipath_jax.config.keys import parse_numbers, parse_options, several, validate
+from multipath_jax.config.keys import (
+    default_config,
+    parse_numbers,
+    parse_options,
+    several,
+    validate,
+)
 from multipath_jax.data import (
     Dataset,
     Description,
@@ -89,7 +95,7 @@ class Setup:
         loss_fn: LossFn | None = None,
         model: nn.Module | None = None,
         optimizer: optax.GradientTransformation | None = None,
-        hooks: Sequence[Hook] = (),
+        hooks: Sequence[Hook] | None = (),
     ):
         """Reads the data set and builds the network; nothing is compiled or computed yet.
 
@@ -106,6 +112,8 @@ class Setup:
           UserError: the config is invalid, or does not fit the data, the network or the devices.
         """
         validate(config)
+        _check_loss(config, loss_fn)
+        self.hooks = _checked(hooks)
         self.config = config
         self.mesh = devices.make_mesh(config, on)
         self.everywhere = devices.replicated(self.mesh)
@@ -134,7 +142,6 @@ class Setup:
         placement.check(self.model, config.model.name, config.mesh.path, self.image_shape)
         self.learning_rate = None if optimizer else schedule.learning_rate(config, self.plan)
         self.optimizer = optimizer or make_optimizer(config.optimizer, self.learning_rate)
-        self.hooks = tuple(hooks)
         self.notes: tuple[str, ...] = ()
         prepare = make_prepare(
             self.dataset,
@@ -263,6 +270,27 @@ class Setup:
     @cached_property
     def _all_finite(self):
         return self._once(state.all_finite)
+
+
+def _check_loss(config: ConfigDict, loss_fn: LossFn | None) -> None:
+    """Raises UserError if a config names a loss function that was not passed."""
+    default = default_config().loss
+    if loss_fn is None and config.loss != default:
+        raise UserError(
+            f"loss={config.loss} needs that function, as Trainer(loss_fn=...) in Python; or use "
+            f"loss={default}"
+        )
+
+
+def _checked(hooks: Any) -> tuple[Hook, ...]:
+    """The hooks as a tuple. Raises UserError for anything but a sequence of functions, or None."""
+    hooks = () if hooks is None else hooks
+    if not isinstance(hooks, Sequence) or not all(map(callable, hooks)):
+        raise UserError(
+            f"hooks must be a list of functions, such as [hook], each hook(step, metrics); got "
+            f"{hooks!r}"
+        )
+    return tuple(hooks)
 
 
 def _read(config: ConfigDict) -> Dataset:

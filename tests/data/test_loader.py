@@ -13,7 +13,7 @@ import numpy as np
 import photos
 import pytest
 
-from multipath_jax.data import images, open_encoded
+from multipath_jax.data import images, loader, open_encoded
 from multipath_jax.data.loader import evaluation_batches, training_batches
 from multipath_jax.errors import UserError
 
@@ -141,7 +141,7 @@ def test_a_folder_of_class_folders_is_a_data_set_as_it_is(tmp_path):
         row = rows[6 + photos.NAMES.index(dataset.class_names[label])]
         np.testing.assert_array_equal(pixels, images.square(images.decode(row["image"]), SIZE))
     (tmp_path / "red" / "12.jpg").write_bytes(b"not an image")
-    with pytest.raises(UserError, match=r"image \d+, .*red/12.jpg, cannot be read .* fix or"):
+    with pytest.raises(UserError, match=r"image \d+, .*red/12.jpg, cannot be read .*; restore"):
         open_encoded("", None, SIZE, source=tmp_path)
 
 
@@ -256,6 +256,43 @@ if __name__ == "__main__":
         while True:
             next(batches)
 """
+
+
+def test_a_script_that_runs_again_in_a_worker_is_refused(dataset, monkeypatch):
+    """A process has this attribute while it imports the script that has started it."""
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    message = r"runs the whole script again; .* under if __name__ == .* or use dataset.workers=0"
+    with pytest.raises(UserError, match=message):
+        take(dataset.train, 1, workers=1)
+    assert len(take(dataset.train, 1, workers=0)) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (-9, "was killed, most likely for lack of memory; use fewer workers"),
+        (1, "failed, with exit status 1 .* must do its work under if __name__ =="),
+        (-11, "failed, with exit status -11 "),
+    ],
+)
+def test_the_end_of_a_worker_is_explained(status, message):
+    def ended():
+        raise RuntimeError(f"Worker process was terminated unexpectedly with exit code {status}. x")
+        yield
+
+    with pytest.raises(UserError, match=message):
+        list(loader._surviving(ended()))
+
+
+@pytest.mark.slow
+def test_a_script_without_a_guard_ends_with_the_advice(data_dir, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(PROGRAM.replace('__name__ == "__main__"', "True"))
+    command = [sys.executable, str(script), str(data_dir)]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert found.returncode == 1
+    assert "UserError: a process that this script has started runs the whole" in found.stderr
+    assert "must do its work under if __name__" in found.stderr.splitlines()[-1]
 
 
 @pytest.mark.slow

@@ -189,9 +189,12 @@ def test_a_description_has_those_of_the_parts(joined, tmp_path):
         assert part.image_shape == (4, 4, 3)
         assert part.original_shape == own.original_shape
         np.testing.assert_array_equal(part.mean, own.mean)
+    same = describe(data.join(*joined.parts, proportions=(1, 1)))
+    assert differences(found, same).keys() == {"shares"}
     other = describe(data.join(*joined.parts[::-1]))
     assert "mean of the training pixels" in differences(found, other)["mean"]
-    assert not {"parts", "original_shape"} & json.loads(to_json(describe(arrays()))).keys()
+    of_one = json.loads(to_json(describe(arrays())))
+    assert not {"parts", "original_shape", "shares"} & of_one.keys()
 
 
 @pytest.mark.parametrize(
@@ -226,6 +229,12 @@ def test_floats_of_two_sizes_are_refused():
 def test_bad_proportions_are_refused(proportions):
     with pytest.raises(UserError, match=r"^proportions 1"):
         data.join(arrays("a"), arrays("b"), proportions=proportions)
+
+
+@pytest.mark.parametrize("proportions", ["1,2", "12", 2, (1, None)])
+def test_proportions_of_another_type_are_refused(proportions):
+    with pytest.raises(UserError, match=r"^proportions=.* must be numbers, one for each data set"):
+        several._weights(proportions)
 
 
 def test_proportions_may_be_of_numpy():

@@ -73,7 +73,7 @@ def test_every_key_is_read_by_something():
         ("optimizer.weight_decay", -1e-4, "at least 0"),
         ("train_for", "0 epochs", "is not a duration"),
         ("log_every", "often", "is not a duration"),
-        ("schedule.boundaries", "80 epochs 150 epochs", "is not a duration"),
+        ("schedule.boundaries", "80 epochs 150 epochs", "is not a list of durations"),
         ("model.options", "execution", "name=value"),
         ("schedule.kind", "square", "one of step, cosine, linear"),
         ("schedule.warmup", "5", "is not a duration"),

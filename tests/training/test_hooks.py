@@ -6,10 +6,12 @@ from workdirs import assert_same_end
 
 from multipath_jax import checkpoints as ckpt
 from multipath_jax import metrics_file
+from multipath_jax.errors import UserError
 from multipath_jax.parallel import processes
 from multipath_jax.trainer import Trainer
 from multipath_jax.training import hooks as hooks_lib
 from multipath_jax.training import run as run_lib
+from multipath_jax.training import setup
 
 CHANGES = {"train_for": "8 steps", "schedule.boundaries": "", "eval_every": "4 steps",
            "log_every": "2 steps", "checkpoint_every": "3 steps"}  # fmt: skip
@@ -41,6 +43,13 @@ def test_a_users_hook_gets_the_lines_of_the_file(data_dir, workdir):
     assert [line["step"] for line in seen] == [2, 4, 6, 8]  # no line for the checkpoint of step 3
     assert seen == metrics_file.read_metrics(workdir)
     assert {"train/loss", "test/error", "epoch", "images_per_second", "seconds"} <= {*seen[1]}
+
+
+@pytest.mark.parametrize("hooks", [print, [None], "print", {print}])
+def test_what_is_no_list_of_hooks_is_refused(hooks):
+    with pytest.raises(UserError, match=r"hooks must be a list of functions, such as \[hook\]"):
+        setup._checked(hooks)
+    assert setup._checked(None) == ()
 
 
 def test_what_a_hook_does_to_its_metrics_is_its_own_affair(data_dir, workdir):

@@ -15,7 +15,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "data"))
 import photos
 
 from multipath_jax import checkpoints as ckpt
-from multipath_jax import trials
+from multipath_jax import trainer, trials
+from multipath_jax.data import open_encoded
 from multipath_jax.errors import UserError
 from multipath_jax.runs import load_run
 from multipath_jax.trainer import Trainer, train
@@ -167,6 +168,14 @@ def test_what_a_folder_holds_is_said_once_and_its_names_are_kept(tmp_path, capsy
     assert not any("held out" in line for line in said[3:])
     run = load_run(workdir / f"seed_{config.seed}" if count > 1 else workdir)
     assert run.description.class_names == ("$x$", strange)
+
+
+def test_the_size_of_given_images_must_be_that_of_the_config(photo_dir):
+    given = open_encoded("photos", photo_dir, 32)
+    config = trainer._with_names(recipe(photo_dir), None, given, None, None)
+    assert (config.dataset.name, config.dataset.size) == ("own:photos", 32)
+    with pytest.raises(UserError, match=r"dataset.size=16 does not rescale .* of 32x32x3; use"):
+        Trainer(recipe(photo_dir, **{"dataset.size": 16}), dataset=given)
 
 
 def test_too_large_a_crop_is_refused(photo_dir):

@@ -61,6 +61,10 @@ def mask(params):
             {"name": "adamw", "options": "b1=0.8,nesterov=True"},
             optax.adamw(0.1, b1=0.8, nesterov=True, weight_decay=0.01, mask=mask),
         ),
+        (
+            {"name": "adamw", "options": "weight_decay=0.02"},
+            optax.adamw(0.1, weight_decay=0.02, mask=mask),
+        ),
         ({"name": "lion"}, optax.lion(0.1, weight_decay=0.01, mask=mask)),
         (
             {"name": "muon"},
@@ -92,6 +96,8 @@ def test_optimizers_of_optax_by_name(changes, expected):
         ({"name": "apply_updates"}, "optax has no optimizer 'apply_updates'"),
         ({"name": "adamw", "options": "beta=0.9"}, "adamw has no option 'beta'; the nearest is"),
         ({"options": "momentun=0.9"}, "sgd has no option 'momentun'; the nearest is 'momentum'"),
+        ({"name": "adamw", "nesterov": True}, "nesterov=True is of sgd, .* use .*nesterov=False"),
+        ({"name": "lion", "momentum": 0.8}, "momentum=0.8 is of sgd, .* with optimizer.name=lion"),
         ({"name": "adamw", "options": "b1"}, "'b1' is not of the form name=value"),
     ],
 )

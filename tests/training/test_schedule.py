@@ -64,7 +64,7 @@ def test_the_papers_schedule():
         ({"train_for": "10 steps"}, "past the end"),
         ({"schedule.boundaries": "9 epochs, 8 epochs"}, "must be increasing"),
         ({"schedule.boundaries": "8 epochs, 8 epochs"}, "must be increasing"),
-        ({"schedule.boundaries": "8"}, "is not a duration"),
+        ({"schedule.boundaries": "1 epoch,"}, "='1 epoch,' is not a list of durations"),
         ({"schedule.warmup": "80 epochs"}, "schedule.warmup='80 epochs' must end before"),
         ({"schedule.warmup": "200 epochs", "schedule.boundaries": ""}, "must end before"),
     ],
