@@ -3,10 +3,11 @@
 python examples/several.py --data_dir=DIR --epochs=10 --workdir=runs/several
 
 Trains, for every seed, the network with soft routing, with k = 1 and without routing on all data
-sets at once, and a single-path network on each alone, by the fast recipe and for the same number of
-epochs. An epoch has every image once. Prints the errors, the mutual information of route and data
-set, the parameters that each data set uses, and images/s; they are also in WORKDIR/results.json.
-After an interruption, rerun the command to resume.
+sets at once, and a single-path network on each alone, by the fast recipe. An epoch of all has as
+many images as all data sets together, in --proportions; by default every image once. A network on
+one data set alone is trained for as many epochs of it as the others. Prints the errors, the mutual
+information of route and data set, the parameters that each data set uses, and images/s; they are
+also in WORKDIR/results.json. After an interruption, rerun the command to resume.
 """
 
 import argparse
@@ -45,7 +46,8 @@ def main(argv: Sequence[str]) -> int:
     """Trains, measures and prints the tables; returns the exit status."""
     flags = parser().parse_args(argv)
     enable_compilation_cache("auto")
-    joined = mp.data.load_several(flags.names.split("+"), flags.data_dir)
+    proportions = flags.proportions.split(",") if flags.proportions else None
+    joined = mp.data.load_several(flags.names.split("+"), flags.data_dir, proportions=proportions)
     print(joined.notes[0], flush=True)
     workdir, rows = pathlib.Path(flags.workdir), []
     for _, config, dataset in runs(flags, joined):
@@ -71,6 +73,7 @@ def parser() -> cli.Parser:
         "--epochs", type=int, default=mp.recipes.FAST_EPOCHS, help="default: %(default)s"
     )
     parser.add_argument("--names", default=NAMES, help="default: %(default)s")
+    parser.add_argument("--proportions", default="", help="of the images; default: of the sizes")
     parser.add_argument("--model", default="BaseCNN-4-CC", help="default: %(default)s")
     parser.add_argument("--k1", default=K1, metavar="OPTIONS", help="default: %(default)s")
     parser.add_argument("--seeds", type=int, default=2, help="number of seeds; default: 2")
@@ -84,22 +87,29 @@ def runs(
     """The kind, config and data set of every run."""
     unrouted, single = (re.sub(rf"{part}$", "", flags.model) for part in ("-CC", r"-\d+-CC"))
     kinds = [
-        ("soft", flags.model, "", joined),
-        ("k=1", flags.model, flags.k1, joined),
-        ("no routing", unrouted, "", joined),
-        *((f"{part.name} alone", single, "", part) for part in joined.parts),
+        ("soft", flags.model, "", joined, 1),
+        ("k=1", flags.model, flags.k1, joined, 1),
+        ("no routing", unrouted, "", joined, 1),
+        *(
+            (f"{part.name} alone", single, "", part, share / len(part.train))
+            for part, share in zip(joined.parts, joined.train.shares, strict=True)
+        ),
     ]
-    for kind, model, options, dataset in kinds:
+    for kind, model, options, dataset, epochs in kinds:
         for seed in range(flags.seeds):
-            config = recipe(flags, model, options, seed)
+            config = recipe(flags, model, options, epochs, seed)
             config.dataset.own_statistics &= dataset is joined
             yield kind, config, dataset
 
 
-def recipe(flags: argparse.Namespace, model: str, options: str, seed: int) -> ConfigDict:
-    """The fast recipe, evaluated at the end only."""
+def recipe(
+    flags: argparse.Namespace, model: str, options: str, epochs: float, seed: int
+) -> ConfigDict:
+    """The fast recipe for ``epochs`` times as many epochs as all, evaluated at the end only."""
     config = mp.recipes.fast(model, flags.epochs)
     config.model.options, config.seed = options, seed
+    config.train_for = f"{epochs * flags.epochs:.6g} epochs"
+    config.schedule.warmup = f"{epochs * flags.epochs / 15:.6g} epochs"
     config.dataset.eval_flip = False
     config.eval_every = config.train_for
     override(config, parse_changes(flags.changes))

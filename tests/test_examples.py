@@ -116,7 +116,7 @@ def test_several_data_sets(tmp_path, capsys):
     toy_datasets.prepare_two(tmp_path)
     argv = ["--names=toy+gray", "--model=Small-2-CC", "--epochs=3", "--seeds=1"]
     argv += [f"--data_dir={tmp_path}", f"--workdir={tmp_path / 'runs'}", "--set", "batch_size=8"]
-    argv += ["--set", "dataset.own_statistics=True"]
+    argv += ["--set", "dataset.own_statistics=True", "--proportions=2,1"]
     found = []
     for _ in range(2):
         with several.small_by_name():
