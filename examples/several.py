@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 import multipath_jax as mp
 from multipath_jax import gates
+from multipath_jax.config.keys import parse_numbers
 from multipath_jax.figures.paths_taken import information
 from multipath_jax.layers import Router
 from multipath_jax.metrics_file import read_metrics
@@ -46,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     """Trains, measures and prints the tables; returns the exit status."""
     flags = parser().parse_args(argv)
     enable_compilation_cache("auto")
-    proportions = flags.proportions.split(",") if flags.proportions else None
+    proportions = parse_numbers("--proportions", flags.proportions) or None
     joined = mp.data.load_several(flags.names.split("+"), flags.data_dir, proportions=proportions)
     print(joined.notes[0], flush=True)
     workdir, rows = pathlib.Path(flags.workdir), []
