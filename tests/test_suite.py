@@ -1,5 +1,6 @@
 """The checks that run with every test: its processes have ended, its memory is limited."""
 
+import mmap
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import memory
+import numpy as np
 import processes
 import pytest
 
@@ -77,6 +79,12 @@ def test_earlier_processes_are_left_alone():
             earlier.kill()
 
 
+def fill_pages(size):
+    """Fills new pages; for an array, the process may have kept freed memory that is resident."""
+    with mmap.mmap(-1, size) as pages:
+        np.frombuffer(pages, np.uint8).fill(1)
+
+
 @linux
 def test_a_process_that_grows_over_its_limit_fails_the_test():
     step = 100_000_000
@@ -84,8 +92,7 @@ def test_a_process_that_grows_over_its_limit_fails_the_test():
         pytest.raises(pytest.fail.Exception, match="GB of this process are resident"),
         memory.bounded(limit=memory.peak() + step / 2),
     ):
-        content = b"x" * (memory.peak() - memory.resident() + step)
-    del content
+        fill_pages(memory.peak() - memory.resident() + step)
     with memory.bounded(limit=memory.peak() - step / 4):  # exceeded already before
         pass
 
