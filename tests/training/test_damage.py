@@ -350,7 +350,7 @@ def test_weights_of_another_network_are_not_called_damaged(copy, two):
 
 def test_damaged_checkpoints_of_one_step_do_not_collide(copy, two):
     for number in range(3):
-        flip(copy / ckpt.FOLDER / "2")
+        truncate(copy / ckpt.FOLDER / "2")  # a flipped bit may be in bytes that nothing refers to
         with contextlib.closing(ckpt.Checkpoints(copy)) as checkpoints:
             _, said = checkpoints.restore_newest(two[1].abstract_carry)
             assert "resuming at step 1" in said[-1]
